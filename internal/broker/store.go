@@ -1,0 +1,137 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"time"
+)
+
+// Store is the vault. Both methods are safe for concurrent use, run fn once or,
+// after a transient conflict of the engine, again from the start (so fn has no
+// effect outside its transaction), and roll back if fn fails.
+type Store interface {
+	// Update runs fn in a read-write transaction and commits it durably.
+	Update(ctx context.Context, fn func(tx Tx) error) error
+	// View runs fn in a read-only transaction: one snapshot.
+	View(ctx context.Context, fn func(tx Tx) error) error
+}
+
+// LockMode is how a transaction holds a domain against its switch.
+type LockMode int
+
+// The modes of the domain lock.
+const (
+	Shared    LockMode = iota // writers of a domain: many at a time
+	Exclusive                 // the switch and the closing of epochs: alone
+)
+
+// Tx is one transaction. Absent things are ErrNotFound with the resource's own
+// reason left to the caller (a plain ErrNotFound kind); an Update… or Delete…
+// that finds another version than given is ErrConflict. Lists are in key order.
+type Tx interface {
+	// Now is the database's clock, or the injected process clock on SQLite; the
+	// one judge of every stored time and deadline. UTC, microseconds.
+	Now() time.Time
+	// LockDomain holds the domain until the transaction ends. A writer locks
+	// first and reads the domain after.
+	LockDomain(ctx context.Context, d DomainUID, mode LockMode) error
+
+	InsertDomain(ctx context.Context, d Domain) error // ErrAlreadyExists
+	Domain(ctx context.Context, id DomainID) (Domain, error)
+	DomainByUID(ctx context.Context, uid DomainUID) (Domain, error)
+	// ListDomains gives up to limit domains with an id greater than after.
+	ListDomains(ctx context.Context, after DomainID, limit int) ([]Domain, error)
+	// UpdateDomain compares d.Version with the stored one, then stores d with
+	// Version+1 and UpdateTime = Now.
+	UpdateDomain(ctx context.Context, d Domain) error
+
+	InsertDomainKey(ctx context.Context, k DomainKey) error
+	UpdateDomainKey(ctx context.Context, k DomainKey) error // by (Domain, Epoch)
+	// DomainKeys gives every key that the domain had, by epoch ascending.
+	DomainKeys(ctx context.Context, d DomainUID) ([]DomainKey, error)
+
+	// InsertDataKey stores a new row. ErrAlreadyExists if the id lives, with
+	// ReasonDataKeyIDDeleted if it was deleted (ids are never reused, I14).
+	InsertDataKey(ctx context.Context, k DataKey) error
+	DataKey(ctx context.Context, d DomainUID, id DataKeyID) (DataKey, error)
+	// ListDataKeys gives up to limit rows of d with an id greater than after.
+	ListDataKeys(ctx context.Context, d DomainUID, after DataKeyID, limit int) ([]DataKey, error)
+	// DeleteDataKey compares UID and Version, removes the row and leaves a
+	// tombstone for its id.
+	DeleteDataKey(ctx context.Context, k DataKey) error
+
+	InsertGrant(ctx context.Context, g Grant) error // ErrAlreadyExists
+	Grant(ctx context.Context, d DomainUID, id GrantID) (Grant, error)
+	GrantByUID(ctx context.Context, d DomainUID, uid GrantUID) (Grant, error)
+	UpdateGrant(ctx context.Context, g Grant) error // compares Version, as UpdateDomain
+	// LiveGrants gives the ACTIVE and CREATING grants of a domain, the worker's too.
+	LiveGrants(ctx context.Context, d DomainUID) ([]Grant, error)
+	// DueGrants gives up to limit live grants, of all domains, whose ExpireTime
+	// has come.
+	DueGrants(ctx context.Context, limit int) ([]Grant, error)
+
+	InsertKMSGrant(ctx context.Context, g KMSGrant) error
+	UpdateKMSGrant(ctx context.Context, g KMSGrant) error // by (Domain, Grant, Epoch, Kind, Attempt)
+	// KMSGrants gives a domain's KMS grants, all states; of one grant unless g is "".
+	KMSGrants(ctx context.Context, d DomainUID, g GrantUID) ([]KMSGrant, error)
+	// StaleKMSGrants gives up to limit KMS grants, of all domains, that are
+	// INTENDED or RETIRING and whose IntendTime is at or before t.
+	StaleKMSGrants(ctx context.Context, t time.Time, limit int) ([]KMSGrant, error)
+
+	// RequestRecord gives the record of a request id, ErrNotFound if none.
+	RequestRecord(ctx context.Context, k RequestKey) (RequestRecord, error)
+	// PutRequestRecord inserts or replaces a record.
+	PutRequestRecord(ctx context.Context, r RequestRecord) error
+
+	// Audit appends an event; its time is Now.
+	Audit(ctx context.Context, e AuditEvent) error
+}
+
+// Request is a caller's idempotency token with the hash of the request it came
+// with. The zero value asks for no idempotency.
+type Request struct {
+	Method string // full gRPC method
+	ID     string
+	Hash   [sha256.Size]byte // of the request without its request_id
+}
+
+// RequestKey is what makes a request id unique.
+type RequestKey struct {
+	Caller, Method, ID string
+}
+
+// A RequestRecord remembers a request for 24 h. It names the resource and holds
+// no secret: a repeat reads the resource again.
+type RequestRecord struct {
+	RequestKey
+	Hash     [sha256.Size]byte
+	Resource string
+	Done     bool
+	// Until is when a request in flight is presumed dead, and for one that is
+	// done when the record may be forgotten.
+	Until time.Time
+}
+
+// An AuditEvent says who did what to which resource, and how it ended. An act
+// at KMS that leaves something there has two: INTENDED, committed before, and
+// its outcome.
+type AuditEvent struct {
+	Caller       string
+	Action       string // e.g. domains.create, kms.CreateGrant
+	Domain       DomainUID
+	Resource     string
+	Outcome      AuditOutcome
+	RequestID    string
+	KMSRequestID string
+	Detail       map[string]string // never a token, a blob or a context value
+}
+
+// AuditOutcome is how an audited act ended.
+type AuditOutcome string
+
+// The outcomes.
+const (
+	AuditIntended AuditOutcome = "INTENDED"
+	AuditDone     AuditOutcome = "DONE"
+	AuditRefused  AuditOutcome = "REFUSED"
+)

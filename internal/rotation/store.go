@@ -1,0 +1,110 @@
+package rotation
+
+import (
+	"context"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// Store is the vault as rotation sees it; see broker.Store.
+type Store interface {
+	Update(ctx context.Context, fn func(tx Tx) error) error
+	View(ctx context.Context, fn func(tx Tx) error) error
+}
+
+// JobRef names a job.
+type JobRef struct {
+	Domain broker.DomainUID
+	ID     broker.JobID
+}
+
+// Tx is broker's transaction with the verbs of jobs. What is absent is
+// broker.ErrNotFound; a lost fence or a changed version is broker.ErrConflict.
+type Tx interface {
+	broker.Tx
+
+	InsertJob(ctx context.Context, j Job) error
+	Job(ctx context.Context, r JobRef) (Job, error)
+	// UpdateJob compares Version and Lease.Seq with the stored ones, then stores
+	// j with Version+1 and UpdateTime = Now. It never writes the lease.
+	UpdateJob(ctx context.Context, j Job) error
+	// OpenJobs gives every job that is not final, oldest first, up to limit.
+	OpenJobs(ctx context.Context, limit int) ([]Job, error)
+	// ListJobs gives up to limit jobs of a domain with an id greater than after.
+	ListJobs(ctx context.Context, d broker.DomainUID, after broker.JobID, limit int) ([]Job, error)
+	// LastJob gives the domain's newest job, broker.ErrNotFound if it has none.
+	LastJob(ctx context.Context, d broker.DomainUID) (Job, error)
+
+	// LeaseJob takes the job for owner if its lease has run out or is owner's:
+	// Seq is raised, Until becomes Now + ttl, and the job as it then stands is
+	// returned. Another's live lease is broker.ErrConflict.
+	LeaseJob(ctx context.Context, r JobRef, owner string, ttl time.Duration) (Job, error)
+	// RenewJob moves Until if Seq still holds.
+	RenewJob(ctx context.Context, r JobRef, seq int64, ttl time.Duration) error
+	// ReleaseJob lets the next taker in at once, if Seq still holds.
+	ReleaseJob(ctx context.Context, r JobRef, seq int64) error
+
+	// SampleBoundaries splits the domain's ids into up to n ranges of about equal
+	// size and gives the n-1 inner bounds, with the number of rows it saw.
+	// It may be slow: call it in a View, outside any lock.
+	SampleBoundaries(ctx context.Context, d broker.DomainUID, n int) (bounds []broker.DataKeyID, rows int64, err error)
+	// InsertShards stores the shards of a job, replacing those it had.
+	InsertShards(ctx context.Context, shards []Shard) error
+	Shards(ctx context.Context, r JobRef) ([]Shard, error)
+	Progress(ctx context.Context, r JobRef) (Progress, error)
+	// ClaimShard takes one unfinished shard, whose lease has run out, of a job
+	// that is RUNNING in REENCRYPTING: Seq is raised and Until becomes Now + ttl.
+	// If the lease it takes over was not released, Again is set.
+	// broker.ErrNotFound if there is none.
+	ClaimShard(ctx context.Context, owner string, ttl time.Duration) (Shard, Job, error)
+	// CommitShard stores cursor, counts, Again and Finished and renews the lease
+	// by ttl if s.Lease.Seq still holds (else broker.ErrConflict), and gives the
+	// job's state, which tells the worker whether to go on. ttl 0 releases.
+	CommitShard(ctx context.Context, s Shard, ttl time.Duration) (State, error)
+	// RenewShard only moves Until.
+	RenewShard(ctx context.Context, s Shard, ttl time.Duration) error
+
+	// PendingDataKeys gives up to limit rows of the shard's range, with an id
+	// greater than the shard's cursor and an epoch below target, that are no
+	// recorded Failure of this job in their present version.
+	PendingDataKeys(ctx context.Context, s Shard, target broker.Epoch, limit int) ([]broker.DataKey, error)
+	// MoveDataKeys stores the moves in the order given and tells for each whether
+	// its row was still as it had been read.
+	MoveDataKeys(ctx context.Context, d broker.DomainUID, target broker.Epoch, moves []Move) ([]bool, error)
+	// CountDataKeys counts a domain's rows by epoch. It reads every row.
+	CountDataKeys(ctx context.Context, d broker.DomainUID) (map[broker.Epoch]int64, error)
+	// TouchJob sets LastMoveTime to Now without raising the version.
+	TouchJob(ctx context.Context, r JobRef) error
+
+	AddFailures(ctx context.Context, f []Failure) error // replaces those of the same row
+	// Failures gives up to limit failures of a job with a data key greater than after.
+	Failures(ctx context.Context, r JobRef, after broker.DataKeyID, limit int) ([]Failure, error)
+	DeleteFailures(ctx context.Context, r JobRef) error
+	AddMoved(ctx context.Context, r JobRef, counts []MaterialCount) error // adds to those stored
+	Moved(ctx context.Context, r JobRef) ([]MaterialCount, error)
+
+	// UsesOfKey tells what, in any domain, still refers to the key ARN.
+	UsesOfKey(ctx context.Context, key broker.KeyARN) ([]KeyUse, error)
+
+	// TakePeriodic takes the periodic task name for owner if it is due, that is
+	// every has passed since it was last taken; false if it is not.
+	TakePeriodic(ctx context.Context, name, owner string, every time.Duration) (bool, error)
+}
+
+// A KeyUse is what one domain still has with one key ARN.
+type KeyUse struct {
+	DomainID  broker.DomainID
+	DomainUID broker.DomainUID
+	// Epochs are the domain's unretired, preparing or abandoned epochs with this
+	// ARN; Current says that one of them is the present one.
+	Epochs  []broker.Epoch
+	Current bool
+	// Preparing is the job that is preparing to switch to this key, if any.
+	Preparing broker.JobID
+	// Grants counts KMS grants that may exist, Intents those of them without an
+	// answer, Rows the wrapped data keys.
+	Grants, Intents, Rows int64
+	// ImportSource says that the domain may import blobs made under it.
+	ImportSource bool
+}
