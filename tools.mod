@@ -1,3 +1,5 @@
+// Tools that are not linked into anything: `go tool -modfile=tools.mod buf`.
+// Apart from go.mod because buf needs a newer protobuf than the broker links.
 module github.com/keybroker/keybroker
 
 go 1.26.7
@@ -116,4 +118,5 @@ require (
 	pluginrpc.com/pluginrpc v0.6.0 // indirect
 )
 
+// The Go proxy answers 403 for this release; grpcurl was made with the one before.
 exclude github.com/jhump/protoreflect/v2 v2.0.0
