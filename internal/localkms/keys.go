@@ -1,0 +1,168 @@
+package localkms
+
+import (
+	"regexp"
+	"strings"
+	"time"
+)
+
+// maxRegion bounds a region's name, which a blob header holds behind one byte.
+const maxRegion = 64
+
+// keyRef names a key in this KMS. Every region and account has keys of its own.
+type keyRef struct {
+	Account string `json:"account"` // 12 digits
+	Region  string `json:"region"`
+	ID      string `json:"id"` // a UUID
+}
+
+func (r keyRef) arn() string {
+	return "arn:aws:kms:" + r.Region + ":" + r.Account + ":key/" + r.ID
+}
+
+// aliasRef names an alias. Its name begins with "alias/".
+type aliasRef struct {
+	Account string `json:"account"`
+	Region  string `json:"region"`
+	Name    string `json:"name"`
+}
+
+func (r aliasRef) arn() string {
+	return "arn:aws:kms:" + r.Region + ":" + r.Account + ":" + r.Name
+}
+
+// alias is never altered once it stands in the state.
+type alias struct {
+	ref     aliasRef
+	target  keyRef
+	created time.Time
+}
+
+// key is a KMS key. Everything but the grants and the current settings is fixed
+// at creation; those two are guarded by KMS.mu.
+type key struct {
+	ref         keyRef
+	arn         string
+	created     time.Time
+	description string
+
+	settings *settings
+	grants   *grantSet
+}
+
+// settings are what can change about a key. A settings value is never altered:
+// a change makes a new one, so a request may work on one without any lock.
+type settings struct {
+	enabled   bool
+	policy    *policy
+	materials []*material // oldest first; the last one encrypts
+}
+
+func (s *settings) current() *material { return s.materials[len(s.materials)-1] }
+
+func (s *settings) material(id string) *material {
+	for _, m := range s.materials {
+		if m.id == id {
+			return m
+		}
+	}
+	return nil
+}
+
+// resolved is a key as one request found it.
+type resolved struct {
+	*key
+	*settings
+}
+
+// usable reports whether the key may encrypt, decrypt and get new grants (AWS
+// KMS Developer Guide, "Key states of AWS KMS keys").
+func (k resolved) usable() error {
+	if !k.enabled {
+		return faultf(codeDisabled, "%s is disabled.", k.arn)
+	}
+	return nil
+}
+
+// idForms says which identifiers an operation takes.
+type idForms bool
+
+const (
+	keyForms      idForms = false // key id, key ARN
+	keyAliasForms idForms = true  // also alias name, alias ARN
+)
+
+var keyIDPattern = regexp.MustCompile(
+	`^(?:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|mrk-[0-9a-f]{32})$`)
+
+// find looks a key up by an identifier. A bare id or alias name means the
+// caller's own account; the region is always that of the request.
+func (k *KMS) find(r *request, id string, forms idForms) (resolved, error) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	ref, err := k.state.locate(r, id, forms)
+	if err != nil {
+		return resolved{}, err
+	}
+	return k.state.get(ref)
+}
+
+// lookup finds a key by its reference.
+func (k *KMS) lookup(ref keyRef) (resolved, error) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.state.get(ref)
+}
+
+func (s *state) get(ref keyRef) (resolved, error) {
+	found, ok := s.keys[ref]
+	if !ok {
+		return resolved{}, errNoSuchKey(ref.arn())
+	}
+	return resolved{found, found.settings}, nil
+}
+
+func (s *state) locate(r *request, id string, forms idForms) (keyRef, error) {
+	account, name := r.caller.account, id
+	if strings.HasPrefix(id, "arn:") {
+		region, owner, resource, ok := splitKMSArn(id)
+		if !ok {
+			return keyRef{}, faultf(codeInvalidArn, "Invalid arn %s", id)
+		}
+		if region != r.region {
+			return keyRef{}, faultf(codeNotFound, "Invalid arn %s", region)
+		}
+		account = owner
+		if bare, isKey := strings.CutPrefix(resource, "key/"); isKey {
+			name = bare
+		} else if strings.HasPrefix(resource, "alias/") {
+			name = resource
+		} else {
+			return keyRef{}, faultf(codeInvalidArn, "Invalid arn %s", id)
+		}
+	}
+	if strings.HasPrefix(name, "alias/") {
+		if forms != keyAliasForms {
+			return keyRef{}, errInvalidKeyID(id)
+		}
+		ref := aliasRef{account, r.region, name}
+		found, ok := s.aliases[ref]
+		if !ok {
+			return keyRef{}, faultf(codeNotFound, "Alias %s is not found.", ref.arn())
+		}
+		return found.target, nil
+	}
+	if !keyIDPattern.MatchString(name) {
+		return keyRef{}, errInvalidKeyID(id)
+	}
+	return keyRef{account, r.region, name}, nil
+}
+
+// splitKMSArn takes arn:aws:kms:region:account:resource apart.
+func splitKMSArn(arn string) (region, account, resource string, ok bool) {
+	part := strings.SplitN(arn, ":", 6)
+	if len(part) != 6 || part[1] != "aws" || part[2] != "kms" || part[3] == "" || !accountPattern.MatchString(part[4]) {
+		return "", "", "", false
+	}
+	return part[3], part[4], part[5], true
+}

@@ -1,0 +1,200 @@
+// Package localkms is an embedded key management service: an http.Handler that
+// speaks the AWS KMS wire protocol (AWS JSON 1.1) for symmetric keys.
+//
+// What it does. It keeps keys, aliases, key policies and grants, encrypts with
+// AES-256-GCM under the encryption context, and enforces what other emulators
+// only store: key policies, grants with their constraints, key states, grant
+// tokens and DryRun. Codes and messages are those of AWS. With a directory its
+// state survives kill -9 at any moment; without one it lives in memory.
+//
+// Who may call it. Anything that speaks to AWS KMS, over a socket or through
+// [RoundTripper]. The caller of a request is the principal behind the access key
+// id of its SigV4 Authorization header; the header's region is the region of the
+// request. The signature itself is not verified, so a listener must not be
+// reachable by anyone who is not trusted.
+//
+// What it never does. It starts no goroutine and no timer, takes no nonce and no
+// key material from outside, holds no lock while it encrypts, and never shows
+// plaintext or ciphertext to [Config.Observe]. Key material lies unencrypted in
+// its directory, which is closed to other users: it protects development data.
+//
+// Where it differs from AWS:
+//   - Identity policies do not exist. Every principal is taken to hold an
+//     identity policy that allows all of KMS, so a key policy that names an
+//     account allows every principal of that account.
+//   - A DryRun reads the key from a ciphertext but does not decrypt it.
+//   - In a request that names two context keys which differ only by case, a
+//     grant constraint or policy condition is met by either.
+//   - A genuine token of a retired grant, listed in GrantTokens, gives nothing
+//     and does no harm; only a token that was never issued is refused.
+package localkms
+
+import (
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// DefaultGrantsPerKey is how many grants a key may have. Source: AWS KMS
+// Developer Guide, Quotas, "Grants per customer managed KMS key".
+const DefaultGrantsPerKey = 50_000
+
+// Config says what a KMS is made of. Only Principals is needed.
+type Config struct {
+	// Dir is the directory of the journal, made with mode 0700 when absent.
+	// Empty keeps everything in memory. Only one KMS may use it at a time.
+	Dir string
+
+	// Principals says who is behind each access key id.
+	Principals []Principal
+
+	// GrantDelay is how long a new grant stays unseen, by authorization without
+	// one of its tokens and by ListGrants. AWS: usually less than five minutes
+	// (Developer Guide, "Grants in AWS KMS", eventual consistency).
+	GrantDelay time.Duration
+
+	// GrantsPerKey is the quota of grants on one key; 0 means
+	// [DefaultGrantsPerKey].
+	GrantsPerKey int
+
+	// Now tells the time; nil means time.Now.
+	Now func() time.Time
+
+	// Observe is told of each request after it was served and before it is
+	// answered. It is called under no lock, by the goroutine of the request, so
+	// by several at once. The maps and slices it gets are its to keep.
+	Observe func(Call)
+}
+
+// Principal is an identity that may call, and the credential it calls with.
+type Principal struct {
+	// ARN is an IAM role or user, arn:aws:iam::111122223333:role/name, or the
+	// root of an account, arn:aws:iam::111122223333:root.
+	ARN string
+
+	// AccessKeyID is unique among the principals of a KMS.
+	AccessKeyID string
+
+	// SecretAccessKey is kept for the verification of signatures, which this
+	// package does not do yet.
+	SecretAccessKey string
+}
+
+// Call is what [Config.Observe] learns of one request. What the operation does
+// not have, or what an early error left unread, is empty.
+type Call struct {
+	Operation string // as in X-Amz-Target, without the service
+	Principal string // ARN of the caller
+	RequestID string // the x-amzn-RequestId of the answer
+
+	KeyARN       string // the key used; of ReEncrypt the destination
+	SourceKeyARN string // of ReEncrypt
+
+	EncryptionContext       map[string]string // of ReEncrypt the destination's
+	SourceEncryptionContext map[string]string // of ReEncrypt
+
+	GrantID         string   // CreateGrant: the answer's; RetireGrant: the grant's
+	GrantName       string   // CreateGrant
+	GrantOperations []string // CreateGrant
+	Constraint      Constraint
+
+	DryRun    bool
+	ErrorCode string // empty when the request succeeded
+}
+
+// Constraint is the encryption context constraint of a grant: at most one of
+// the two maps has pairs. Keys are compared without regard to case, values
+// exactly (AWS KMS API Reference, GrantConstraints).
+type Constraint struct {
+	Subset map[string]string `json:"subset,omitempty"` // the request must have these pairs, and may have more
+	Equals map[string]string `json:"equals,omitempty"` // the request must have exactly these pairs
+}
+
+// KMS is the service. All methods may be called concurrently.
+type KMS struct {
+	now          func() time.Time
+	grantDelay   time.Duration
+	grantsPerKey int
+	observe      func(Call)
+	callers      map[string]*identity // by access key id; never changes
+	operations   map[string]operation // by name; never changes
+	journal      *journal             // nil when there is no directory
+
+	mu    sync.RWMutex // guards state
+	state *state
+}
+
+var _ http.Handler = (*KMS)(nil)
+
+// New opens a KMS, with the state that Config.Dir holds. It fails on a principal
+// that is no IAM user, role or account root, on an access key id used twice, on
+// a directory that another KMS has open, and on a damaged journal. A journal
+// that ends in the middle of a record, as a crash leaves it, is not damaged: the
+// incomplete record was never acknowledged and is dropped.
+func New(cfg Config) (*KMS, error) {
+	callers, err := newCallers(cfg.Principals)
+	if err != nil {
+		return nil, err
+	}
+	k := &KMS{
+		now:          cfg.Now,
+		grantDelay:   cfg.GrantDelay,
+		grantsPerKey: cfg.GrantsPerKey,
+		observe:      cfg.Observe,
+		callers:      callers,
+		operations:   newOperations(),
+	}
+	if k.now == nil {
+		k.now = time.Now
+	}
+	if k.grantsPerKey == 0 {
+		k.grantsPerKey = DefaultGrantsPerKey
+	}
+	if cfg.Dir == "" {
+		k.state = newState(newTokenSecret())
+		return k, nil
+	}
+	k.journal, k.state, err = openJournal(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open KMS directory %s: %w", cfg.Dir, err)
+	}
+	return k, nil
+}
+
+// Close makes what was changed durable and lets the directory go. Requests after
+// it that change something are answered with KMSInternalException.
+func (k *KMS) Close() error {
+	return k.journal.close()
+}
+
+// change is the only way to alter the state. It runs decide under the write
+// lock, applies the event it returns (nil: no change), and returns when
+// everything that decide saw or did is on disk, so that no answer, not even a
+// refusal, rests on something a crash could undo.
+func (k *KMS) change(decide func(*state) (*event, error)) error {
+	err := k.decide(decide)
+	if settleErr := k.settle(); settleErr != nil {
+		return settleErr
+	}
+	return err
+}
+
+func (k *KMS) decide(decide func(*state) (*event, error)) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	e, err := decide(k.state)
+	if err != nil || e == nil {
+		return err
+	}
+	if err := k.journal.append(e); err != nil {
+		return err
+	}
+	return k.state.apply(e)
+}
+
+// settle waits until every change made so far is on disk. Operations that report
+// state call it after they read.
+func (k *KMS) settle() error {
+	return k.journal.settle()
+}

@@ -1,0 +1,209 @@
+package localkms
+
+import (
+	"crypto/rand"
+	"time"
+)
+
+// The values of the service model, which tell an unsupported request from an
+// invalid one (AWS KMS API Reference, CreateKey).
+var (
+	keySpecs = []string{
+		"RSA_2048", "RSA_3072", "RSA_4096", "ECC_NIST_P256", "ECC_NIST_P384", "ECC_NIST_P521", "ECC_SECG_P256K1",
+		"SYMMETRIC_DEFAULT", "HMAC_224", "HMAC_256", "HMAC_384", "HMAC_512", "SM2", "ML_DSA_44", "ML_DSA_65",
+		"ML_DSA_87", "ECC_NIST_EDWARDS25519", "ML_KEM_512", "ML_KEM_768", "ML_KEM_1024",
+	}
+	keyUsages = []string{"SIGN_VERIFY", "ENCRYPT_DECRYPT", "GENERATE_VERIFY_MAC", "KEY_AGREEMENT", "KEY_ENCAPSULATION"}
+	origins   = []string{"AWS_KMS", "EXTERNAL", "AWS_CLOUDHSM", "EXTERNAL_KEY_STORE"}
+)
+
+const (
+	symmetricSpec      = "SYMMETRIC_DEFAULT" // also the name of its algorithm
+	encryptDecrypt     = "ENCRYPT_DECRYPT"
+	originKMS          = "AWS_KMS"
+	stateEnabled       = "Enabled"
+	stateDisabled      = "Disabled"
+	managedByCustomer  = "CUSTOMER"
+	policyNameDefault  = "default"
+	lockoutExplanation = "The new key policy will not allow you to update the key policy in the future."
+)
+
+// keyMetadata has the members that AWS returns for a single-Region symmetric key.
+type keyMetadata struct {
+	AWSAccountID          string   `json:"AWSAccountId"`
+	Arn                   string   `json:"Arn"`
+	CreationDate          epoch    `json:"CreationDate"`
+	CurrentKeyMaterialID  string   `json:"CurrentKeyMaterialId,omitempty"`
+	CustomerMasterKeySpec string   `json:"CustomerMasterKeySpec"`
+	Description           string   `json:"Description"`
+	Enabled               bool     `json:"Enabled"`
+	EncryptionAlgorithms  []string `json:"EncryptionAlgorithms"`
+	KeyID                 string   `json:"KeyId"`
+	KeyManager            string   `json:"KeyManager"`
+	KeySpec               string   `json:"KeySpec"`
+	KeyState              string   `json:"KeyState"`
+	KeyUsage              string   `json:"KeyUsage"`
+	MultiRegion           bool     `json:"MultiRegion"`
+	Origin                string   `json:"Origin"`
+}
+
+func (k resolved) metadata() keyMetadata {
+	m := keyMetadata{
+		AWSAccountID:          k.ref.Account,
+		Arn:                   k.arn,
+		CreationDate:          epoch(k.created),
+		CurrentKeyMaterialID:  k.current().id,
+		CustomerMasterKeySpec: symmetricSpec,
+		Description:           k.description,
+		Enabled:               k.enabled,
+		EncryptionAlgorithms:  []string{symmetricSpec},
+		KeyID:                 k.ref.ID,
+		KeyManager:            managedByCustomer,
+		KeySpec:               symmetricSpec,
+		KeyState:              stateEnabled,
+		KeyUsage:              encryptDecrypt,
+		Origin:                originKMS,
+	}
+	if !k.enabled {
+		m.KeyState = stateDisabled
+	}
+	return m
+}
+
+type createKeyInput struct {
+	Policy                         *string
+	Description                    *string
+	KeySpec                        *string
+	CustomerMasterKeySpec          *string
+	KeyUsage                       *string
+	Origin                         *string
+	MultiRegion                    bool
+	CustomKeyStoreID               *string `json:"CustomKeyStoreId"`
+	XksKeyID                       *string `json:"XksKeyId"`
+	BypassPolicyLockoutSafetyCheck bool
+}
+
+func (in *createKeyInput) validate(v *validation) {
+	v.text(in.Policy, "policy", maxPolicyText)
+	if in.Description != nil {
+		v.length(len([]rune(*in.Description)), 0, maxDescription, quoted(*in.Description), "description")
+	}
+	v.oneOf(in.KeySpec, "keySpec", keySpecs)
+	v.oneOf(in.CustomerMasterKeySpec, "customerMasterKeySpec", keySpecs)
+	v.oneOf(in.KeyUsage, "keyUsage", keyUsages)
+	v.oneOf(in.Origin, "origin", origins)
+	v.rule(in.KeySpec == nil || in.CustomerMasterKeySpec == nil,
+		"You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.")
+}
+
+// supported names the first thing asked for that this package does not make.
+func (in *createKeyInput) supported() error {
+	for _, asked := range []struct {
+		member, value, only string
+	}{
+		{"KeySpec", text(in.KeySpec) + text(in.CustomerMasterKeySpec), symmetricSpec},
+		{"KeyUsage", text(in.KeyUsage), encryptDecrypt},
+		{"Origin", text(in.Origin), originKMS},
+		{"CustomKeyStoreId", text(in.CustomKeyStoreID), ""},
+		{"XksKeyId", text(in.XksKeyID), ""},
+	} {
+		if asked.value != "" && asked.value != asked.only {
+			return faultf(codeUnsupportedOperation, "localkms does not support %s %s.", asked.member, asked.value)
+		}
+	}
+	if in.MultiRegion {
+		return fault(codeUnsupportedOperation, "localkms does not support MultiRegion keys.")
+	}
+	return nil
+}
+
+type keyMetadataOutput struct {
+	KeyMetadata keyMetadata
+}
+
+func (k *KMS) createKey(r *request, in *createKeyInput) (*keyMetadataOutput, error) {
+	if err := in.supported(); err != nil {
+		return nil, err
+	}
+	document := defaultPolicy(r.caller.account)
+	if in.Policy != nil {
+		document = *in.Policy
+	}
+	ref := keyRef{r.caller.account, r.region, newUUID()}
+	if err := checkPolicy(r, ref, document, in.BypassPolicyLockoutSafetyCheck); err != nil {
+		return nil, err
+	}
+	var raw [materialSize]byte
+	_, _ = rand.Read(raw[:]) // never fails: see crypto/rand.Read
+	made := &event{Key: &keyEvent{
+		Ref:         ref,
+		Created:     r.now.UTC().Truncate(time.Millisecond),
+		Description: text(in.Description),
+		Enabled:     true,
+		Policy:      document,
+		Materials:   []materialEvent{{randomHex(materialSize), raw[:]}},
+	}}
+	r.call.KeyARN = ref.arn()
+	if err := k.change(func(*state) (*event, error) { return made, nil }); err != nil {
+		return nil, err
+	}
+	key, err := k.lookup(ref)
+	if err != nil {
+		return nil, err
+	}
+	return &keyMetadataOutput{key.metadata()}, nil
+}
+
+type describeKeyInput struct {
+	KeyID       *string `json:"KeyId"`
+	GrantTokens []string
+}
+
+func (in *describeKeyInput) validate(v *validation) {
+	v.requiredText(in.KeyID, "keyId", maxKeyID)
+	v.grantTokens(in.GrantTokens)
+}
+
+func (k *KMS) describeKey(r *request, in *describeKeyInput) (*keyMetadataOutput, error) {
+	key, err := k.find(r, *in.KeyID, keyAliasForms)
+	if err != nil {
+		return nil, err
+	}
+	r.call.KeyARN = key.arn
+	if err := k.authorize(r, key, access{operation: "DescribeKey", tokens: in.GrantTokens}); err != nil {
+		return nil, err
+	}
+	return &keyMetadataOutput{key.metadata()}, k.settle()
+}
+
+type keyStateInput struct {
+	KeyID *string `json:"KeyId"`
+}
+
+func (in *keyStateInput) validate(v *validation) { v.requiredText(in.KeyID, "keyId", maxKeyID) }
+
+func (k *KMS) enableKey(r *request, in *keyStateInput) (*empty, error) {
+	return k.setEnabled(r, in, "EnableKey", true)
+}
+
+func (k *KMS) disableKey(r *request, in *keyStateInput) (*empty, error) {
+	return k.setEnabled(r, in, "DisableKey", false)
+}
+
+func (k *KMS) setEnabled(r *request, in *keyStateInput, operation string, enabled bool) (*empty, error) {
+	key, err := k.find(r, *in.KeyID, keyForms)
+	if err != nil {
+		return nil, err
+	}
+	r.call.KeyARN = key.arn
+	if err := k.authorizeOwner(r, key, operation); err != nil {
+		return nil, err
+	}
+	return &empty{}, k.change(func(s *state) (*event, error) {
+		now, err := s.get(key.ref)
+		if err != nil || now.enabled == enabled {
+			return nil, err
+		}
+		return &event{Enabled: &enabledEvent{key.ref, enabled}}, nil
+	})
+}

@@ -1,0 +1,82 @@
+package localkms
+
+type getKeyPolicyInput struct {
+	KeyID      *string `json:"KeyId"`
+	PolicyName *string
+}
+
+func (in *getKeyPolicyInput) validate(v *validation) {
+	v.requiredText(in.KeyID, "keyId", maxKeyID)
+	v.text(in.PolicyName, "policyName", maxGrantID)
+}
+
+type getKeyPolicyOutput struct {
+	Policy     string
+	PolicyName string
+}
+
+func (k *KMS) getKeyPolicy(r *request, in *getKeyPolicyInput) (*getKeyPolicyOutput, error) {
+	key, err := k.policyKey(r, *in.KeyID, in.PolicyName, "GetKeyPolicy")
+	if err != nil {
+		return nil, err
+	}
+	return &getKeyPolicyOutput{key.policy.text, policyNameDefault}, k.settle()
+}
+
+type putKeyPolicyInput struct {
+	KeyID                          *string `json:"KeyId"`
+	PolicyName                     *string
+	Policy                         *string
+	BypassPolicyLockoutSafetyCheck bool
+}
+
+func (in *putKeyPolicyInput) validate(v *validation) {
+	v.requiredText(in.KeyID, "keyId", maxKeyID)
+	v.text(in.PolicyName, "policyName", maxGrantID)
+	v.requiredText(in.Policy, "policy", maxPolicyText)
+}
+
+func (k *KMS) putKeyPolicy(r *request, in *putKeyPolicyInput) (*empty, error) {
+	key, err := k.policyKey(r, *in.KeyID, in.PolicyName, "PutKeyPolicy")
+	if err != nil {
+		return nil, err
+	}
+	if err := checkPolicy(r, key.ref, *in.Policy, in.BypassPolicyLockoutSafetyCheck); err != nil {
+		return nil, err
+	}
+	return &empty{}, k.change(func(*state) (*event, error) {
+		return &event{Policy: &policyEvent{key.ref, *in.Policy}}, nil
+	})
+}
+
+// policyKey finds the key whose policy a caller may work on. A key has one
+// policy, and it is called default.
+func (k *KMS) policyKey(r *request, id string, name *string, operation string) (resolved, error) {
+	key, err := k.find(r, id, keyForms)
+	if err != nil {
+		return resolved{}, err
+	}
+	r.call.KeyARN = key.arn
+	if err := k.authorizeOwner(r, key, operation); err != nil {
+		return resolved{}, err
+	}
+	if name != nil && *name != policyNameDefault {
+		return resolved{}, fault(codeNotFound, "No such policy exists")
+	}
+	return key, nil
+}
+
+// checkPolicy refuses a policy that is malformed, or that would lock its author
+// out of the key (AWS KMS API Reference, PutKeyPolicy,
+// BypassPolicyLockoutSafetyCheck).
+func checkPolicy(r *request, ref keyRef, document string, bypass bool) error {
+	p, err := parsePolicy(document)
+	if err != nil || bypass {
+		return err
+	}
+	again := &query{caller: r.caller, keyARN: ref.arn(), access: &access{operation: "PutKeyPolicy"}}
+	if p.decide(again) != allowed {
+		return malformed(lockoutExplanation)
+	}
+	return nil
+}

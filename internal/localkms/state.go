@@ -1,0 +1,239 @@
+package localkms
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// state is everything a KMS knows. It is the sum of the events of its journal:
+// only apply alters it. Guarded by KMS.mu, but for tokenSecret, which never
+// changes.
+type state struct {
+	tokenSecret []byte
+	keys        map[keyRef]*key
+	keyOrder    []*key // as created
+	aliases     map[aliasRef]*alias
+}
+
+func newState(tokenSecret []byte) *state {
+	return &state{
+		tokenSecret: tokenSecret,
+		keys:        map[keyRef]*key{},
+		aliases:     map[aliasRef]*alias{},
+	}
+}
+
+// event is one change of the state, as the journal keeps it. Exactly one member
+// is set.
+type event struct {
+	Opened  *openedEvent  `json:"opened,omitempty"`
+	Key     *keyEvent     `json:"key,omitempty"`
+	Policy  *policyEvent  `json:"policy,omitempty"`
+	Enabled *enabledEvent `json:"enabled,omitempty"`
+	Alias   *aliasEvent   `json:"alias,omitempty"`
+	Grant   *grantEvent   `json:"grant,omitempty"`
+	Retired *retiredEvent `json:"retired,omitempty"`
+}
+
+// openedEvent begins every journal.
+type openedEvent struct {
+	Version     int    `json:"version"`
+	TokenSecret []byte `json:"tokenSecret"`
+}
+
+// journalVersion is the version of the event format.
+const journalVersion = 1
+
+type keyEvent struct {
+	Ref         keyRef          `json:"ref"`
+	Created     time.Time       `json:"created"`
+	Description string          `json:"description,omitempty"`
+	Enabled     bool            `json:"enabled"`
+	Policy      string          `json:"policy"`
+	Materials   []materialEvent `json:"materials"`
+}
+
+type materialEvent struct {
+	ID  string `json:"id"`
+	Raw []byte `json:"raw"`
+}
+
+type policyEvent struct {
+	Key    keyRef `json:"key"`
+	Policy string `json:"policy"`
+}
+
+type enabledEvent struct {
+	Key     keyRef `json:"key"`
+	Enabled bool   `json:"enabled"`
+}
+
+type aliasEvent struct {
+	Ref     aliasRef  `json:"ref"`
+	Target  keyRef    `json:"target"`
+	Created time.Time `json:"created"`
+}
+
+type grantEvent struct {
+	Key   keyRef `json:"key"`
+	Grant *grant `json:"grant"`
+}
+
+type retiredEvent struct {
+	Key     keyRef `json:"key"`
+	GrantID string `json:"grantId"`
+}
+
+// apply makes a change. It errs, and changes nothing, when the event does not
+// fit the state, which only a damaged journal can bring about.
+func (s *state) apply(e *event) error {
+	switch {
+	case e.Opened != nil:
+		return s.applyOpened(e.Opened)
+	case e.Key != nil:
+		return s.applyKey(e.Key)
+	case e.Policy != nil:
+		p, err := parsePolicy(e.Policy.Policy)
+		if err != nil {
+			return err
+		}
+		return s.alter(e.Policy.Key, func(next *settings) { next.policy = p })
+	case e.Enabled != nil:
+		return s.alter(e.Enabled.Key, func(next *settings) { next.enabled = e.Enabled.Enabled })
+	case e.Alias != nil:
+		s.aliases[e.Alias.Ref] = &alias{e.Alias.Ref, e.Alias.Target, e.Alias.Created}
+		return nil
+	case e.Grant != nil:
+		return s.applyGrant(e.Grant)
+	case e.Retired != nil:
+		return s.applyRetired(e.Retired)
+	}
+	return errors.New("event without content")
+}
+
+func (s *state) applyOpened(e *openedEvent) error {
+	if e.Version != journalVersion {
+		return fmt.Errorf("journal has version %d, this program reads version %d", e.Version, journalVersion)
+	}
+	if len(e.TokenSecret) != tokenSecretSize {
+		return fmt.Errorf("token secret has %d bytes, want %d", len(e.TokenSecret), tokenSecretSize)
+	}
+	s.tokenSecret = e.TokenSecret
+	return nil
+}
+
+func (s *state) applyKey(e *keyEvent) error {
+	p, err := parsePolicy(e.Policy)
+	if err != nil {
+		return err
+	}
+	set := &settings{enabled: e.Enabled, policy: p}
+	for _, m := range e.Materials {
+		if len(m.Raw) != materialSize {
+			return fmt.Errorf("key material %s has %d bytes, want %d", m.ID, len(m.Raw), materialSize)
+		}
+		ready, err := newMaterial(m.ID, [materialSize]byte(m.Raw))
+		if err != nil {
+			return err
+		}
+		set.materials = append(set.materials, ready)
+	}
+	if _, exists := s.keys[e.Ref]; exists || len(set.materials) == 0 {
+		return fmt.Errorf("key %s exists already or has no material", e.Ref.arn())
+	}
+	made := &key{
+		ref:         e.Ref,
+		arn:         e.Ref.arn(),
+		created:     e.Created,
+		description: e.Description,
+		settings:    set,
+		grants:      newGrantSet(),
+	}
+	s.keys[e.Ref] = made
+	s.keyOrder = append(s.keyOrder, made)
+	return nil
+}
+
+// alter replaces the settings of a key by a changed copy.
+func (s *state) alter(ref keyRef, change func(*settings)) error {
+	k, err := s.get(ref)
+	if err != nil {
+		return err
+	}
+	next := *k.settings
+	change(&next)
+	k.key.settings = &next
+	return nil
+}
+
+func (s *state) applyGrant(e *grantEvent) error {
+	k, err := s.get(e.Key)
+	if err != nil {
+		return err
+	}
+	if e.Grant == nil || k.grants.byID[e.Grant.ID] != nil {
+		return fmt.Errorf("grant event on key %s without a new grant", k.arn)
+	}
+	k.grants.insert(e.Grant)
+	return nil
+}
+
+func (s *state) applyRetired(e *retiredEvent) error {
+	k, err := s.get(e.Key)
+	if err != nil {
+		return err
+	}
+	g := k.grants.byID[e.GrantID]
+	if g == nil {
+		return fmt.Errorf("key %s has no grant %s to retire", k.arn, e.GrantID)
+	}
+	k.grants.remove(g)
+	return nil
+}
+
+// events yields the shortest journal that leads to this state.
+func (s *state) events(yield func(*event) bool) {
+	if !yield(&event{Opened: &openedEvent{journalVersion, s.tokenSecret}}) {
+		return
+	}
+	for _, k := range s.keyOrder {
+		if !yield(&event{Key: k.event()}) {
+			return
+		}
+		for _, g := range k.grants.all {
+			if !yield(&event{Grant: &grantEvent{k.ref, g}}) {
+				return
+			}
+		}
+	}
+	for _, a := range s.sortedAliases() {
+		if !yield(&event{Alias: &aliasEvent{a.ref, a.target, a.created}}) {
+			return
+		}
+	}
+}
+
+func (k *key) event() *keyEvent {
+	e := &keyEvent{
+		Ref:         k.ref,
+		Created:     k.created,
+		Description: k.description,
+		Enabled:     k.settings.enabled,
+		Policy:      k.settings.policy.text,
+	}
+	for _, m := range k.settings.materials {
+		e.Materials = append(e.Materials, materialEvent{m.id, m.raw[:]})
+	}
+	return e
+}
+
+// sortedAliases returns the aliases in order of their ARNs.
+func (s *state) sortedAliases() []*alias {
+	return slices.SortedFunc(maps.Values(s.aliases), func(a, b *alias) int {
+		return strings.Compare(a.ref.arn(), b.ref.arn())
+	})
+}
