@@ -1,0 +1,55 @@
+package awskms
+
+import (
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+)
+
+// newClient makes the SDK's client for one Region and role. It is made from
+// options alone, never from an aws.Config, so neither environment nor files have
+// a say in it. The SDK does not retry: all its callers would share one bucket of
+// attempts, and it takes the permanent LimitExceededException for a throttling.
+func newClient(cfg *Config, region string, role aws.CredentialsProvider, transport http.RoundTripper) *kms.Client {
+	o := kms.Options{
+		Region:           region,
+		Credentials:      role,
+		HTTPClient:       direct{transport},
+		Retryer:          aws.NopRetryer{},
+		RetryMaxAttempts: 1,
+	}
+	if cfg.BaseEndpoint != "" {
+		o.BaseEndpoint = &cfg.BaseEndpoint
+	} else if cfg.FIPS {
+		o.EndpointOptions.UseFIPSEndpoint = aws.FIPSEndpointStateEnabled
+	}
+	return kms.New(o)
+}
+
+// direct hands requests to a transport without what http.Client adds to that:
+// KMS redirects nobody and sets no cookies, and time limits come by context.
+type direct struct{ transport http.RoundTripper }
+
+// Do implements kms.HTTPClient.
+func (d direct) Do(r *http.Request) (*http.Response, error) { return d.transport.RoundTrip(r) }
+
+// newTransport is sized so that calls in flight each keep their connection. KMS
+// closes idle ones after a while of its own; one that it closed under a request
+// shows as a lost answer.
+func newTransport(connections int, timeout time.Duration) *http.Transport {
+	dialer := &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}
+	return &http.Transport{
+		Proxy:                 nil, // not even from the environment
+		DialContext:           dialer.DialContext,
+		ForceAttemptHTTP2:     true,
+		TLSHandshakeTimeout:   5 * time.Second,
+		ResponseHeaderTimeout: timeout,
+		MaxIdleConns:          0, // no bound over all hosts
+		MaxIdleConnsPerHost:   connections,
+		IdleConnTimeout:       60 * time.Second,
+		DisableCompression:    true, // ciphertext does not compress
+	}
+}
