@@ -1,0 +1,117 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// NewDomain is a CreateDomain call.
+type NewDomain struct {
+	Request       Request
+	ID            DomainID
+	DisplayName   string
+	Region        string
+	KeyAccounts   []string
+	ImportSources []string
+	Labels        map[string]string
+}
+
+// Limits of a domain's own fields; ours.
+const (
+	maxDisplayName   = 256
+	maxLabels        = 64
+	maxKeyAccounts   = 16
+	maxImportSources = 16
+)
+
+// CreateDomain registers a domain without a key: its owner needs the uid to
+// write the key policy first. The worker's own grant is registered with it, so
+// that a key change finds the broker's grants and the services' in one list.
+func (b *Broker) CreateDomain(ctx context.Context, caller Caller, in NewDomain) (Domain, error) {
+	if err := in.validate(); err != nil {
+		return Domain{}, err
+	}
+	var d Domain
+	err := b.store.Update(ctx, func(tx Tx) error {
+		rec, err := begin(ctx, tx, caller, in.Request)
+		if err != nil {
+			return err
+		}
+		if rec != nil {
+			d, err = tx.Domain(ctx, in.ID)
+			return domainNotFound(err, in.ID)
+		}
+		d = b.newDomain(in)
+		d.CreateTime, d.UpdateTime = tx.Now(), tx.Now()
+		if err := tx.InsertDomain(ctx, d); err != nil {
+			return alreadyExists(err, ReasonDomainAlreadyExists, d.ID.Name())
+		}
+		if err := tx.InsertGrant(ctx, b.workerGrant(d)); err != nil {
+			return fmt.Errorf("insert the worker's grant: %w", err)
+		}
+		if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "domains.create", Domain: d.UID,
+			Resource: d.ID.Name(), Outcome: AuditDone, RequestID: in.Request.ID}); err != nil {
+			return err
+		}
+		return finish(ctx, tx, caller, in.Request, d.ID.Name())
+	})
+	return d, err
+}
+
+func (b *Broker) newDomain(in NewDomain) Domain {
+	uid := DomainUID(b.cfg.NewUID())
+	render := strings.NewReplacer("{uid}", string(uid), "{region}", in.Region)
+	return Domain{
+		ID: in.ID, UID: uid, DisplayName: in.DisplayName, Region: in.Region, State: DomainPendingKey,
+		Reserved:    Pair{Key: b.cfg.ReservedKey, Value: render.Replace(b.cfg.ReservedValue)},
+		KeyAccounts: in.KeyAccounts, ImportSources: in.ImportSources, Labels: in.Labels, Version: 1,
+	}
+}
+
+// workerGrant is what the worker role needs of each key: to make wrapped data
+// keys, and to move them; never Decrypt.
+func (b *Broker) workerGrant(d Domain) Grant {
+	return Grant{
+		Domain: d.UID, ID: "keybroker-worker", UID: GrantUID(b.cfg.NewID()), Worker: true, Grantee: b.cfg.WorkerRole,
+		Operations: []string{"GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo"},
+		State:      GrantActive, Version: 1, CreateTime: d.CreateTime, UpdateTime: d.UpdateTime,
+	}
+}
+
+func (in NewDomain) validate() error {
+	if !domainIDPattern.MatchString(string(in.ID)) {
+		return invalidField(ReasonFieldInvalid, "domain_id", "must match %s", domainIDPattern)
+	}
+	if !regionPattern.MatchString(in.Region) {
+		return invalidField(ReasonFieldInvalid, "domain.region", "must be an AWS Region such as us-east-1")
+	}
+	if utf8.RuneCountInString(in.DisplayName) > maxDisplayName {
+		return invalidField(ReasonFieldInvalid, "domain.display_name", "must have at most %d characters", maxDisplayName)
+	}
+	if len(in.Labels) > maxLabels {
+		return invalidField(ReasonFieldInvalid, "domain.labels", "must have at most %d entries", maxLabels)
+	}
+	if len(in.KeyAccounts) > maxKeyAccounts {
+		return invalidField(ReasonFieldInvalid, "domain.key_accounts", "must have at most %d entries", maxKeyAccounts)
+	}
+	for _, a := range in.KeyAccounts {
+		if !accountPattern.MatchString(a) {
+			return invalidField(ReasonFieldInvalid, "domain.key_accounts", "must be AWS account ids of 12 digits")
+		}
+	}
+	if len(in.ImportSources) > maxImportSources {
+		return invalidField(ReasonFieldInvalid, "domain.import_source_keys", "must have at most %d entries", maxImportSources)
+	}
+	for _, arn := range in.ImportSources {
+		p, ok := parseKeyARN(arn)
+		if !ok || p.Alias {
+			return invalidField(ReasonKeyARNInvalid, "domain.import_source_keys", "must be full KMS key ARNs")
+		}
+		if p.Region != in.Region {
+			return invalidField(ReasonKeyRegionMismatch, "domain.import_source_keys", "must be in the domain's Region %s", in.Region)
+		}
+	}
+	return nil
+}

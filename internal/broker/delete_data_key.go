@@ -1,0 +1,34 @@
+package broker
+
+import "context"
+
+// DeleteDataKey removes a data key for good. Its id is never used again. etag
+// may be "": then whatever version is there is deleted.
+func (b *Broker) DeleteDataKey(ctx context.Context, caller Caller, r Request, id DomainID, key DataKeyID, etag string) error {
+	return b.store.Update(ctx, func(tx Tx) error {
+		rec, err := begin(ctx, tx, caller, r)
+		if rec != nil || err != nil {
+			return err
+		}
+		d, err := tx.Domain(ctx, id)
+		if err != nil {
+			return domainNotFound(err, id)
+		}
+		name := DataKeyName(id, key)
+		k, err := tx.DataKey(ctx, d.UID, key)
+		if err != nil {
+			return notFound(err, ReasonDataKeyNotFound, name)
+		}
+		if etag != "" && etag != k.Etag() {
+			return etagMismatch(name)
+		}
+		if err := tx.DeleteDataKey(ctx, k); err != nil {
+			return err
+		}
+		if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "dataKeys.delete", Domain: d.UID,
+			Resource: name, Outcome: AuditDone, RequestID: r.ID}); err != nil {
+			return err
+		}
+		return finish(ctx, tx, caller, r, name)
+	})
+}

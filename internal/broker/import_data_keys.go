@@ -1,0 +1,285 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// ImportDataKeys is an ImportDataKeys call.
+type ImportDataKeys struct {
+	Request Request
+	Domain  DomainID
+	Items   []ImportItem
+}
+
+// ImportItem is one existing blob. SourceContext is the exact context that it
+// was made with; what is stored is that less the domain's reserved pair.
+type ImportItem struct {
+	ID            DataKeyID
+	Ciphertext    Secret
+	SourceKey     KeyARN
+	SourceContext Context
+	KeySpec       string
+}
+
+// ImportResult is the outcome of one item: a stored key, or why not.
+type ImportResult struct {
+	Key DataKeyView // without ciphertext
+	Err error
+}
+
+// Limits of an import.
+const (
+	// MaxImportItems bounds one call, so that its answer fits a message.
+	MaxImportItems = 500
+	// maxCiphertext is KMS's limit of a CiphertextBlob (KMS API Reference, ReEncrypt).
+	maxCiphertext = 6144
+	// importConcurrency is how many of a call's blobs are at KMS at a time.
+	importConcurrency = 16
+)
+
+// ImportDataKeys takes blobs that exist already. Each goes through ReEncrypt,
+// from the key and context it was made with to the domain's present key and
+// reserved pair: one call proves key, context and integrity, and moves what a
+// service made under an older key. Items are refused one by one; if KMS fails
+// to answer for any of them, nothing at all is stored.
+func (b *Broker) ImportDataKeys(ctx context.Context, caller Caller, in ImportDataKeys) ([]ImportResult, error) {
+	if err := in.validate(); err != nil {
+		return nil, err
+	}
+	for range storeAttempts {
+		d, done, err := b.openForStore(ctx, caller, in.Request, in.Domain)
+		if err != nil {
+			return nil, err
+		}
+		if done != "" {
+			return b.importedBefore(ctx, in, done)
+		}
+		moved, err := b.reencryptItems(ctx, d, in.Items)
+		if err != nil {
+			return nil, err
+		}
+		results, done, err := b.storeImported(ctx, caller, in, d, moved)
+		if done != "" {
+			return b.importedBefore(ctx, in, done)
+		}
+		if !errors.Is(err, errEpochMoved) {
+			return results, err
+		}
+	}
+	return nil, movedTooOften(in.Domain)
+}
+
+func (in *ImportDataKeys) validate() error {
+	if len(in.Items) == 0 || len(in.Items) > MaxImportItems {
+		return invalidField(ReasonFieldInvalid, "items", "must be 1 to %d", MaxImportItems)
+	}
+	seen := make(map[DataKeyID]bool, len(in.Items))
+	for i := range in.Items {
+		item := &in.Items[i]
+		field := fmt.Sprintf("items[%d]", i)
+		if item.KeySpec == "" {
+			item.KeySpec = DefaultKeySpec
+		}
+		switch {
+		case !dataKeyIDPattern.MatchString(string(item.ID)):
+			return invalidField(ReasonFieldInvalid, field+".data_key_id", "must match %s", dataKeyIDPattern)
+		case seen[item.ID]:
+			return invalidField(ReasonImportDuplicate, field+".data_key_id", "stands twice in the request")
+		case len(item.Ciphertext) == 0 || len(item.Ciphertext) > maxCiphertext:
+			return invalidField(ReasonFieldInvalid, field+".ciphertext_blob", "must have 1 to %d bytes", maxCiphertext)
+		case !keySpecs[item.KeySpec]:
+			return invalidField(ReasonFieldInvalid, field+".key_spec", "must be AES_256 or AES_128")
+		}
+		if p, ok := parseKeyARN(string(item.SourceKey)); !ok || p.Alias {
+			return invalidField(ReasonKeyARNInvalid, field+".source_kms_key", "must be a full KMS key ARN")
+		}
+		seen[item.ID] = true
+	}
+	return nil
+}
+
+// A movedItem is an item after its ReEncrypt.
+type movedItem struct {
+	row DataKey
+	err error
+}
+
+// reencryptItems moves every item to the domain's key. Its error is the one
+// that stops the whole call.
+func (b *Broker) reencryptItems(ctx context.Context, d Domain, items []ImportItem) ([]movedItem, error) {
+	_, keys, err := b.GetDomain(ctx, System, d.ID)
+	if err != nil {
+		return nil, err
+	}
+	moved := make([]movedItem, len(items))
+	limit := make(chan struct{}, importConcurrency)
+	var wg sync.WaitGroup
+	for i := range items {
+		limit <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-limit }()
+			moved[i].row, moved[i].err = b.reencryptItem(ctx, d, keys, fmt.Sprintf("items[%d]", i), items[i])
+		})
+	}
+	wg.Wait()
+	for _, m := range moved {
+		if ClassOf(m.err).Transient() || ctx.Err() != nil {
+			return nil, RefusedByKMS(errors.Join(m.err, ctx.Err()), d.ID.Name())
+		}
+	}
+	return moved, nil
+}
+
+func (b *Broker) reencryptItem(ctx context.Context, d Domain, keys []DomainKey, field string, item ImportItem) (DataKey, error) {
+	stored, own, err := importContext(field+".source_encryption_context", item.SourceContext, d.Reserved, b.reserved)
+	if err != nil {
+		return DataKey{}, err
+	}
+	if err := checkImportSource(field, d, keys, item.SourceKey, own); err != nil {
+		return DataKey{}, err
+	}
+	out, err := b.worker.ReEncrypt(ctx, ReEncrypt{
+		Ciphertext: item.Ciphertext, SourceKey: item.SourceKey, SourceContext: item.SourceContext,
+		DestinationKey: d.KMSKey, DestinationContext: stored.With(d.Reserved)})
+	if err != nil {
+		return DataKey{}, err
+	}
+	if out.DestinationKey != d.KMSKey {
+		return DataKey{}, fmt.Errorf("KMS answered with another key than %s", d.KMSKey)
+	}
+	return DataKey{Domain: d.UID, ID: item.ID, UID: DataKeyUID(b.cfg.NewID()), Ciphertext: out.Ciphertext,
+		Context: stored, KeySpec: item.KeySpec, Epoch: d.Epoch, KeyMaterialID: out.DestinationKeyMaterialID,
+		KMSRequestID: out.RequestID, Version: 1}, nil
+}
+
+// checkImportSource: a blob with the domain's own pair comes from one of the
+// domain's open keys, by the broker's grants; one without it from a key that an
+// operator listed, by a statement of that key's policy.
+func checkImportSource(field string, d Domain, keys []DomainKey, source KeyARN, own bool) error {
+	if own {
+		for _, k := range keys {
+			if k.KMSKey == source && (k.State == KeyCurrent || k.State == KeySuperseded) {
+				return nil
+			}
+		}
+		return invalidField(ReasonImportSourceNotAllowed, field+".source_kms_key", "must be one of the domain's keys that is not retired, for a blob made with the domain's reserved pair")
+	}
+	for _, s := range d.ImportSources {
+		if KeyARN(s) == source {
+			return nil
+		}
+	}
+	return invalidField(ReasonImportSourceNotAllowed, field+".source_kms_key", "must be one of the domain's import_source_keys, for a blob made without the domain's reserved pair")
+}
+
+// reserved reports whether a folded context key belongs to the broker in any
+// domain of this deployment.
+func (b *Broker) reserved(foldedKey string) bool {
+	return strings.HasPrefix(foldedKey, reservedPrefix) || foldedKey == fold(b.cfg.ReservedKey)
+}
+
+// storeImported stores what KMS moved, if the domain's key is still the one it
+// was moved to. If the same request was stored meanwhile, done is its record.
+func (b *Broker) storeImported(ctx context.Context, caller Caller, in ImportDataKeys, opened Domain, moved []movedItem) (results []ImportResult, done string, err error) {
+	err = b.store.Update(ctx, func(tx Tx) error {
+		results = make([]ImportResult, len(moved))
+		if err := tx.LockDomain(ctx, opened.UID, Shared); err != nil {
+			return err
+		}
+		d, err := tx.DomainByUID(ctx, opened.UID)
+		if err != nil {
+			return err
+		}
+		rec, err := begin(ctx, tx, caller, in.Request)
+		if err != nil {
+			return err
+		}
+		if rec != nil && rec.Done {
+			done = rec.Resource
+			return nil
+		}
+		if err := checkStoreEpoch(d, opened.Epoch); err != nil {
+			return err
+		}
+		stored := 0
+		for i, m := range moved {
+			results[i].Err = RefusedByKMS(m.err, DataKeyName(d.ID, in.Items[i].ID))
+			if m.err != nil {
+				continue
+			}
+			m.row.CreateTime, m.row.UpdateTime = tx.Now(), tx.Now()
+			err := tx.InsertDataKey(ctx, m.row)
+			if errors.Is(err, ErrAlreadyExists) {
+				results[i].Err = alreadyExists(err, ReasonDataKeyAlreadyExists, DataKeyName(d.ID, m.row.ID))
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			stored++
+			results[i].Key = importedView(d, m.row)
+		}
+		if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "dataKeys.import", Domain: d.UID,
+			Resource: d.ID.Name(), Outcome: AuditDone, RequestID: in.Request.ID,
+			Detail: map[string]string{"stored": strconv.Itoa(stored), "refused": strconv.Itoa(len(moved) - stored)}}); err != nil {
+			return err
+		}
+		return finish(ctx, tx, caller, in.Request, importRecord(d.ID, results))
+	})
+	return results, done, err
+}
+
+func importedView(d Domain, row DataKey) DataKeyView {
+	row.Ciphertext = nil
+	return DataKeyView{DataKey: row, DomainID: d.ID, KMSKey: d.KMSKey, EncryptionContext: row.Context.With(d.Reserved)}
+}
+
+// importRecord is what a request record keeps of an import: the domain and, by
+// index, the reasons of the items that were refused.
+func importRecord(id DomainID, results []ImportResult) string {
+	var b strings.Builder
+	b.WriteString(id.Name())
+	for i, r := range results {
+		if r.Err != nil {
+			fmt.Fprintf(&b, " %d=%s", i, ReasonOf(r.Err))
+		}
+	}
+	return b.String()
+}
+
+// importedBefore answers a repeat: the rows as they are now, and the refusals
+// by their reasons.
+func (b *Broker) importedBefore(ctx context.Context, in ImportDataKeys, record string) ([]ImportResult, error) {
+	refused := map[int]Reason{}
+	for _, f := range strings.Fields(record)[1:] {
+		index, reason, _ := strings.Cut(f, "=")
+		i, err := strconv.Atoi(index)
+		if err != nil {
+			return nil, fmt.Errorf("request record of an import: %w", err)
+		}
+		refused[i] = Reason(reason)
+	}
+	results := make([]ImportResult, len(in.Items))
+	err := b.store.View(ctx, func(tx Tx) error {
+		d, err := tx.Domain(ctx, in.Domain)
+		if err != nil {
+			return domainNotFound(err, in.Domain)
+		}
+		for i, item := range in.Items {
+			if reason, ok := refused[i]; ok {
+				results[i].Err = &Error{Kind: ErrInvalid, Reason: reason, Resource: DataKeyName(d.ID, item.ID),
+					Detail: "was refused when the request was first made"}
+				continue
+			}
+			results[i].Key, results[i].Err = readDataKey(ctx, tx, d, item.ID)
+			results[i].Key.Ciphertext = nil
+		}
+		return nil
+	})
+	return results, err
+}

@@ -1,0 +1,151 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+)
+
+// RenewGrant is a RenewGrant call.
+type RenewGrant struct {
+	Request Request
+	Domain  DomainID
+	ID      GrantID
+	TTL     time.Duration
+	Etag    string // "" renews whatever version is there
+	Reason  string
+}
+
+// RenewGrant gives a grant a new end, counted from now, and fresh tokens. What
+// KMS no longer shows of it is made again: this call, with its reason, is the
+// only way back for a grant that the customer took away.
+func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (GrantView, error) {
+	if in.TTL < MinGrantTTL || in.TTL > MaxGrantTTL {
+		return GrantView{}, invalidField(ReasonFieldInvalid, "ttl", "must be %s to %s", MinGrantTTL, MaxGrantTTL)
+	}
+	var g Grant
+	err := b.store.Update(ctx, func(tx Tx) error {
+		d, found, err := findGrant(ctx, tx, in.Domain, in.ID)
+		if err != nil {
+			return err
+		}
+		g = found
+		rec, err := begin(ctx, tx, caller, in.Request)
+		if err != nil || (rec != nil && rec.Done) {
+			return err
+		}
+		name := GrantName(d.ID, g.ID)
+		if rec == nil {
+			if err := renew(tx, in, &g, name); err != nil {
+				return err
+			}
+			if err := tx.UpdateGrant(ctx, g); err != nil {
+				return err
+			}
+			if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "grants.renew", Domain: d.UID, Resource: name,
+				Outcome: AuditDone, RequestID: in.Request.ID, Detail: map[string]string{"reason": in.Reason}}); err != nil {
+				return err
+			}
+		}
+		return inFlight(ctx, tx, caller, in.Request, name, b.patience())
+	})
+	if err != nil {
+		return GrantView{}, err
+	}
+	return b.regrant(ctx, caller, g, in.Request)
+}
+
+func renew(tx Tx, in RenewGrant, g *Grant, name string) error {
+	if in.Etag != "" && in.Etag != g.Etag() {
+		return etagMismatch(name)
+	}
+	if g.State != GrantActive && g.State != GrantRevokedByCustomer {
+		return precondition(ReasonGrantEnded, name, "the grant is %s and cannot be renewed: create another", g.State)
+	}
+	g.State, g.ExpireTime = GrantActive, tx.Now().Add(in.TTL)
+	return nil
+}
+
+// regrant answers with tokens for every KMS grant that the grant has on an open
+// key. A recorded grant that KMS still shows is asked for again under its own
+// Name, which makes no new grant but a new token. If r is a renewal that is not
+// done yet, grants that KMS shows no more are made anew. A grant that has ended
+// is answered without tokens, and without any call.
+func (b *Broker) regrant(ctx context.Context, caller Caller, g Grant, r Request) (GrantView, error) {
+	if !g.Live() {
+		return b.grantView(ctx, g.Domain, g.UID)
+	}
+	var d Domain
+	var have []KMSGrant
+	err := b.store.View(ctx, func(tx Tx) (err error) {
+		if d, err = tx.DomainByUID(ctx, g.Domain); err != nil {
+			return err
+		}
+		keys, err := tx.DomainKeys(ctx, g.Domain)
+		if err != nil {
+			return err
+		}
+		have, err = tx.KMSGrants(ctx, g.Domain, g.UID)
+		have = slices.DeleteFunc(have, func(k KMSGrant) bool { return k.State != KMSGrantLive || !wanted(g, keys, k) })
+		return err
+	})
+	if err != nil {
+		return GrantView{}, err
+	}
+	var tokens []Secret
+	for _, k := range have {
+		token, err := b.freshToken(ctx, caller, d, g, k)
+		if err != nil {
+			return GrantView{}, RefusedByKMS(err, GrantName(d.ID, g.ID))
+		}
+		if token != nil {
+			tokens = append(tokens, token)
+		}
+	}
+	minted, err := b.ensureGrant(ctx, caller, g.Domain, g.UID, r, true)
+	if err != nil {
+		cleanup := b.afterRefusal(context.WithoutCancel(ctx), caller, g, r, KMSUnavailable)
+		return GrantView{}, errors.Join(RefusedByKMS(err, GrantName(d.ID, g.ID)), cleanup)
+	}
+	view, err := b.grantView(ctx, g.Domain, g.UID)
+	view.Tokens = append(tokens, minted...)
+	return view, err
+}
+
+// freshToken mints another token for a recorded KMS grant, or nil if KMS shows
+// the grant no more: then it is recorded as retired, after KMS was asked to
+// retire it, so that a listing that lied leaves nothing behind.
+func (b *Broker) freshToken(ctx context.Context, caller Caller, d Domain, g Grant, k KMSGrant) (Secret, error) {
+	listed, err := b.registrar.ListGrants(ctx, k.KMSKey, k.KMSGrantID)
+	if err != nil {
+		return nil, err
+	}
+	if len(listed) == 0 {
+		young, err := b.youngerThanVisibility(ctx, k)
+		if err != nil {
+			return nil, err
+		}
+		if !young {
+			return nil, b.retireKMSGrants(ctx, caller, []KMSGrant{k})
+		}
+	}
+	made, err := b.registrar.CreateGrant(ctx, b.newKMSGrant(d, g, k))
+	if err != nil {
+		return nil, err
+	}
+	if made.ID != k.KMSGrantID {
+		_, err := b.registrar.RetireGrant(ctx, k.KMSKey, made.ID)
+		return nil, err
+	}
+	return made.Token, nil
+}
+
+// youngerThanVisibility reports whether KMS may not show the grant yet.
+func (b *Broker) youngerThanVisibility(ctx context.Context, k KMSGrant) (young bool, err error) {
+	err = b.store.View(ctx, func(tx Tx) error {
+		young = tx.Now().Before(k.LiveTime.Add(b.cfg.Windows.GrantVisibility))
+		return nil
+	})
+	return young, err
+}
