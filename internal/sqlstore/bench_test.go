@@ -1,0 +1,175 @@
+package sqlstore_test
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/rotation"
+	"github.com/keybroker/keybroker/internal/sqlstore"
+)
+
+// benchStore opens a store with one domain and a job in REENCRYPTING.
+func benchStore(b *testing.B) (*sqlstore.Store, rotation.Shard) {
+	b.Helper()
+	s, err := sqlstore.OpenSQLite(b.Context(), filepath.Join(b.TempDir(), "broker.db"), sqlstore.Config{Now: time.Now})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			b.Error(err)
+		}
+	})
+	shard := rotation.Shard{Domain: "u1", Job: "j1"}
+	err = s.Rotation().Update(b.Context(), func(tx rotation.Tx) error {
+		if err := tx.InsertDomain(b.Context(), broker.Domain{UID: "u1", ID: "d1", State: broker.DomainActive, Epoch: 1, LastEpoch: 2, Version: 1}); err != nil {
+			return err
+		}
+		if err := tx.InsertJob(b.Context(), rotation.Job{Domain: "u1", ID: "j1", Kind: rotation.KindKeyChange,
+			Phase: rotation.Reencrypting, State: rotation.Running, TargetEpoch: 2, Version: 1}); err != nil {
+			return err
+		}
+		if err := tx.InsertShards(b.Context(), []rotation.Shard{shard}); err != nil {
+			return err
+		}
+		shard, _, err = tx.ClaimShard(b.Context(), "bench", time.Hour)
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s, shard
+}
+
+func benchKey(i int) broker.DataKey {
+	return broker.DataKey{
+		Domain: "u1", ID: broker.DataKeyID(fmt.Sprintf("key-%09d", i)), UID: broker.DataKeyUID(fmt.Sprintf("01JQ00000000000000%08d", i)),
+		Ciphertext: make([]byte, 184), Context: broker.Context{"tenant": "acme", "purpose": "recordings"},
+		KeySpec: "AES_256", Epoch: 1, KeyMaterialID: "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+		KMSRequestID: "11111111-2222-3333-4444-555555555555", Version: 1, CreateTime: time.UnixMicro(1), UpdateTime: time.UnixMicro(1),
+	}
+}
+
+// BenchmarkMove is a worker's commit: 500 rows moved and the shard's progress,
+// in one durable transaction. It reports rows/s.
+func BenchmarkMove(b *testing.B) {
+	const rows, batch = 100_000, 500
+	s, shard := benchStore(b)
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	keys := make([]broker.DataKey, rows)
+	for from := 0; from < rows; from += 10_000 {
+		if err := s.Broker().Update(ctx, func(tx broker.Tx) error {
+			for i := from; i < from+10_000; i++ {
+				keys[i] = benchKey(i)
+				if err := tx.InsertDataKey(ctx, keys[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	blob := make([]byte, 184)
+	next, version, moved := 0, int64(1), 0
+	for b.Loop() {
+		moves := make([]rotation.Move, batch)
+		for i := range moves {
+			k := keys[next+i]
+			moves[i] = rotation.Move{ID: k.ID, UID: k.UID, Version: version, FromEpoch: broker.Epoch(version), Ciphertext: blob,
+				KeyMaterialID: k.KeyMaterialID, KMSRequestID: k.KMSRequestID}
+		}
+		err := s.Rotation().Update(ctx, func(tx rotation.Tx) error {
+			ok, err := tx.MoveDataKeys(ctx, "u1", broker.Epoch(version+1), moves)
+			if err != nil {
+				return err
+			}
+			for i := range ok {
+				if !ok[i] {
+					return fmt.Errorf("row %d was not as it had been read", i)
+				}
+			}
+			shard.Cursor, shard.Done = moves[batch-1].ID, shard.Done+batch
+			_, err = tx.CommitShard(ctx, shard, time.Hour)
+			return err
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		moved += batch
+		if next += batch; next == rows {
+			next, version = 0, version+1
+		}
+	}
+	b.ReportMetric(float64(moved)/b.Elapsed().Seconds(), "rows/s")
+}
+
+// BenchmarkPending is a worker's read of 500 rows.
+func BenchmarkPending(b *testing.B) {
+	const batch = 500
+	s, shard := benchStore(b)
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	if err := s.Broker().Update(ctx, func(tx broker.Tx) error {
+		for i := range 10_000 {
+			if err := tx.InsertDataKey(ctx, benchKey(i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		b.Fatal(err)
+	}
+	read := 0
+	for b.Loop() {
+		err := s.Rotation().View(ctx, func(tx rotation.Tx) error {
+			keys, err := tx.PendingDataKeys(ctx, shard, 2, batch)
+			read += len(keys)
+			return err
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(read)/b.Elapsed().Seconds(), "rows/s")
+}
+
+// BenchmarkCreateDataKey is the store's part of CreateDataKey: five verbs in one
+// durable transaction.
+func BenchmarkCreateDataKey(b *testing.B) {
+	s, _ := benchStore(b)
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	i := 0
+	for b.Loop() {
+		k := benchKey(i)
+		i++
+		err := s.Broker().Update(ctx, func(tx broker.Tx) error {
+			if err := tx.LockDomain(ctx, "u1", broker.Shared); err != nil {
+				return err
+			}
+			if _, err := tx.Domain(ctx, "d1"); err != nil {
+				return err
+			}
+			if err := tx.InsertDataKey(ctx, k); err != nil {
+				return err
+			}
+			if err := tx.PutRequestRecord(ctx, broker.RequestRecord{
+				RequestKey: broker.RequestKey{Caller: "bench", Method: "/keybroker.v1.DataKeyService/CreateDataKey", ID: string(k.UID)},
+				Resource:   "domains/d1/dataKeys/" + string(k.ID), Done: true, Until: tx.Now().Add(24 * time.Hour),
+			}); err != nil {
+				return err
+			}
+			return tx.Audit(ctx, broker.AuditEvent{Caller: "bench", Action: "dataKeys.create", Domain: "u1",
+				Resource: "domains/d1/dataKeys/" + string(k.ID), Outcome: broker.AuditDone, RequestID: string(k.UID)})
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+}

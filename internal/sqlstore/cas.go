@@ -1,0 +1,9 @@
+//go:build !bug_no_cas
+
+package sqlstore
+
+// moveMatches is the compare-and-swap of a move: the row must still be the one
+// that was read. $8, $9 and $10 are the uid, version and epoch that were read.
+const moveMatches = `
+	domain_uid = $1 and data_key_id = $2
+	and data_key_uid = $8 and version = $9 and key_epoch = $10`

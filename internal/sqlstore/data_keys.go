@@ -1,0 +1,169 @@
+package sqlstore
+
+import (
+	"context"
+
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/rotation"
+)
+
+const dataKeyColumns = `
+	domain_uid, data_key_id, data_key_uid, ciphertext, context, key_spec, key_epoch,
+	key_material_id, kms_request_id, version, create_time, update_time`
+
+func scanDataKey(r row) (k broker.DataKey, err error) {
+	err = r.Scan(&k.Domain, &k.ID, &k.UID, (*[]byte)(&k.Ciphertext), fromJSON(&k.Context), &k.KeySpec, &k.Epoch,
+		&k.KeyMaterialID, &k.KMSRequestID, &k.Version, at{&k.CreateTime}, at{&k.UpdateTime})
+	return k, err
+}
+
+// InsertDataKey implements broker.Tx.
+func (t *txn) InsertDataKey(ctx context.Context, k broker.DataKey) error {
+	deleted, err := exists(ctx, t, "read tombstone", `
+		select 1
+		from data_key_tombstone
+		where domain_uid = $1 and data_key_id = $2`, k.Domain, k.ID)
+	if err != nil {
+		return err
+	}
+	if deleted {
+		return &broker.Error{Kind: broker.ErrAlreadyExists, Reason: broker.ReasonDataKeyIDDeleted,
+			Detail: "a data key of this id was deleted, and ids are never used again: choose another"}
+	}
+	n, err := t.exec(ctx, "insert data key", `
+		insert into data_key (`+dataKeyColumns+`)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+		on conflict do nothing`,
+		k.Domain, k.ID, k.UID, []byte(k.Ciphertext), mapText(k.Context), k.KeySpec, k.Epoch,
+		k.KeyMaterialID, k.KMSRequestID, k.Version, micros(k.CreateTime), micros(k.UpdateTime))
+	if err == nil && n == 0 {
+		return alreadyExists("data key")
+	}
+	return err
+}
+
+// DataKey implements broker.Tx.
+func (t *txn) DataKey(ctx context.Context, d broker.DomainUID, id broker.DataKeyID) (broker.DataKey, error) {
+	return one(ctx, t, "read data key", "data key", scanDataKey, `
+		select `+dataKeyColumns+`
+		from data_key
+		where domain_uid = $1 and data_key_id = $2`, d, id)
+}
+
+// ListDataKeys implements broker.Tx.
+func (t *txn) ListDataKeys(ctx context.Context, d broker.DomainUID, after broker.DataKeyID, limit int) ([]broker.DataKey, error) {
+	return all(ctx, t, "list data keys", scanDataKey, `
+		select `+dataKeyColumns+`
+		from data_key
+		where domain_uid = $1 and data_key_id > $2
+		order by data_key_id
+		limit $3`, d, after, limit)
+}
+
+// DeleteDataKey implements broker.Tx.
+func (t *txn) DeleteDataKey(ctx context.Context, k broker.DataKey) error {
+	n, err := t.exec(ctx, "delete data key", `
+		delete from data_key
+		where domain_uid = $1 and data_key_id = $2 and data_key_uid = $3 and version = $4`,
+		k.Domain, k.ID, k.UID, k.Version)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return t.absentOrChanged(ctx, "data key", `
+			select 1 from data_key where domain_uid = $1 and data_key_id = $2`, k.Domain, k.ID)
+	}
+	_, err = t.exec(ctx, "insert tombstone", `
+		insert into data_key_tombstone (domain_uid, data_key_id, data_key_uid, delete_time)
+		values ($1, $2, $3, $4)`, k.Domain, k.ID, k.UID, micros(t.now))
+	return err
+}
+
+// afterAllIDs sorts after every id: ids are of [A-Za-z0-9._-].
+const afterAllIDs broker.DataKeyID = "\x7f"
+
+// PendingDataKeys implements rotation.Tx: a keyset scan along the primary key
+// that ends after limit rows or at the shard's upper bound.
+func (t *txn) PendingDataKeys(ctx context.Context, s rotation.Shard, target broker.Epoch, limit int) ([]broker.DataKey, error) {
+	high := s.High
+	if high == "" {
+		high = afterAllIDs
+	}
+	return all(ctx, t, "list pending data keys", scanDataKey, `
+		select `+dataKeyColumns+`
+		from data_key
+		where domain_uid = $1 and data_key_id > $2 and data_key_id <= $3 and key_epoch < $4
+			and not exists (
+				select 1
+				from job_failure
+				where job_failure.domain_uid = data_key.domain_uid
+					and job_failure.job_id = $5
+					and job_failure.data_key_id = data_key.data_key_id
+					and job_failure.data_key_uid = data_key.data_key_uid
+					and job_failure.version = data_key.version)
+		order by data_key_id
+		limit $6`, s.Domain, max(s.Low, s.Cursor), high, target, s.Job, limit)
+}
+
+// MoveDataKeys implements rotation.Tx.
+func (t *txn) MoveDataKeys(ctx context.Context, d broker.DomainUID, target broker.Epoch, moves []rotation.Move) ([]bool, error) {
+	if t.broken != nil {
+		return nil, t.broken
+	}
+	moved, err := t.store.dialect.moveDataKeys(ctx, t.session, moveBatch{
+		domain: d, target: target, now: micros(t.now), moves: moves,
+	})
+	if err != nil {
+		return nil, t.fail(ctx, "move data keys", err)
+	}
+	return moved, nil
+}
+
+// CountDataKeys implements rotation.Tx.
+func (t *txn) CountDataKeys(ctx context.Context, d broker.DomainUID) (map[broker.Epoch]int64, error) {
+	type count struct {
+		epoch broker.Epoch
+		rows  int64
+	}
+	counts, err := all(ctx, t, "count data keys", func(r row) (c count, err error) {
+		err = r.Scan(&c.epoch, &c.rows)
+		return c, err
+	}, `
+		select key_epoch, count(*)
+		from data_key
+		where domain_uid = $1
+		group by key_epoch`, d)
+	if err != nil {
+		return nil, err
+	}
+	byEpoch := make(map[broker.Epoch]int64, len(counts))
+	for _, c := range counts {
+		byEpoch[c.epoch] = c.rows
+	}
+	return byEpoch, nil
+}
+
+// SampleBoundaries implements rotation.Tx. It reads the domain's ids twice, and
+// so is exact: bound i is the first id by which i/n of the rows are passed.
+func (t *txn) SampleBoundaries(ctx context.Context, d broker.DomainUID, n int) ([]broker.DataKeyID, int64, error) {
+	rows, err := one(ctx, t, "count data keys", "count", scanInt, `
+		select count(*)
+		from data_key
+		where domain_uid = $1`, d)
+	if err != nil || rows == 0 || n < 2 {
+		return nil, rows, err
+	}
+	bounds, err := all(ctx, t, "sample data keys", func(r row) (id broker.DataKeyID, err error) {
+		err = r.Scan(&id)
+		return id, err
+	}, `
+		select data_key_id
+		from (
+			select data_key_id, row_number() over (order by data_key_id) as place
+			from data_key
+			where domain_uid = $1
+		) as placed
+		where place < $2 and place * $3 / $2 > (place - 1) * $3 / $2
+		order by data_key_id`, d, rows, n)
+	return bounds, rows, err
+}

@@ -1,0 +1,19 @@
+// Package sqlstore is the vault: it keeps domains, grants, wrapped data keys,
+// jobs and audit events in a SQL database, behind the ports broker.Store and
+// rotation.Store.
+//
+// What it does. One transaction type serves both ports. The SQL is written once,
+// for every engine; what engines do not share (how a transaction begins, the
+// clock, the domain lock, the bulk move of rows, classes of errors, the schema)
+// is behind the small interface dialect. SQLite is the embedded default.
+//
+// Who may call it. cmd/broker wires it; tests open it on a file of their own.
+// Everything is safe for concurrent use. A transaction belongs to the function
+// it was given to and must not outlive it; a function must not open a second
+// transaction of the same store, which would wait for the first.
+//
+// What it never does. It calls no KMS, decides nothing about domains or jobs,
+// reads no clock but the configured one, puts no stored value into an error, a
+// log line or a span, and lets no driver error out: callers see *broker.Error,
+// context errors, and plain errors for what is a bug.
+package sqlstore

@@ -1,0 +1,66 @@
+package sqlstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// errEnded is what a transaction answers after its function has returned.
+var errEnded = errors.New("sqlstore: the transaction has ended")
+
+func notFound(what string) error {
+	return &broker.Error{Kind: broker.ErrNotFound, Detail: "the " + what + " is not in the store"}
+}
+
+func alreadyExists(what string) error {
+	return &broker.Error{Kind: broker.ErrAlreadyExists, Detail: "the " + what + " is in the store already"}
+}
+
+func conflict(detail string) error {
+	return &broker.Error{Kind: broker.ErrConflict, Detail: detail}
+}
+
+// changed is the conflict of a compare-and-swap.
+func changed(what string) error {
+	return conflict("the " + what + " was changed in between")
+}
+
+// lostLease is the conflict of a fence.
+func lostLease(what string) error {
+	return conflict("the lease of the " + what + " is no longer this one")
+}
+
+// translate is the only door through which an engine's error leaves. op says
+// what was being done; the engine's own text goes to the log at most, and only
+// as far as the dialect knows that it quotes no value.
+func (s *Store) translate(ctx context.Context, op string, err error) (out error, c class) {
+	if ctxErr := ctx.Err(); ctxErr != nil {
+		return fmt.Errorf("%s: %w", op, ctxErr), classInterrupted
+	}
+	if errors.Is(err, errEnded) {
+		return fmt.Errorf("%s: %w", op, errEnded), classOther
+	}
+	c, text := s.dialect.classify(err)
+	switch c {
+	case classTransient, classUnavailable, classInterrupted:
+		s.log.WarnContext(ctx, "the database did not answer", "op", op, "error", text)
+		return unavailable(), c
+	case classUnique:
+		return conflict("the store holds something of this name already"), c
+	case classForeignKey:
+		return notFound("parent of what was to be stored"), c
+	}
+	s.log.ErrorContext(ctx, "the database answered unexpectedly", "op", op, "error", text)
+	return fmt.Errorf("%s: unexpected answer of the database", op), c
+}
+
+func unavailable() error {
+	return &broker.Error{
+		Kind: broker.ErrUnavailable, Reason: broker.ReasonStoreUnavailable,
+		Detail: "the broker's database did not answer: repeat the call", RetryAfter: time.Second,
+	}
+}

@@ -1,0 +1,202 @@
+package sqlstore
+
+import (
+	"context"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/rotation"
+)
+
+const jobColumns = `
+	job.domain_uid, job.job_id, job.kind, job.phase, job.state,
+	job.block_reason, job.block_side, job.block_message, job.block_since, job.block_next_probe,
+	job.source_epoch, job.target_epoch, job.source_key, job.target_key, job.target_given,
+	job.reason, job.caller, job.fail_reason, job.fail_message, job.wait_message, job.wait_until,
+	job.prepare_time, job.grant_time, job.switch_time, job.last_move_time,
+	job.close_time, job.retire_time, job.list_time,
+	job.grants_retired, job.estimated_rows, job.verified_rows,
+	job.lease_owner, job.lease_seq, job.lease_until,
+	job.version, job.create_time, job.update_time, job.end_time`
+
+func jobFields(j *rotation.Job) []any {
+	return []any{
+		&j.Domain, &j.ID, &j.Kind, &j.Phase, &j.State,
+		&j.Block.Reason, &j.Block.Side, &j.Block.Message, at{&j.Block.Since}, at{&j.Block.NextProbe},
+		&j.SourceEpoch, &j.TargetEpoch, &j.SourceKey, &j.TargetKey, &j.TargetGiven,
+		&j.Reason, &j.Caller, &j.FailReason, &j.FailMessage, &j.WaitMessage, at{&j.WaitUntil},
+		at{&j.PrepareTime}, at{&j.GrantTime}, at{&j.SwitchTime}, at{&j.LastMoveTime},
+		at{&j.CloseTime}, at{&j.RetireTime}, at{&j.ListTime},
+		&j.GrantsRetired, &j.EstimatedRows, &j.VerifiedRows,
+		&j.Lease.Owner, &j.Lease.Seq, at{&j.Lease.Until},
+		&j.Version, at{&j.CreateTime}, at{&j.UpdateTime}, at{&j.EndTime},
+	}
+}
+
+func scanJob(r row) (j rotation.Job, err error) {
+	err = r.Scan(jobFields(&j)...)
+	return j, err
+}
+
+// InsertJob implements rotation.Tx. An id that exists is broker.ErrConflict.
+func (t *txn) InsertJob(ctx context.Context, j rotation.Job) error {
+	n, err := t.exec(ctx, "insert job", `
+		insert into job (
+			domain_uid, job_id, kind, phase, state,
+			block_reason, block_side, block_message, block_since, block_next_probe,
+			source_epoch, target_epoch, source_key, target_key, target_given,
+			reason, caller, fail_reason, fail_message, wait_message, wait_until,
+			prepare_time, grant_time, switch_time, last_move_time,
+			close_time, retire_time, list_time,
+			grants_retired, estimated_rows, verified_rows,
+			lease_owner, lease_seq, lease_until,
+			version, create_time, update_time, end_time)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+			$20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38)
+		on conflict do nothing`,
+		j.Domain, j.ID, j.Kind, j.Phase, j.State,
+		j.Block.Reason, j.Block.Side, j.Block.Message, micros(j.Block.Since), micros(j.Block.NextProbe),
+		j.SourceEpoch, j.TargetEpoch, j.SourceKey, j.TargetKey, j.TargetGiven,
+		j.Reason, j.Caller, j.FailReason, j.FailMessage, j.WaitMessage, micros(j.WaitUntil),
+		micros(j.PrepareTime), micros(j.GrantTime), micros(j.SwitchTime), micros(j.LastMoveTime),
+		micros(j.CloseTime), micros(j.RetireTime), micros(j.ListTime),
+		j.GrantsRetired, j.EstimatedRows, j.VerifiedRows,
+		j.Lease.Owner, j.Lease.Seq, micros(j.Lease.Until),
+		j.Version, micros(j.CreateTime), micros(j.UpdateTime), micros(j.EndTime))
+	if err == nil && n == 0 {
+		return conflict("a job of this id is in the store already")
+	}
+	return err
+}
+
+// Job implements rotation.Tx.
+func (t *txn) Job(ctx context.Context, r rotation.JobRef) (rotation.Job, error) {
+	return one(ctx, t, "read job", "job", scanJob, `
+		select `+jobColumns+`
+		from job
+		where domain_uid = $1 and job_id = $2`, r.Domain, r.ID)
+}
+
+// UpdateJob implements rotation.Tx. It leaves alone what never changes (ids,
+// kind, caller, time of creation), the lease, and a later LastMoveTime than j's:
+// TouchJob raises no version.
+func (t *txn) UpdateJob(ctx context.Context, j rotation.Job) error {
+	n, err := t.exec(ctx, "update job", `
+		update job
+		set phase = $5, state = $6,
+			block_reason = $7, block_side = $8, block_message = $9, block_since = $10, block_next_probe = $11,
+			source_epoch = $12, target_epoch = $13, source_key = $14, target_key = $15, target_given = $16,
+			reason = $17, fail_reason = $18, fail_message = $19, wait_message = $20, wait_until = $21,
+			prepare_time = $22, grant_time = $23, switch_time = $24,
+			last_move_time = case when last_move_time > $25 then last_move_time else $25 end,
+			close_time = $26, retire_time = $27, list_time = $28,
+			grants_retired = $29, estimated_rows = $30, verified_rows = $31, end_time = $32,
+			version = version + 1, update_time = $33
+		where domain_uid = $1 and job_id = $2 and version = $3 and lease_seq = $4`,
+		j.Domain, j.ID, j.Version, j.Lease.Seq, j.Phase, j.State,
+		j.Block.Reason, j.Block.Side, j.Block.Message, micros(j.Block.Since), micros(j.Block.NextProbe),
+		j.SourceEpoch, j.TargetEpoch, j.SourceKey, j.TargetKey, j.TargetGiven,
+		j.Reason, j.FailReason, j.FailMessage, j.WaitMessage, micros(j.WaitUntil),
+		micros(j.PrepareTime), micros(j.GrantTime), micros(j.SwitchTime), micros(j.LastMoveTime),
+		micros(j.CloseTime), micros(j.RetireTime), micros(j.ListTime),
+		j.GrantsRetired, j.EstimatedRows, j.VerifiedRows, micros(j.EndTime), micros(t.now))
+	if err != nil || n == 1 {
+		return err
+	}
+	return t.absentOrChanged(ctx, "job", jobProbe, j.Domain, j.ID)
+}
+
+const jobProbe = `select 1 from job where domain_uid = $1 and job_id = $2`
+
+// OpenJobs implements rotation.Tx.
+func (t *txn) OpenJobs(ctx context.Context, limit int) ([]rotation.Job, error) {
+	return all(ctx, t, "list open jobs", scanJob, `
+		select `+jobColumns+`
+		from job
+		where state in ('RUNNING', 'PAUSED', 'BLOCKED')
+		order by create_time, domain_uid, job_id
+		limit $1`, limit)
+}
+
+// ListJobs implements rotation.Tx.
+func (t *txn) ListJobs(ctx context.Context, d broker.DomainUID, after broker.JobID, limit int) ([]rotation.Job, error) {
+	return all(ctx, t, "list jobs", scanJob, `
+		select `+jobColumns+`
+		from job
+		where domain_uid = $1 and job_id > $2
+		order by job_id
+		limit $3`, d, after, limit)
+}
+
+// LastJob implements rotation.Tx.
+func (t *txn) LastJob(ctx context.Context, d broker.DomainUID) (rotation.Job, error) {
+	return one(ctx, t, "read last job", "job", scanJob, `
+		select `+jobColumns+`
+		from job
+		where domain_uid = $1
+		order by create_time desc, job_id desc
+		limit 1`, d)
+}
+
+// TouchJob implements rotation.Tx.
+func (t *txn) TouchJob(ctx context.Context, r rotation.JobRef) error {
+	n, err := t.exec(ctx, "touch job", `
+		update job
+		set last_move_time = $3
+		where domain_uid = $1 and job_id = $2`, r.Domain, r.ID, micros(t.now))
+	if err == nil && n == 0 {
+		return notFound("job")
+	}
+	return err
+}
+
+// LeaseJob implements rotation.Tx.
+func (t *txn) LeaseJob(ctx context.Context, r rotation.JobRef, owner string, ttl time.Duration) (rotation.Job, error) {
+	n, err := t.exec(ctx, "lease job", `
+		update job
+		set lease_owner = $3, lease_seq = lease_seq + 1, lease_until = $4
+		where domain_uid = $1 and job_id = $2 and (lease_until <= $5 or lease_owner = $3)`,
+		r.Domain, r.ID, owner, micros(t.now.Add(ttl)), micros(t.now))
+	if err != nil {
+		return rotation.Job{}, err
+	}
+	j, err := t.Job(ctx, r)
+	if err == nil && n == 0 {
+		return rotation.Job{}, conflict("another replica holds the lease of the job")
+	}
+	return j, err
+}
+
+// RenewJob implements rotation.Tx. A released lease is not renewed: a late
+// ticker would keep the next taker out.
+func (t *txn) RenewJob(ctx context.Context, r rotation.JobRef, seq int64, ttl time.Duration) error {
+	n, err := t.exec(ctx, "renew job", `
+		update job
+		set lease_until = $4
+		where domain_uid = $1 and job_id = $2 and lease_seq = $3 and lease_until > 0`,
+		r.Domain, r.ID, seq, micros(t.now.Add(ttl)))
+	return t.jobFence(ctx, r, n, err)
+}
+
+// ReleaseJob implements rotation.Tx.
+func (t *txn) ReleaseJob(ctx context.Context, r rotation.JobRef, seq int64) error {
+	n, err := t.exec(ctx, "release job", `
+		update job
+		set lease_owner = '', lease_until = 0
+		where domain_uid = $1 and job_id = $2 and lease_seq = $3`, r.Domain, r.ID, seq)
+	return t.jobFence(ctx, r, n, err)
+}
+
+func (t *txn) jobFence(ctx context.Context, r rotation.JobRef, n int64, err error) error {
+	if err != nil || n == 1 {
+		return err
+	}
+	there, err := exists(ctx, t, "read job", jobProbe, r.Domain, r.ID)
+	switch {
+	case err != nil:
+		return err
+	case there:
+		return lostLease("job")
+	}
+	return notFound("job")
+}

@@ -1,0 +1,141 @@
+package sqlstore
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/rotation"
+)
+
+// UsesOfKey implements rotation.Tx, in the order of domain ids. Rows counts those
+// of every epoch under the key, also of retired ones: rows are the truth. It
+// reads every row of each domain that ever used the key.
+func (t *txn) UsesOfKey(ctx context.Context, key broker.KeyARN) ([]rotation.KeyUse, error) {
+	uses := keyUses{}
+	for _, collect := range []func(context.Context, broker.KeyARN, keyUses) error{
+		t.usesByEpoch, t.usesByChange, t.usesByGrant, t.usesByImport,
+	} {
+		if err := collect(ctx, key, uses); err != nil {
+			return nil, err
+		}
+	}
+	var found []rotation.KeyUse
+	for _, u := range uses {
+		if len(u.Epochs) > 0 || u.Preparing != "" || u.Grants > 0 || u.Rows > 0 || u.ImportSource {
+			found = append(found, *u)
+		}
+	}
+	slices.SortFunc(found, func(a, b rotation.KeyUse) int { return cmp.Compare(a.DomainID, b.DomainID) })
+	return found, nil
+}
+
+// keyUses are the domains that have to do with a key.
+type keyUses map[broker.DomainUID]*rotation.KeyUse
+
+func (u keyUses) of(uid broker.DomainUID, id broker.DomainID) *rotation.KeyUse {
+	if u[uid] == nil {
+		u[uid] = &rotation.KeyUse{DomainUID: uid, DomainID: id}
+	}
+	return u[uid]
+}
+
+// usesByEpoch adds epochs and, for each domain that has any, its rows.
+func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, uses keyUses) error {
+	type epoch struct {
+		uid   broker.DomainUID
+		id    broker.DomainID
+		epoch broker.Epoch
+		state broker.KeyState
+	}
+	epochs, err := all(ctx, t, "list epochs of key", func(r row) (e epoch, err error) {
+		err = r.Scan(&e.uid, &e.id, &e.epoch, &e.state)
+		return e, err
+	}, `
+		select domain_key.domain_uid, domain.domain_id, domain_key.key_epoch, domain_key.state
+		from domain_key
+		join domain on domain.domain_uid = domain_key.domain_uid
+		where domain_key.kms_key = $1
+		order by domain_key.domain_uid, domain_key.key_epoch`, key)
+	if err != nil {
+		return err
+	}
+	for _, e := range epochs {
+		_, counted := uses[e.uid]
+		use := uses.of(e.uid, e.id)
+		if e.state != broker.KeyRetired {
+			use.Epochs = append(use.Epochs, e.epoch)
+			use.Current = use.Current || e.state == broker.KeyCurrent
+		}
+		if counted {
+			continue
+		}
+		use.Rows, err = one(ctx, t, "count rows of key", "count", scanInt, `
+			select count(*)
+			from data_key
+			where domain_uid = $1 and key_epoch in (
+				select key_epoch
+				from domain_key
+				where domain_uid = $1 and kms_key = $2)`, e.uid, key)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// usesByChange adds the changes that prepare for the key.
+func (t *txn) usesByChange(ctx context.Context, key broker.KeyARN, uses keyUses) error {
+	_, err := all(ctx, t, "list changes to key", func(r row) (struct{}, error) {
+		var uid broker.DomainUID
+		var id broker.DomainID
+		var job broker.JobID
+		err := r.Scan(&uid, &id, &job)
+		uses.of(uid, id).Preparing = job
+		return struct{}{}, err
+	}, `
+		select domain_uid, domain_id, change_job
+		from domain
+		where change_key = $1 and change_job <> ''`, key)
+	return err
+}
+
+// usesByGrant counts what KMS may hold on the key.
+func (t *txn) usesByGrant(ctx context.Context, key broker.KeyARN, uses keyUses) error {
+	_, err := all(ctx, t, "count grants of key", func(r row) (struct{}, error) {
+		var uid broker.DomainUID
+		var id broker.DomainID
+		var grants, intents int64
+		err := r.Scan(&uid, &id, &grants, &intents)
+		use := uses.of(uid, id)
+		use.Grants, use.Intents = grants, intents
+		return struct{}{}, err
+	}, `
+		select kms_grant.domain_uid, domain.domain_id,
+			count(*), count(case when kms_grant.state = 'INTENDED' then 1 end)
+		from kms_grant
+		join domain on domain.domain_uid = kms_grant.domain_uid
+		where kms_grant.kms_key = $1 and kms_grant.state in ('INTENDED', 'LIVE', 'RETIRING')
+		group by kms_grant.domain_uid, domain.domain_id`, key)
+	return err
+}
+
+// usesByImport adds the domains that may import from the key: few have any
+// import source, and those have an index of their own.
+func (t *txn) usesByImport(ctx context.Context, key broker.KeyARN, uses keyUses) error {
+	_, err := all(ctx, t, "list imports of key", func(r row) (struct{}, error) {
+		var uid broker.DomainUID
+		var id broker.DomainID
+		var sources []string
+		err := r.Scan(&uid, &id, fromJSON(&sources))
+		if slices.Contains(sources, string(key)) {
+			uses.of(uid, id).ImportSource = true
+		}
+		return struct{}{}, err
+	}, `
+		select domain_uid, domain_id, import_sources
+		from domain
+		where import_sources <> '[]'`)
+	return err
+}
