@@ -1,0 +1,232 @@
+package brokertest
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// KMSBench is one KMS with an adapter in front of it and a customer behind it.
+type KMSBench struct {
+	Registrar broker.Registrar
+	Worker    broker.Worker
+	// RegistrarRole and WorkerRole are the roles of the two, as ARNs, of an
+	// account other than the customer's.
+	RegistrarRole, WorkerRole string
+	// ReservedKey is the deployment's reserved context key.
+	ReservedKey string
+
+	Customer KMSCustomer
+	// Faults is the wire below both ports.
+	Faults *Faults
+	// Attempts is how often the adapter tries a call that KMS throttled or did not
+	// answer.
+	Attempts int
+
+	// ShowGrants returns when all grants made and retired so far are in effect
+	// everywhere.
+	ShowGrants func(t *testing.T)
+	// HidesGrants says that a new grant is surely not in effect without its token
+	// until ShowGrants returns.
+	HidesGrants bool
+	// GrantsPerKey is the quota of grants on a key, at least 120, where it is
+	// small enough to be reached; 0 leaves that out.
+	GrantsPerKey int
+
+	// Lacks names, by topic of this suite, what this KMS does otherwise than AWS,
+	// with the reason. Those topics are skipped.
+	Lacks map[string]string
+}
+
+// KMSCustomer owns keys. Its methods end the test where they fail.
+type KMSCustomer interface {
+	// Account is its AWS account, 12 digits.
+	Account() string
+	// NewKey makes a symmetric key under a policy; it need not be a key that
+	// nobody used before.
+	NewKey(t *testing.T, policy string) broker.KeyARN
+	SetEnabled(t *testing.T, key broker.KeyARN, enabled bool)
+	Encrypt(t *testing.T, key broker.KeyARN, plaintext []byte, pairs broker.Context) broker.Secret
+	Decrypt(t *testing.T, key broker.KeyARN, blob broker.Secret, pairs broker.Context) []byte
+}
+
+// RunKMS checks that a KMS keeps the contract of broker.Registrar and
+// broker.Worker. open is called once for each topic.
+func RunKMS(t *testing.T, open func(t *testing.T) KMSBench) {
+	for _, topic := range []struct {
+		name string
+		run  func(*kmsTest)
+	}{
+		{"DescribeKey", describesKeys},
+		{"CreateGrant", createsGrants},
+		{"CreateGrantDryRun", triesGrants},
+		{"GrantNames", repeatsGrants},
+		{"GrantTokens", usesTokensBeforeGrantsShow},
+		{"ListGrants", listsGrants},
+		{"GrantLimit", reachesGrantLimit},
+		{"RetireGrant", retiresGrants},
+		{"GenerateDataKey", generatesDataKeys},
+		{"ReEncrypt", reEncrypts},
+		{"ReEncryptImport", imports},
+		{"ReEncryptDryRun", triesReEncrypt},
+		{"WrongSource", refusesWrongSources},
+		{"Disabled", namesDisabledKeys},
+		{"Denied", namesDeniedKeys},
+		{"ReservedPair", refusesUnreserved},
+		{"ErrorCodes", classifiesErrorCodes},
+		{"Transient", repeatsTransientFailures},
+		{"LostAnswers", survivesLostAnswers},
+		{"OtherKeyAnswers", comparesKeys},
+		{"UnreadableAnswers", refusesUnreadableAnswers},
+		{"Cancelled", endsWithItsContext},
+		{"Secrets", keepsSecrets},
+	} {
+		t.Run(topic.name, func(t *testing.T) {
+			bench := open(t)
+			if reason, lacks := bench.Lacks[topic.name]; lacks {
+				t.Skip(reason)
+			}
+			topic.run(&kmsTest{T: t, KMSBench: bench, reserved: broker.Pair{Key: bench.ReservedKey, Value: "01jdomain" + strings.ToLower(topic.name)}})
+		})
+	}
+}
+
+// kmsTest is one topic with the domain that it plays in.
+type kmsTest struct {
+	*testing.T
+	KMSBench
+
+	reserved broker.Pair
+}
+
+// newKey makes a customer's key that the broker may make the domain's grants on.
+func (t *kmsTest) newKey() broker.KeyARN { t.Helper(); return t.newImportKey(nil) }
+
+func (t *kmsTest) newImportKey(legacy broker.Context) broker.KeyARN {
+	t.Helper()
+	return t.Customer.NewKey(t.T, KMSPolicy{
+		Owner: t.Customer.Account(), Registrar: t.RegistrarRole, Worker: t.WorkerRole, Pinned: t.reserved, Import: legacy,
+	}.Document())
+}
+
+// readyKey makes a key that the worker can already use.
+func (t *kmsTest) readyKey() broker.KeyARN {
+	t.Helper()
+	key := t.newKey()
+	t.grant(key)
+	t.ShowGrants(t.T)
+	return key
+}
+
+// pairs is a context of the domain: the reserved pair, and what tells one object
+// from another.
+func (t *kmsTest) pairs(object string) broker.Context {
+	return broker.Context{"object": object}.With(t.reserved)
+}
+
+// stranger is a context of another domain.
+func (t *kmsTest) stranger() broker.Context {
+	return broker.Context{t.ReservedKey: "01jsomebodyelse"}
+}
+
+// newGrant is what the broker asks for its own worker.
+func (t *kmsTest) newGrant(key broker.KeyARN, name string) broker.NewKMSGrant {
+	return broker.NewKMSGrant{
+		Key: key, Name: name, Grantee: t.WorkerRole, Retiring: t.RegistrarRole,
+		Operations: []string{"GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo"},
+		Constraint: broker.Constraint{Subset: broker.Context{}.With(t.reserved)},
+	}
+}
+
+func (t *kmsTest) create(g broker.NewKMSGrant) broker.CreatedKMSGrant {
+	t.Helper()
+	created, err := t.Registrar.CreateGrant(t.Context(), g)
+	t.must(err)
+	return created
+}
+
+func (t *kmsTest) grant(key broker.KeyARN) broker.CreatedKMSGrant {
+	t.Helper()
+	return t.create(t.newGrant(key, "kb/suite/worker/1"))
+}
+
+func (t *kmsTest) generate(key broker.KeyARN, pairs broker.Context) broker.Secret {
+	t.Helper()
+	wrapped, err := t.Worker.GenerateDataKeyWithoutPlaintext(t.Context(), broker.GenerateDataKey{
+		Key: key, KeySpec: broker.DefaultKeySpec, Context: pairs,
+	})
+	t.must(err)
+	return wrapped.Ciphertext
+}
+
+func (t *kmsTest) reEncrypt(r broker.ReEncrypt) error {
+	_, err := t.Worker.ReEncrypt(t.Context(), r)
+	return err
+}
+
+func (t *kmsTest) must(err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("%v: %v", err, errors.Unwrap(err))
+	}
+}
+
+// want checks the failure of a call: its class, and that it is a KMSError of
+// that operation. It gives the failure, or an empty one.
+func (t *kmsTest) want(err error, operation string, class broker.KMSClass) *broker.KMSError {
+	t.Helper()
+	var failure *broker.KMSError
+	if !errors.As(err, &failure) {
+		t.Errorf("%s: got %v, want a KMSError of class %s", operation, err, class)
+		return &broker.KMSError{}
+	}
+	if failure.Class != class || failure.Operation != operation {
+		t.Errorf("got class %s of %s (%v), want %s of %s", failure.Class, failure.Operation, failure.Err, class, operation)
+	}
+	if failure.Err == nil {
+		t.Errorf("%s: the failure has no cause for the logs", operation)
+	}
+	return failure
+}
+
+// eachCall runs every method of both ports once, under a key that it names.
+func (t *kmsTest) eachCall(key broker.KeyARN) map[string]func(context.Context) error {
+	pairs := t.pairs("each")
+	return map[string]func(context.Context) error{
+		"DescribeKey": func(ctx context.Context) error {
+			_, err := t.Registrar.DescribeKey(ctx, string(key))
+			return err
+		},
+		"CreateGrant": func(ctx context.Context) error {
+			_, err := t.Registrar.CreateGrant(ctx, t.newGrant(key, "kb/suite/each/1"))
+			return err
+		},
+		"ListGrants": func(ctx context.Context) error {
+			_, err := t.Registrar.ListGrants(ctx, key, "")
+			return err
+		},
+		"RetireGrant": func(ctx context.Context) error {
+			_, err := t.Registrar.RetireGrant(ctx, key, strings.Repeat("0", 64))
+			return err
+		},
+		"GenerateDataKeyWithoutPlaintext": func(ctx context.Context) error {
+			_, err := t.Worker.GenerateDataKeyWithoutPlaintext(ctx, broker.GenerateDataKey{
+				Key: key, KeySpec: broker.DefaultKeySpec, Context: pairs,
+			})
+			return err
+		},
+		"ReEncrypt": func(ctx context.Context) error {
+			return t.reEncryptDry(ctx, key, key, pairs)
+		},
+	}
+}
+
+func (t *kmsTest) reEncryptDry(ctx context.Context, from, to broker.KeyARN, pairs broker.Context) error {
+	_, err := t.Worker.ReEncrypt(ctx, broker.ReEncrypt{
+		SourceKey: from, SourceContext: pairs, DestinationKey: to, DestinationContext: pairs, DryRun: true,
+	})
+	return err
+}
