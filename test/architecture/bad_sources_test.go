@@ -50,6 +50,7 @@ func TestRulesCanFail(t *testing.T) {
 		{"cmd: an adapter", "cmd/broker/x.go", imports(ours + "internal/sqlstore"), ""},
 		{"cmd: OTel SDK", "cmd/broker/x.go", imports("go.opentelemetry.io/otel/sdk/trace"), ""},
 		{"cmd: test bench", "cmd/broker/x.go", imports(ours + "internal/brokertest"), "must not import"},
+		{"cmd: AWS SDK", "cmd/broker/x.go", imports("github.com/aws/aws-sdk-go-v2/config"), "must not import"},
 		{"cmd: driver", "cmd/broker/x.go", imports("modernc.org/sqlite"), "must not import"},
 		{"dot import", "client/x.go", "package p\nimport . \"strings\"\n", "dot import"},
 

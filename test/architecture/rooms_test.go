@@ -104,7 +104,7 @@ var rooms = []room{
 			"client", "proto", "internal/awskms", "internal/broker", "internal/demo", "internal/grpcapi",
 			"internal/localkms", "internal/pacer", "internal/rotation", "internal/sqlstore",
 		},
-		foreign: join(awsSDK, grpc, validate, golangX, []string{
+		foreign: join(grpc, validate, golangX, []string{
 			"github.com/grpc-ecosystem/go-grpc-middleware/v2", "github.com/prometheus/client_golang", "go.opentelemetry.io",
 		}),
 		clock:  true,
