@@ -120,6 +120,8 @@ func refusalOf(err error) refusal {
 	switch {
 	case err == nil:
 		return refusal{}
+	case errors.As(err, &api) && api.ErrorMessage() == "UnknownError":
+		return refusal{api.ErrorCode(), ""} // what the SDK makes of an empty message
 	case errors.As(err, &api):
 		return refusal{api.ErrorCode(), api.ErrorMessage()}
 	}

@@ -1,0 +1,246 @@
+package localkms
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// parseContext is the inverse of appendContext. That it exists proves that no two
+// contexts share bytes.
+func parseContext(b []byte) (context map[string]string, ok bool) {
+	take := func() (string, bool) {
+		if len(b) < 4 {
+			return "", false
+		}
+		n := int(binary.BigEndian.Uint32(b))
+		if len(b)-4 < n {
+			return "", false
+		}
+		s := string(b[4 : 4+n])
+		b = b[4+n:]
+		return s, true
+	}
+	if len(b) < 4 {
+		return nil, false
+	}
+	n := binary.BigEndian.Uint32(b)
+	b = b[4:]
+	context = map[string]string{}
+	last := ""
+	for i := range n {
+		name, ok1 := take()
+		value, ok2 := take()
+		if !ok1 || !ok2 || (i > 0 && name <= last) {
+			return nil, false
+		}
+		context[name], last = value, name
+	}
+	return context, len(b) == 0
+}
+
+func FuzzContextIsInjective(f *testing.F) {
+	f.Add("tenant", "a", "env", "p")
+	f.Add("tenan", "ta", "env", "p")
+	f.Add("", "", "a", "")
+	f.Add("a", "\x00\x00\x00\x01b", "c", "")
+	f.Add("A", "1", "a", "1")
+	f.Fuzz(func(t *testing.T, k1, v1, k2, v2 string) {
+		for _, context := range []map[string]string{nil, {k1: v1}, {k1: v1, k2: v2}, {k2: v1, k1: v2}} {
+			got, ok := parseContext(appendContext(nil, context))
+			if !ok || !maps.Equal(got, context) {
+				t.Fatalf("%q came back as %q, %v", context, got, ok)
+			}
+		}
+	})
+}
+
+// What parses as a header is what newHeader writes.
+func FuzzBlobHeader(f *testing.F) {
+	ref := keyRef{"111122223333", "us-west-2", newUUID()}
+	head, err := newHeader(ref, randomHex(materialSize))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(append(head, 1, 2, 3))
+	f.Add(head[:20])
+	f.Fuzz(func(t *testing.T, blob []byte) {
+		b, err := parseBlob(blob)
+		if err != nil {
+			return
+		}
+		again, err := newHeader(b.ref, b.materialID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copy(again[offSalt:offRegion], b.head[offSalt:offRegion])
+		end := len(again) - checksumSize
+		binary.BigEndian.PutUint32(again[end:], checksum(again[:end]))
+		if !bytes.Equal(again, b.head) || !bytes.Equal(slices.Concat(b.head, b.body), blob) {
+			t.Errorf("header %x came back as %x", b.head, again)
+		}
+	})
+}
+
+// A key can hold several materials: the newest encrypts, all decrypt, and only
+// those it has.
+func TestSeveralMaterials(t *testing.T) {
+	generation := func() *material {
+		m, err := newMaterial(randomHex(materialSize), [materialSize]byte([]byte(randomHex(materialSize/2))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	k := &key{ref: keyRef{"111122223333", "us-west-2", newUUID()}}
+	first := resolved{k, &settings{materials: []*material{generation()}}}
+	both := resolved{k, &settings{materials: append(slices.Clone(first.materials), generation())}}
+	for _, sealer := range []resolved{first, both} {
+		blob, err := sealer.seal([]byte("x"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := parseBlob(blob)
+		if err != nil || parsed.materialID != sealer.current().id || parsed.ref != k.ref {
+			t.Fatalf("header %+v, %v", parsed, err)
+		}
+		if plaintext, err := both.open(parsed, nil); err != nil || string(plaintext) != "x" {
+			t.Errorf("both materials: %q, %v", plaintext, err)
+		}
+		if _, err := first.open(parsed, nil); (err == nil) != (sealer.current() == first.current()) {
+			t.Errorf("the first material alone: %v", err)
+		}
+	}
+}
+
+// model is the rule of grants as the documentation words it, in the plainest
+// form: look at every grant.
+func model(grants map[string]*grant, caller *identity, a *access, tokens []string, now time.Time, delay time.Duration) bool {
+	lower := func(m map[string]string) map[string][]string {
+		out := map[string][]string{}
+		for k, v := range m {
+			out[strings.ToLower(k)] = append(out[strings.ToLower(k)], v)
+		}
+		return out
+	}
+	inside := func(want, have map[string]string) bool {
+		folded := lower(have)
+		for k, v := range want {
+			if !slices.Contains(folded[strings.ToLower(k)], v) {
+				return false
+			}
+		}
+		return true
+	}
+	for _, g := range grants {
+		if g.Grantee != caller.arn && g.Grantee != caller.root() {
+			continue
+		}
+		if now.Sub(g.Created) < delay && !slices.Contains(tokens, g.ID) {
+			continue
+		}
+		if !slices.Contains(g.Operations, a.operation) {
+			continue
+		}
+		if a.takesContext {
+			if e := g.Constraint.Equals; len(e) > 0 && (len(e) != len(a.context) || !inside(e, a.context) || !inside(a.context, e)) {
+				continue
+			}
+			if !inside(g.Constraint.Subset, a.context) {
+				continue
+			}
+		}
+		return true
+	}
+	return false
+}
+
+// The indexed look-up and the plain rule agree, through insertions, removals and
+// the passing of time.
+func TestGrantsAgainstModel(t *testing.T) {
+	for seed := range uint64(200) {
+		compareWithModel(t, rand.New(rand.NewPCG(seed, 1)))
+	}
+}
+
+func compareWithModel(t *testing.T, rnd *rand.Rand) {
+	pick := func(list ...string) string { return list[rnd.IntN(len(list))] }
+	contextOf := func(most int) map[string]string {
+		m := map[string]string{}
+		for range rnd.IntN(most + 1) {
+			m[pick("a", "A", "b", "")] = pick("1", "2")
+		}
+		return m
+	}
+	k := &KMS{grantDelay: time.Minute, state: newState(newTokenSecret())}
+	set, plain := newGrantSet(), map[string]*grant{}
+	now := time.Unix(1_800_000_000, 0)
+	callers := []*identity{{"arn:aws:iam::111122223333:role/a", "111122223333"}, {"arn:aws:iam::111122223333:root", "111122223333"}}
+	for step := range 150 {
+		now = now.Add(time.Duration(rnd.IntN(20)) * time.Second)
+		switch rnd.IntN(4) {
+		case 0, 1:
+			g := &grant{
+				ID: fmt.Sprint(step), Seq: set.nextSeq, Grantee: callers[rnd.IntN(2)].arn, Created: now,
+				Operations: []string{pick("Decrypt", "DescribeKey", "ReEncryptTo"), pick("Encrypt", "DescribeKey")},
+			}
+			if pairs := contextOf(3); rnd.IntN(2) == 0 {
+				g.Constraint.Subset = pairs
+			} else {
+				g.Constraint.Equals = pairs
+			}
+			set.insert(g)
+			plain[g.ID] = g
+		case 2:
+			for id, g := range plain {
+				set.remove(g)
+				delete(plain, id)
+				break
+			}
+		}
+		operation := pick("Decrypt", "Encrypt", "DescribeKey", "ReEncryptTo")
+		a := &access{operation: operation, takesContext: operation != "DescribeKey"}
+		if a.takesContext {
+			a.context = contextOf(4)
+		}
+		var tokens []string
+		if rnd.IntN(2) == 0 {
+			tokens = []string{fmt.Sprint(rnd.IntN(step + 1))}
+		}
+		r := &request{caller: callers[rnd.IntN(2)], now: now}
+		got := k.grantAllows(r, &key{grants: set}, a, tokens)
+		if want := model(plain, r.caller, a, tokens, now, time.Minute); got != want {
+			t.Fatalf("%s as %s in %q: got %v, want %v", operation, r.caller.arn, a.context, got, want)
+		}
+	}
+	for _, g := range plain {
+		set.remove(g)
+	}
+	if len(set.byID)+len(set.all)+len(set.byGrantee)+len(set.byName)+len(set.buckets) != 0 {
+		t.Error("an empty set still holds something")
+	}
+}
+
+// Of 50,000 grants to one role on one key, a request looks at a handful.
+func TestGrantLookupIsSelective(t *testing.T) {
+	set := newGrantSet()
+	for i := range DefaultGrantsPerKey {
+		set.insert(&grant{
+			ID: fmt.Sprint(i), Seq: set.nextSeq, Grantee: "role", Operations: []string{"Decrypt"},
+			Constraint: Constraint{Subset: map[string]string{"env": "prod", "tenant": fmt.Sprint(i)}},
+		})
+	}
+	looked := 0
+	for range set.candidates("role", &access{takesContext: true, context: map[string]string{"env": "prod", "tenant": "777"}}) {
+		looked++
+	}
+	if looked > 3 {
+		t.Errorf("looked at %d grants", looked)
+	}
+}

@@ -1,0 +1,355 @@
+package localkms_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/keybroker/keybroker/internal/localkms"
+)
+
+// served are the operations that the package serves.
+var served = []string{
+	"CreateKey", "DescribeKey", "EnableKey", "DisableKey", "GetKeyPolicy", "PutKeyPolicy", "CreateAlias", "ListAliases",
+	"Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "ReEncrypt", "CreateGrant", "ListGrants", "RetireGrant",
+}
+
+type answer struct {
+	status int
+	header http.Header
+	body   []byte
+	fields map[string]any
+}
+
+func (a answer) code() string {
+	code, _ := a.fields["__type"].(string)
+	return code
+}
+
+func post(t testing.TB, h http.Handler, operation, authorization, body string) answer {
+	t.Helper()
+	req := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
+	req.Header.Set("Content-Type", "application/x-amz-json-1.1")
+	req.Header.Set("X-Amz-Target", operation)
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, req)
+	a := answer{status: rec.Code, header: rec.Header(), body: rec.Body.Bytes()}
+	if err := json.Unmarshal(a.body, &a.fields); err != nil {
+		t.Fatalf("%s answered %q: %v", operation, a.body, err)
+	}
+	return a
+}
+
+func signedBy(arn string) string {
+	return "AWS4-HMAC-SHA256 Credential=" + accessKeyOf(arn) + "/20260304/us-west-2/kms/aws4_request, SignedHeaders=host;x-amz-date, Signature=00"
+}
+
+// AWS KMS API Reference, Common Errors; IAM User Guide, "Elements of an AWS API
+// request signature".
+func TestCallerAndTarget(t *testing.T) {
+	h := newKMS(t, localkms.Config{})
+	for name, tc := range map[string]struct {
+		target, authorization, body string
+		want                        refusal
+	}{
+		"no authorization":      {"TrentService.ListAliases", "", "{}", refusal{"MissingAuthenticationTokenException", "Missing Authentication Token"}},
+		"other scheme":          {"TrentService.ListAliases", "Basic Credential=x", "{}", refusal{"IncompleteSignatureException", "Authorization header requires 'Credential' parameter."}},
+		"short scope":           {"TrentService.ListAliases", "AWS4-HMAC-SHA256 Credential=AKIA/20260304/kms, Signature=0", "{}", refusal{"IncompleteSignatureException", "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term, got 'AKIA/20260304/kms'"}},
+		"unknown access key":    {"TrentService.ListAliases", signedBy("arn:aws:iam::000000000000:root"), "{}", refusal{"UnrecognizedClientException", "The security token included in the request is invalid."}},
+		"unknown operation":     {"TrentService.Fly", signedBy(admin), "{}", refusal{"UnknownOperationException", ""}},
+		"another service":       {"DynamoDB_20120810.ListTables", signedBy(admin), "{}", refusal{"UnknownOperationException", ""}},
+		"unsupported operation": {"TrentService.Sign", signedBy(admin), "{}", refusal{"UnsupportedOperationException", "localkms does not support the operation Sign."}},
+		"no JSON":               {"TrentService.ListAliases", signedBy(admin), "{", refusal{"SerializationException", "The request body is not valid JSON."}},
+		"no object":             {"TrentService.ListAliases", signedBy(admin), "[]", refusal{"SerializationException", "The request body is not a JSON object in UTF-8."}},
+		"no UTF-8":              {"TrentService.ListAliases", signedBy(admin), "{\"KeyId\":\"\xff\"}", refusal{"SerializationException", "The request body is not a JSON object in UTF-8."}},
+		"wrong type":            {"TrentService.ListAliases", signedBy(admin), `{"Limit":"one"}`, refusal{"SerializationException", "STRING_VALUE can not be converted to the type of Limit."}},
+		"too large":             {"TrentService.ListAliases", signedBy(admin), `{"x":"` + strings.Repeat("x", 1<<20) + `"}`, refusal{"SerializationException", "The request body is larger than 1048576 bytes."}},
+		"missing member":        {"TrentService.DescribeKey", signedBy(admin), `{}`, refusal{"ValidationException", "1 validation error detected: Value null at 'keyId' failed to satisfy constraint: Member must not be null"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := post(t, h, tc.target, tc.authorization, tc.body)
+			if got := (refusal{a.code(), a.fields["message"].(string)}); got != tc.want || a.status != http.StatusBadRequest {
+				t.Errorf("got  %d %q %q\nwant 400 %q %q", a.status, got.code, got.message, tc.want.code, tc.want.message)
+			}
+			if a.header.Get("Content-Type") != "application/x-amz-json-1.1" || len(a.header.Get("x-amzn-RequestId")) != 36 {
+				t.Errorf("header %v", a.header)
+			}
+		})
+	}
+}
+
+// snapshots returns the SDK's own record of the wire, from the module cache.
+func snapshots(t *testing.T, folder, suffix string) map[string][]byte {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/aws/aws-sdk-go-v2/service/kms").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(out)), folder, "*"+suffix))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("the SDK has no snapshots in %s: %v", folder, err)
+	}
+	found := map[string][]byte{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, body, ok := bytes.Cut(text, []byte("\n\n{"))
+		if !ok {
+			continue // an operation without a body
+		}
+		found[strings.TrimSuffix(filepath.Base(file), suffix)] = append([]byte("{"), body...)
+	}
+	return found
+}
+
+// Every request that the SDK can write reaches its operation and is answered as a
+// request, good or bad, never with a server error.
+func TestSnapshotRequests(t *testing.T) {
+	var seen localkms.Call
+	h := newKMS(t, localkms.Config{Observe: func(c localkms.Call) { seen = c }})
+	requests := snapshots(t, "request_snapshot", ".request.snap")
+	for operation, body := range requests {
+		t.Run(operation, func(t *testing.T) {
+			a := post(t, h, "TrentService."+operation, signedBy(admin), string(body))
+			if a.status >= 500 || a.code() == "UnknownOperationException" || a.code() == "SerializationException" {
+				t.Errorf("answered %d %s", a.status, a.body)
+			}
+			if seen.Operation != operation || seen.ErrorCode != a.code() {
+				t.Errorf("observed as %s %s", seen.Operation, seen.ErrorCode)
+			}
+			supported := a.code() != "UnsupportedOperationException" || !strings.Contains(fmt.Sprint(a.fields["message"]), "the operation")
+			if want := slices.Contains(served, operation); supported != want {
+				t.Errorf("served: %v, want %v", supported, want)
+			}
+		})
+	}
+	for _, operation := range served {
+		if requests[operation] == nil {
+			t.Errorf("the SDK has no snapshot of %s", operation)
+		}
+	}
+}
+
+// required are the members that AWS always answers with (AWS KMS API Reference,
+// Response Syntax, and recorded answers), by dotted path.
+var required = map[string][]string{
+	"CreateKey":                       {"KeyMetadata.Arn", "KeyMetadata.KeyId", "KeyMetadata.AWSAccountId", "KeyMetadata.CreationDate", "KeyMetadata.CurrentKeyMaterialId", "KeyMetadata.CustomerMasterKeySpec", "KeyMetadata.Description", "KeyMetadata.Enabled", "KeyMetadata.EncryptionAlgorithms", "KeyMetadata.KeyManager", "KeyMetadata.KeySpec", "KeyMetadata.KeyState", "KeyMetadata.KeyUsage", "KeyMetadata.MultiRegion", "KeyMetadata.Origin"},
+	"DescribeKey":                     {"KeyMetadata.Arn", "KeyMetadata.Enabled", "KeyMetadata.MultiRegion"},
+	"GetKeyPolicy":                    {"Policy", "PolicyName"},
+	"ListAliases":                     {"Aliases.AliasArn", "Aliases.AliasName", "Aliases.CreationDate", "Aliases.LastUpdatedDate", "Aliases.TargetKeyId", "Truncated", "NextMarker"},
+	"Encrypt":                         {"CiphertextBlob", "EncryptionAlgorithm", "KeyId"},
+	"Decrypt":                         {"EncryptionAlgorithm", "KeyId", "KeyMaterialId", "Plaintext"},
+	"GenerateDataKey":                 {"CiphertextBlob", "KeyId", "KeyMaterialId", "Plaintext"},
+	"GenerateDataKeyWithoutPlaintext": {"CiphertextBlob", "KeyId", "KeyMaterialId"},
+	"ReEncrypt":                       {"CiphertextBlob", "DestinationEncryptionAlgorithm", "DestinationKeyMaterialId", "KeyId", "SourceEncryptionAlgorithm", "SourceKeyId", "SourceKeyMaterialId"},
+	"CreateGrant":                     {"GrantId", "GrantToken"},
+	"ListGrants":                      {"Grants.Constraints.EncryptionContextSubset", "Grants.CreationDate", "Grants.GrantId", "Grants.GranteePrincipal", "Grants.IssuingAccount", "Grants.KeyId", "Grants.Name", "Grants.Operations", "Grants.RetiringPrincipal", "Truncated", "NextMarker"},
+}
+
+// Our answers have the members of AWS, no other, and of the same JSON type.
+func TestSnapshotResponses(t *testing.T) {
+	theirs := snapshots(t, "response_snapshot", ".response.snap")
+	for operation, body := range answers(t) {
+		t.Run(operation, func(t *testing.T) {
+			if theirs[operation] == nil {
+				t.Fatal("the SDK has no snapshot")
+			}
+			want, got := members(t, theirs[operation]), members(t, body)
+			for path, kind := range got {
+				if want[path] != kind {
+					t.Errorf("we answer %s as %s, AWS as %q", path, kind, want[path])
+				}
+			}
+			for _, path := range required[operation] {
+				if got[path] == "" {
+					t.Errorf("%s is missing in %s", path, body)
+				}
+			}
+		})
+	}
+}
+
+// members returns the JSON type behind each dotted path of a document. Lists are
+// passed through; the pairs of a map count as one.
+func members(t *testing.T, body []byte) map[string]string {
+	t.Helper()
+	var doc any
+	if err := json.Unmarshal(body, &doc); err != nil {
+		t.Fatalf("%q: %v", body, err)
+	}
+	found := map[string]string{}
+	var walk func(path string, v any)
+	walk = func(path string, v any) {
+		found[path] = strings.TrimLeft(fmt.Sprintf("%T", v), "*")
+		switch v := v.(type) {
+		case map[string]any:
+			for name, member := range v {
+				if strings.Contains(path, "EncryptionContext") {
+					name = "*"
+				}
+				walk(strings.TrimPrefix(path+"."+name, "."), member)
+			}
+		case []any:
+			for _, item := range v {
+				if nested, ok := item.(map[string]any); ok {
+					for name, member := range nested {
+						walk(path+"."+name, member)
+					}
+				}
+			}
+		}
+	}
+	walk("", doc)
+	return found
+}
+
+// answers runs every operation once and returns the bodies that came back.
+func answers(t *testing.T) map[string][]byte {
+	t.Helper()
+	h := newKMS(t, localkms.Config{})
+	bodies := map[string][]byte{}
+	c := as(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		_, name, _ := strings.Cut(r.Header.Get("X-Amz-Target"), ".")
+		bodies[name] = bytes.Clone(rec.Body.Bytes())
+		for key, values := range rec.Header() {
+			w.Header()[key] = values
+		}
+		w.WriteHeader(rec.Code)
+		_, _ = io.Copy(w, rec.Body)
+	}), admin)
+	ctx := t.Context()
+	key := must[*kms.CreateKeyOutput](t)(c.CreateKey(ctx, &kms.CreateKeyInput{})).KeyMetadata.Arn
+	must[*kms.DescribeKeyOutput](t)(c.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: key}))
+	must[*kms.DisableKeyOutput](t)(c.DisableKey(ctx, &kms.DisableKeyInput{KeyId: key}))
+	must[*kms.EnableKeyOutput](t)(c.EnableKey(ctx, &kms.EnableKeyInput{KeyId: key}))
+	must[*kms.PutKeyPolicyOutput](t)(c.PutKeyPolicy(ctx, &kms.PutKeyPolicyInput{KeyId: key, Policy: aws.String(brokerPolicy)}))
+	must[*kms.GetKeyPolicyOutput](t)(c.GetKeyPolicy(ctx, &kms.GetKeyPolicyInput{KeyId: key}))
+	must[*kms.CreateAliasOutput](t)(c.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: aws.String("alias/a"), TargetKeyId: key}))
+	must[*kms.CreateAliasOutput](t)(c.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: aws.String("alias/b"), TargetKeyId: key}))
+	must[*kms.ListAliasesOutput](t)(c.ListAliases(ctx, &kms.ListAliasesInput{Limit: aws.Int32(1)}))
+	blob := must[*kms.EncryptOutput](t)(c.Encrypt(ctx, &kms.EncryptInput{KeyId: key, Plaintext: []byte("x")})).CiphertextBlob
+	must[*kms.DecryptOutput](t)(c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob}))
+	must[*kms.ReEncryptOutput](t)(c.ReEncrypt(ctx, &kms.ReEncryptInput{CiphertextBlob: blob, DestinationKeyId: key}))
+	must[*kms.GenerateDataKeyOutput](t)(c.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: key, KeySpec: types.DataKeySpecAes256}))
+	must[*kms.GenerateDataKeyWithoutPlaintextOutput](t)(c.GenerateDataKeyWithoutPlaintext(ctx,
+		&kms.GenerateDataKeyWithoutPlaintextInput{KeyId: key, KeySpec: types.DataKeySpecAes256}))
+	in := decryptGrant(*key, worker)
+	in.Name, in.RetiringPrincipal = aws.String("n"), aws.String(admin)
+	in.Constraints = &types.GrantConstraints{EncryptionContextSubset: pairs("a", "1")}
+	must[*kms.CreateGrantOutput](t)(c.CreateGrant(ctx, in))
+	in.Name = aws.String("m")
+	g := must[*kms.CreateGrantOutput](t)(c.CreateGrant(ctx, in))
+	must[*kms.ListGrantsOutput](t)(c.ListGrants(ctx, &kms.ListGrantsInput{KeyId: key, Limit: aws.Int32(1)}))
+	must[*kms.RetireGrantOutput](t)(c.RetireGrant(ctx, &kms.RetireGrantInput{GrantToken: g.GrantToken}))
+	for _, operation := range served {
+		if bodies[operation] == nil {
+			t.Errorf("%s was not called", operation)
+		}
+	}
+	return bodies
+}
+
+func TestObserve(t *testing.T) {
+	var calls []localkms.Call
+	h := newKMS(t, localkms.Config{Observe: func(c localkms.Call) { calls = append(calls, c) }})
+	key, other := newKey(t, h, ""), newKey(t, h, "")
+	c, ctx := as(h, admin), t.Context()
+	in := decryptGrant(key, worker)
+	in.Name, in.Constraints = aws.String("n"), &types.GrantConstraints{EncryptionContextSubset: pairs("a", "1")}
+	grant := must[*kms.CreateGrantOutput](t)(c.CreateGrant(ctx, in))
+	blob := must[*kms.EncryptOutput](t)(c.Encrypt(ctx, &kms.EncryptInput{KeyId: &key, Plaintext: []byte("x"), EncryptionContext: pairs("a", "1")})).CiphertextBlob
+	must[*kms.ReEncryptOutput](t)(c.ReEncrypt(ctx, &kms.ReEncryptInput{
+		CiphertextBlob: blob, DestinationKeyId: &other, SourceEncryptionContext: pairs("a", "1"), DestinationEncryptionContext: pairs("b", "2"),
+	}))
+	_, _ = c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob, DryRun: aws.Bool(true)})
+	_, _ = as(h, stranger).DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: &key})
+
+	want := []localkms.Call{
+		{Operation: "CreateKey", Principal: admin, KeyARN: key},
+		{Operation: "CreateKey", Principal: admin, KeyARN: other},
+		{
+			Operation: "CreateGrant", Principal: admin, KeyARN: key, GrantID: *grant.GrantId, GrantName: "n",
+			GrantOperations: []string{"Decrypt"}, Constraint: localkms.Constraint{Subset: pairs("a", "1")},
+		},
+		{Operation: "Encrypt", Principal: admin, KeyARN: key, EncryptionContext: pairs("a", "1")},
+		{
+			Operation: "ReEncrypt", Principal: admin, SourceKeyARN: key, KeyARN: other,
+			SourceEncryptionContext: pairs("a", "1"), EncryptionContext: pairs("b", "2"),
+		},
+		{Operation: "Decrypt", Principal: admin, KeyARN: key, DryRun: true, ErrorCode: "DryRunOperationException"},
+		{Operation: "DescribeKey", Principal: stranger, KeyARN: key, ErrorCode: "AccessDeniedException"},
+	}
+	for i := range calls {
+		if calls[i].RequestID == "" {
+			t.Errorf("call %d has no request id", i)
+		}
+		calls[i].RequestID = ""
+	}
+	if diff := cmp.Diff(want, calls); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+}
+
+func TestNewRefusesPrincipals(t *testing.T) {
+	for name, principals := range map[string][]localkms.Principal{
+		"no ARN":          {{ARN: "Admin", AccessKeyID: "A"}},
+		"assumed role":    {{ARN: "arn:aws:sts::111122223333:assumed-role/R/S", AccessKeyID: "A"}},
+		"no access key":   {{ARN: admin}},
+		"shared":          {{ARN: admin, AccessKeyID: "A"}, {ARN: worker, AccessKeyID: "A"}},
+		"bad access key":  {{ARN: admin, AccessKeyID: "A/B"}},
+		"another service": {{ARN: "arn:aws:s3:::bucket", AccessKeyID: "A"}},
+	} {
+		if _, err := localkms.New(localkms.Config{Principals: principals}); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// Whatever the body, the answer is a success or an error of the caller, in JSON.
+func FuzzRequest(f *testing.F) {
+	for _, operation := range served {
+		f.Add(operation, `{}`)
+	}
+	f.Add("Encrypt", `{"KeyId":"alias/k","Plaintext":"eA==","EncryptionContext":{"a":"1"}}`)
+	f.Add("Decrypt", `{"CiphertextBlob":"AQIDBA==","GrantTokens":["x"],"DryRun":true,"DryRunModifiers":["IGNORE_CIPHERTEXT"],"KeyId":"alias/k"}`)
+	f.Add("CreateGrant", `{"KeyId":"alias/k","GranteePrincipal":"arn:aws:iam::111122223333:role/x","Operations":["Decrypt"],"Constraints":{"EncryptionContextSubset":{"a":"1"}}}`)
+	f.Add("PutKeyPolicy", `{"KeyId":"x","Policy":"{\"Statement\":{\"Effect\":\"Allow\",\"Principal\":\"*\",\"Action\":\"kms:*\",\"Resource\":\"*\",\"Condition\":{\"Null\":{\"a\":true}}}}"}`)
+	f.Add("CreateKey", `{"Policy":"{\"Statement\":[{\"Effect\":\"Deny\",\"Principal\":{\"AWS\":[\"*\"]},\"NotAction\":\"kms:*\",\"Resource\":\"*\"}]}"}`)
+	f.Add("ListGrants", `{"KeyId":"arn:aws:kms:us-west-2:111122223333:key/x","Limit":1e400,"Marker":"bTE6MQ=="}`)
+	f.Add("RetireGrant", `{"GrantToken":"AAAA"}`)
+	f.Add("ReEncrypt", `{"CiphertextBlob":"`+strings.Repeat("A", 400)+`","DestinationKeyId":"alias/k"}`)
+	h, err := localkms.New(localkms.Config{Principals: cast(), Now: newClock().Now})
+	if err != nil {
+		f.Fatal(err)
+	}
+	key := newKey(f, h, "")
+	if _, err := as(h, admin).CreateAlias(f.Context(), &kms.CreateAliasInput{AliasName: aws.String("alias/k"), TargetKeyId: &key}); err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, operation, body string) {
+		if a := post(t, h, "TrentService."+operation, signedBy(admin), body); a.status != http.StatusOK && a.status != http.StatusBadRequest {
+			t.Errorf("answered %d %s", a.status, a.body)
+		}
+	})
+}
