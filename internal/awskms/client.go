@@ -36,17 +36,16 @@ type direct struct{ transport http.RoundTripper }
 // Do implements kms.HTTPClient.
 func (d direct) Do(r *http.Request) (*http.Response, error) { return d.transport.RoundTrip(r) }
 
-// newTransport is sized so that calls in flight each keep their connection. KMS
-// closes idle ones after a while of its own; one that it closed under a request
-// shows as a lost answer.
-func newTransport(connections int, timeout time.Duration) *http.Transport {
+// newTransport is sized so that calls in flight each keep their connection.
+// patience is how long an answer may take; it leaves time for another attempt.
+func newTransport(connections int, patience time.Duration) *http.Transport {
 	dialer := &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}
 	return &http.Transport{
 		Proxy:                 nil, // not even from the environment
 		DialContext:           dialer.DialContext,
 		ForceAttemptHTTP2:     true,
 		TLSHandshakeTimeout:   5 * time.Second,
-		ResponseHeaderTimeout: timeout,
+		ResponseHeaderTimeout: patience,
 		MaxIdleConns:          0, // no bound over all hosts
 		MaxIdleConnsPerHost:   connections,
 		IdleConnTimeout:       60 * time.Second,

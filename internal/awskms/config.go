@@ -18,7 +18,8 @@ import (
 // Config says where KMS is and how to call it. Registrar, Worker, ReservedKey
 // and Pacer are needed, and Jitter where calls are tried more than once.
 type Config struct {
-	// Registrar and Worker are the credentials of the broker's two roles.
+	// Registrar and Worker are the credentials of the broker's two roles. They are
+	// asked for at each call, so they should remember, as aws.CredentialsCache does.
 	Registrar, Worker aws.CredentialsProvider
 
 	// ReservedKey is the template of the deployment's reserved context key, as
@@ -48,8 +49,8 @@ type Config struct {
 	// once; 0 means 256, the Pacer's own default.
 	MaxConnections int
 
-	// CallTimeout bounds one call with its repetitions (of ListGrants: one
-	// page); 0 means 10 s. It is broker.Config.KMSCallTimeout.
+	// CallTimeout bounds one call with its repetitions and its wait for the Pacer
+	// (of ListGrants: one page); 0 means 10 s. It is broker.Config.KMSCallTimeout.
 	CallTimeout time.Duration
 	// MaxAttempts is how often a call is tried that KMS throttles or does not
 	// answer; 0 means 3 in the Foreground class and 1 in the Background class.

@@ -3,12 +3,11 @@ package awskms
 import (
 	"context"
 	"errors"
-	"net"
-	"net/url"
 	"regexp"
 	"strings"
 
 	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/keybroker/keybroker/internal/broker"
 )
@@ -102,26 +101,22 @@ func noAnswer(caller context.Context, err error) (broker.KMSClass, error) {
 		return broker.KMSUnavailable, caller.Err()
 	}
 	var (
-		invalid      smithy.InvalidParamsError
-		invalidPtr   *smithy.InvalidParamsError
-		unbuilt      *smithy.SerializationError
-		undecoded    *smithy.DeserializationError
-		undecodedURL *url.Error
-		network      net.Error
+		invalid smithy.InvalidParamsError
+		unbuilt *smithy.SerializationError
+		unread  *smithy.DeserializationError
+		unsent  *smithyhttp.RequestSendError
 	)
 	switch {
-	case errors.As(err, &invalid), errors.As(err, &invalidPtr), errors.As(err, &unbuilt):
+	case errors.As(err, &invalid), errors.As(err, &unbuilt):
 		return broker.KMSInvalidRequest, errNotSent
-	case errors.As(err, &undecoded):
-		return broker.KMSUnavailable, errUnreadable
 	case errors.Is(err, context.DeadlineExceeded):
 		return broker.KMSUnavailable, context.DeadlineExceeded
-	case errors.As(err, &undecodedURL):
-		return broker.KMSUnavailable, undecodedURL.Err
-	case errors.As(err, &network):
-		return broker.KMSUnavailable, network
+	case errors.As(err, &unread):
+		return broker.KMSUnavailable, errUnreadable
+	case errors.As(err, &unsent):
+		return broker.KMSUnavailable, unsent.Err // of the transport: names addresses
 	}
-	return broker.KMSUnavailable, errors.New(err.Error())
+	return broker.KMSUnavailable, errors.New(err.Error()) // credentials, endpoint: before there is a body
 }
 
 var keyPattern = regexp.MustCompile(`arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+`)
@@ -138,6 +133,7 @@ func withoutQuotes(code, message string) string {
 	switch code {
 	case "AccessDeniedException", "DisabledException", "KMSInvalidStateException", "NotFoundException",
 		"IncorrectKeyException", "LimitExceededException", "ThrottlingException", "InvalidKeyUsageException",
+		"InvalidArnException", "UnsupportedOperationException",
 		"KMSInternalException", "KeyUnavailableException", "DependencyTimeoutException", codeDryRun:
 		return message
 	case "ValidationException":

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 
@@ -55,7 +56,7 @@ func New(cfg Config, class pacer.Class) (*KMS, error) {
 		transport: cfg.Transport,
 	}
 	if k.transport == nil {
-		k.transport = newTransport(cfg.MaxConnections, cfg.CallTimeout)
+		k.transport = newTransport(cfg.MaxConnections, cfg.CallTimeout/time.Duration(cfg.MaxAttempts))
 	}
 	k.regions.Store(&map[string]*region{})
 	return k, nil

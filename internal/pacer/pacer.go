@@ -183,8 +183,9 @@ func (p *Pacer) release(t Ticket, o Outcome) {
 			p.limit = max(float64(p.cfg.Min), p.limit*p.cfg.Decrease)
 		}
 	case Done:
-		// A limit that nobody reached has not been tried out: leave it.
-		if t.class == Background && !p.free() {
+		// A limit that nobody reached, or that the call was let in before, has
+		// not been tried out: leave it.
+		if t.class == Background && t.round == p.round && !p.free() {
 			p.limit = min(float64(p.cfg.Max), p.limit+p.cfg.Increase/p.limit)
 		}
 	}
