@@ -24,9 +24,6 @@ type Config struct {
 	// KMSCallTimeout bounds one KMS call with its retries; an intent younger
 	// than that may still be in flight.
 	KMSCallTimeout time.Duration
-	// OneAccountMayBeBroad lets a key whose policy is broader than ours pass the
-	// ownership probe if it belongs to the broker's own account.
-	OneAccountMayBeBroad bool
 	// NewID mints 26 characters, time-ordered; NewUID mints 26 random ones.
 
 	NewID  func() string

@@ -83,8 +83,11 @@ func (b *Broker) CreateGrant(ctx context.Context, caller Caller, in NewGrant) (G
 	if err != nil {
 		return GrantView{}, err
 	}
+	if g.State == GrantFailed {
+		return GrantView{}, precondition(ReasonGrantEnded, GrantName(in.Domain, g.ID), "KMS refused this grant when it was first asked for: create another")
+	}
 	if repeat {
-		return b.regrant(ctx, caller, g, Request{})
+		return b.regrant(ctx, caller, g, Request{}, false)
 	}
 	return b.completeGrant(ctx, caller, g, in.Request)
 }

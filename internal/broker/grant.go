@@ -115,9 +115,9 @@ type GrantNameParts struct {
 
 // ParseKMSGrantName reads a Name that grantName rendered for this deployment; ok
 // is false for every other Name.
-func ParseKMSGrantName(deployment, name string) (GrantNameParts, bool) {
+func (b *Broker) ParseKMSGrantName(name string) (parts GrantNameParts, ok bool) {
 	f := strings.Split(name, "/")
-	if len(f) != 6 || f[0] != "kb" || f[1] != deployment {
+	if len(f) != 6 || f[0] != "kb" || f[1] != b.cfg.Deployment {
 		return GrantNameParts{}, false
 	}
 	epoch, err1 := strconv.ParseInt(f[4], 10, 64)

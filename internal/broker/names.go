@@ -163,3 +163,12 @@ func partitionOf(arn string) string {
 	}
 	return parts[1]
 }
+
+// RoleAccount gives the account of an IAM role's ARN, or "".
+func RoleAccount(arn string) string {
+	m := roleARNPattern.FindStringSubmatch(arn)
+	if m == nil {
+		return ""
+	}
+	return m[2]
+}

@@ -53,7 +53,7 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 	if err != nil {
 		return GrantView{}, err
 	}
-	return b.regrant(ctx, caller, g, in.Request)
+	return b.regrant(ctx, caller, g, in.Request, true)
 }
 
 func renew(tx Tx, in RenewGrant, g *Grant, name string) error {
@@ -69,10 +69,10 @@ func renew(tx Tx, in RenewGrant, g *Grant, name string) error {
 
 // regrant answers with tokens for every KMS grant that the grant has on an open
 // key. A recorded grant that KMS still shows is asked for again under its own
-// Name, which makes no new grant but a new token. If r is a renewal that is not
-// done yet, grants that KMS shows no more are made anew. A grant that has ended
-// is answered without tokens, and without any call.
-func (b *Broker) regrant(ctx context.Context, caller Caller, g Grant, r Request) (GrantView, error) {
+// Name, which makes no new grant but a new token. Those that KMS shows no more
+// are made anew by a renewal, and left alone otherwise: their owner took them
+// away. A grant that has ended is answered without tokens, and without any call.
+func (b *Broker) regrant(ctx context.Context, caller Caller, g Grant, r Request, renewal bool) (GrantView, error) {
 	if !g.Live() {
 		return b.grantView(ctx, g.Domain, g.UID)
 	}
@@ -95,15 +95,20 @@ func (b *Broker) regrant(ctx context.Context, caller Caller, g Grant, r Request)
 	}
 	var tokens []Secret
 	for _, k := range have {
-		token, err := b.freshToken(ctx, caller, d, g, k)
+		token, err := b.freshToken(ctx, d, g, k)
 		if err != nil {
 			return GrantView{}, RefusedByKMS(err, GrantName(d.ID, g.ID))
 		}
 		if token != nil {
 			tokens = append(tokens, token)
+		} else if renewal {
+			// A listing may lie: what it hides is retired before it is made again.
+			if err := b.retireKMSGrants(ctx, caller, []KMSGrant{k}); err != nil {
+				return GrantView{}, RefusedByKMS(err, GrantName(d.ID, g.ID))
+			}
 		}
 	}
-	minted, err := b.ensureGrant(ctx, caller, g.Domain, g.UID, r, true)
+	minted, err := b.ensureGrant(ctx, caller, g.Domain, g.UID, r, renewal)
 	if err != nil {
 		cleanup := b.afterRefusal(context.WithoutCancel(ctx), caller, g, r, KMSUnavailable)
 		return GrantView{}, errors.Join(RefusedByKMS(err, GrantName(d.ID, g.ID)), cleanup)
@@ -114,20 +119,15 @@ func (b *Broker) regrant(ctx context.Context, caller Caller, g Grant, r Request)
 }
 
 // freshToken mints another token for a recorded KMS grant, or nil if KMS shows
-// the grant no more: then it is recorded as retired, after KMS was asked to
-// retire it, so that a listing that lied leaves nothing behind.
-func (b *Broker) freshToken(ctx context.Context, caller Caller, d Domain, g Grant, k KMSGrant) (Secret, error) {
+// the grant no more.
+func (b *Broker) freshToken(ctx context.Context, d Domain, g Grant, k KMSGrant) (Secret, error) {
 	listed, err := b.registrar.ListGrants(ctx, k.KMSKey, k.KMSGrantID)
 	if err != nil {
 		return nil, err
 	}
 	if len(listed) == 0 {
-		young, err := b.youngerThanVisibility(ctx, k)
-		if err != nil {
+		if young, err := b.youngerThanVisibility(ctx, k); err != nil || !young {
 			return nil, err
-		}
-		if !young {
-			return nil, b.retireKMSGrants(ctx, caller, []KMSGrant{k})
 		}
 	}
 	made, err := b.registrar.CreateGrant(ctx, b.newKMSGrant(d, g, k))

@@ -11,7 +11,9 @@ const sweepBatch = 200
 
 // settling is how old an intent must be before a listing may close it: its call
 // has ended by then, and KMS shows what it made.
-func (b *Broker) settling() time.Duration { return b.cfg.KMSCallTimeout + b.cfg.Windows.GrantVisibility }
+func (b *Broker) settling() time.Duration {
+	return b.cfg.KMSCallTimeout + b.cfg.Windows.GrantVisibility
+}
 
 // Sweep ends grants whose time has come, and settles KMS grants that a crash
 // left without an answer. It is called periodically by one replica at a time;

@@ -27,7 +27,8 @@ type Tx interface {
 	InsertJob(ctx context.Context, j Job) error
 	Job(ctx context.Context, r JobRef) (Job, error)
 	// UpdateJob compares Version and Lease.Seq with the stored ones, then stores
-	// j with Version+1 and UpdateTime = Now. It never writes the lease.
+	// j with Version+1 and UpdateTime = Now. It never writes the lease, nor
+	// LastMoveTime, which is TouchJob's alone.
 	UpdateJob(ctx context.Context, j Job) error
 	// OpenJobs gives every job that is not final, oldest first, up to limit.
 	OpenJobs(ctx context.Context, limit int) ([]Job, error)

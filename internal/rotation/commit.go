@@ -1,0 +1,166 @@
+package rotation
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// commit stores a batch in one transaction: rows, failures, counts, cursor and
+// lease together, fenced by the shard's lease. A replica that lost the lease
+// writes nothing.
+func (w *shardWork) commit(ctx context.Context, out batchResult, release bool) (goOn bool, err error) {
+	ttl := w.engine.cfg.LeaseTTL
+	if release {
+		ttl = 0
+	}
+	next, tally := w.shard, tally{}
+	var state State
+	var took time.Duration
+	err = w.engine.store.Update(ctx, func(tx Tx) error {
+		next, took = w.shard, tx.Now().Sub(out.begun)
+		if tally, err = w.storeRows(ctx, tx, out); err != nil {
+			return err
+		}
+		next.Done += int64(tally.moved)
+		next.Relabelled += int64(tally.relabelled)
+		next.Failed += int64(tally.failed)
+		next.Again = next.Again || tally.conflicts > 0 || out.retryLater > 0
+		w.advance(&next, out)
+		if out.lost != nil || next.Finished {
+			ttl = 0
+		}
+		if state, err = tx.CommitShard(ctx, next, ttl); err != nil {
+			return err
+		}
+		return w.block(ctx, tx, out)
+	})
+	if err != nil {
+		return false, err
+	}
+	w.shard = next
+	w.engine.cfg.Observe.Batch(tally.moved, tally.relabelled, tally.failed, tally.conflicts, took)
+	if tally.conflicts > 0 {
+		w.engine.cfg.Logger.InfoContext(ctx, "rows changed during their re-encryption", "job", w.job.ID, "rows", tally.conflicts)
+	}
+	w.engine.changed.notify()
+	if next.Finished || out.lost != nil {
+		w.engine.nudge()
+	}
+	return state == Running && out.lost == nil && !next.Finished, nil
+}
+
+// advance moves the cursor over the rows of the batch, or ends the sweep.
+func (w *shardWork) advance(s *Shard, out batchResult) {
+	if len(out.rows) > 0 {
+		s.Cursor = out.rows[len(out.rows)-1].ID
+	}
+	if !out.end {
+		return
+	}
+	if s.Again {
+		s.Again, s.Cursor = false, s.Low
+		return
+	}
+	s.Finished = true
+}
+
+// A tally counts what became of a batch's rows. relabelled is part of moved.
+type tally struct {
+	moved, relabelled, failed, conflicts int
+}
+
+func (w *shardWork) storeRows(ctx context.Context, tx Tx, out batchResult) (tally, error) {
+	var t tally
+	var moves []Move
+	var failures []Failure
+	byMove := make([]*rowOutcome, 0, len(out.outcomes))
+	for i := range out.outcomes {
+		switch o := &out.outcomes[i]; {
+		case o.move != nil:
+			moves, byMove = append(moves, *o.move), append(byMove, o)
+		case o.failure != nil:
+			f := *o.failure
+			f.Time = tx.Now()
+			failures = append(failures, f)
+		}
+	}
+	if len(moves) > 0 {
+		stored, err := tx.MoveDataKeys(ctx, w.job.Domain, w.job.TargetEpoch, moves)
+		if err != nil {
+			return t, err
+		}
+		if err := w.record(ctx, tx, moves, byMove, stored, &t); err != nil {
+			return t, err
+		}
+	}
+	if len(failures) > 0 {
+		t.failed = len(failures)
+		return t, tx.AddFailures(ctx, failures)
+	}
+	return t, nil
+}
+
+// record keeps what the batch proves: how many rows came from which key
+// material, and one audit event with the Merkle root of the rows.
+func (w *shardWork) record(ctx context.Context, tx Tx, moves []Move, outcomes []*rowOutcome, stored []bool, t *tally) error {
+	counts := map[MaterialCount]int64{}
+	var leaves [][sha256.Size]byte
+	for i, ok := range stored {
+		if !ok {
+			t.conflicts++
+			continue
+		}
+		t.moved++
+		if outcomes[i].relabel {
+			t.relabelled++
+		}
+		counts[MaterialCount{SourceKey: outcomes[i].source, SourceMaterial: outcomes[i].oldID, NewMaterial: moves[i].KeyMaterialID}]++
+		leaves = append(leaves, leafHash(moves[i], w.job.TargetEpoch))
+	}
+	if t.moved == 0 {
+		return nil
+	}
+	list := make([]MaterialCount, 0, len(counts))
+	for m, n := range counts {
+		m.Rows = n
+		list = append(list, m)
+	}
+	if err := tx.AddMoved(ctx, w.job.Ref(), list); err != nil {
+		return err
+	}
+	if err := tx.TouchJob(ctx, w.job.Ref()); err != nil {
+		return err
+	}
+	root := merkleRoot(leaves)
+	return tx.Audit(ctx, w.engine.event(broker.System.Subject, "dataKeys.reencrypt", w.plan.domain, w.job, broker.AuditDone,
+		map[string]string{"rows": strconv.Itoa(t.moved), "merkle_root": hex.EncodeToString(root[:]), "kms_key": string(w.job.TargetKey)}))
+}
+
+// block stores the loss of access on the job, unless it is blocked already or
+// was changed meanwhile: the next batch will say it again.
+func (w *shardWork) block(ctx context.Context, tx Tx, out batchResult) error {
+	var h *hold
+	if !errors.As(out.lost, &h) || h.State != Blocked {
+		return nil
+	}
+	j, err := tx.Job(ctx, w.job.Ref())
+	if err != nil || j.State != Running {
+		return err
+	}
+	before := j
+	w.engine.applyHold(&j, before, h, tx.Now())
+	if err := tx.UpdateJob(ctx, j); err != nil {
+		if errors.Is(err, broker.ErrConflict) {
+			return nil
+		}
+		return err
+	}
+	return tx.Audit(ctx, w.engine.event(broker.System.Subject, "reencryptionJobs.block", w.plan.domain, j, broker.AuditDone,
+		map[string]string{"reason": string(h.Reason), "side": string(h.Side)}))
+}

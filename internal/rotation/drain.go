@@ -1,0 +1,66 @@
+package rotation
+
+import (
+	"context"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// drain is phase 4: it waits until no service can still hold a data key that it
+// generated at KMS under an older key. The clock of an older key starts when
+// its last service wrap grant ended, in this job or before; the broker's own do
+// not count, since its stores are fenced by the domain lock.
+func (e *Engine) drain(ctx context.Context, j Job) (Job, error) {
+	olderWrap := func(k broker.KMSGrant) bool { return k.Kind == broker.Wrap && k.Epoch < j.TargetEpoch }
+	open, err := e.broker.ResolveIntents(ctx, j.Domain, olderWrap)
+	if err != nil {
+		return j, err
+	}
+	if retired, err := e.retireWrapGrants(ctx, &j); retired || err != nil {
+		return j, err
+	}
+	if open > 0 {
+		return j, waitUntil(time.Time{}, "grants on the older keys that KMS has not answered for must show, or prove absent, first")
+	}
+	now, until, err := e.drained(ctx, j)
+	if err != nil {
+		return j, err
+	}
+	if now.Before(until) {
+		return j, waitUntil(until, "services may still hold data keys that they made under the older keys (grant_visibility + max_store_delay)")
+	}
+	j.Phase = Verifying
+	return j, nil
+}
+
+// drained gives the time, and the end of the longest clock.
+func (e *Engine) drained(ctx context.Context, j Job) (now, until time.Time, err error) {
+	windows := e.broker.Windows()
+	err = e.store.View(ctx, func(tx Tx) error {
+		now, until = tx.Now(), time.Time{}
+		keys, err := tx.DomainKeys(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		grants, err := tx.KMSGrants(ctx, j.Domain, "")
+		if err != nil {
+			return err
+		}
+		for _, g := range grants {
+			key, ok := broker.KeyOfEpoch(keys, g.Epoch)
+			if !ok || !key.Unretired() || g.Epoch >= j.TargetEpoch || g.Kind != broker.Wrap || g.Worker || g.State == broker.KMSGrantFailed {
+				continue
+			}
+			end := g.EndTime
+			if g.MayExist() {
+				end = now
+			}
+			if clock := drainClock(end, windows); clock.After(until) {
+				until = clock
+			}
+		}
+		return nil
+	})
+	return now, until, err
+}

@@ -1,0 +1,337 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// prepare is phase 1: is the new key usable, is it the customer's to give, are
+// all grants on it, can everything be moved to it? Until the switch the domain
+// stays as it was; a failure here undoes what was made.
+func (e *Engine) prepare(ctx context.Context, j Job) (Job, error) {
+	if j.FailReason != "" {
+		return e.undo(ctx, j)
+	}
+	if j.TargetKey == "" {
+		return e.resolveTarget(ctx, j)
+	}
+	p, err := e.readPlan(ctx, j)
+	if err != nil {
+		return j, err
+	}
+	if j.PrepareTime.IsZero() {
+		j, err = e.grantEverything(ctx, p, j)
+		return e.undoOnFailure(ctx, j, err)
+	}
+	if p.serviceGrants() {
+		if visible := j.GrantTime.Add(e.broker.Windows().GrantVisibility); p.now.Before(visible) {
+			return j, waitUntil(visible, "grants on the new key must be visible at KMS everywhere before the switch")
+		}
+	}
+	if err := e.checkTarget(ctx, p.domain, j); err != nil {
+		return e.undoOnFailure(ctx, j, err)
+	}
+	if err := e.dryRun(ctx, p, j, nil); err != nil {
+		return e.undoOnFailure(ctx, j, e.perhapsInvisible(p, j, err))
+	}
+	return e.switchKey(ctx, j)
+}
+
+// A plan is what PREPARING reads of the domain at the start of a step.
+type plan struct {
+	now     time.Time
+	domain  broker.Domain
+	keys    []broker.DomainKey
+	grants  []broker.Grant // live ones, the worker's too
+	atKMS   []broker.KMSGrant
+	reserve broker.Context // the reserved pair alone
+}
+
+func (e *Engine) readPlan(ctx context.Context, j Job) (plan, error) {
+	var p plan
+	err := e.store.View(ctx, func(tx Tx) (err error) {
+		p.now = tx.Now()
+		if p.domain, err = tx.DomainByUID(ctx, j.Domain); err != nil {
+			return err
+		}
+		if p.keys, err = tx.DomainKeys(ctx, j.Domain); err != nil {
+			return err
+		}
+		if p.grants, err = tx.LiveGrants(ctx, j.Domain); err != nil {
+			return err
+		}
+		p.atKMS, err = tx.KMSGrants(ctx, j.Domain, "")
+		return err
+	})
+	p.reserve = broker.Context(nil).With(p.domain.Reserved)
+	return p, err
+}
+
+func (p plan) serviceGrants() bool {
+	return slices.ContainsFunc(p.grants, func(g broker.Grant) bool { return !g.Worker })
+}
+
+// sources are the older keys that rows may still be under, each once, the
+// target's own left out.
+func (p plan) sources(j Job) []broker.KeyARN {
+	var arns []broker.KeyARN
+	for _, k := range p.keys {
+		if k.Epoch < j.TargetEpoch && k.Unretired() && k.KMSKey != j.TargetKey && !slices.Contains(arns, k.KMSKey) {
+			arns = append(arns, k.KMSKey)
+		}
+	}
+	return arns
+}
+
+// resolveTarget asks KMS which key was meant, once and for all: an alias that is
+// moved later is not followed.
+func (e *Engine) resolveTarget(ctx context.Context, j Job) (Job, error) {
+	p, err := e.readPlan(ctx, j)
+	if err != nil {
+		return j, err
+	}
+	meta, err := e.registrar.DescribeKey(ctx, j.TargetGiven)
+	if err != nil {
+		return e.undoOnFailure(ctx, j, describeFailed(j.TargetGiven, err))
+	}
+	if err := checkMetadata(p.domain, meta); err != nil {
+		return e.undoOnFailure(ctx, j, err)
+	}
+	if meta.ARN == p.domain.KMSKey {
+		return e.undoOnFailure(ctx, j, failWith(broker.ReasonKeyUnchanged, "the domain has this key already"))
+	}
+	err = e.store.Update(ctx, func(tx Tx) error {
+		if err := tx.LockDomain(ctx, j.Domain, broker.Exclusive); err != nil {
+			return err
+		}
+		d, err := tx.DomainByUID(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		d.KeyChange.TargetKey = meta.ARN
+		if err := tx.UpdateDomain(ctx, d); err != nil {
+			return err
+		}
+		if err := tx.InsertDomainKey(ctx, broker.DomainKey{Domain: d.UID, Epoch: j.TargetEpoch, KMSKey: meta.ARN, State: broker.KeyPreparing}); err != nil {
+			return err
+		}
+		resolved := j
+		resolved.TargetKey = meta.ARN
+		if err := tx.UpdateJob(ctx, resolved); err != nil {
+			return err
+		}
+		j, err = tx.Job(ctx, j.Ref())
+		return err
+	})
+	return j, err
+}
+
+func describeFailed(key string, err error) error {
+	switch broker.ClassOf(err) {
+	case broker.KMSNotFound:
+		return failWith(broker.ReasonKeyNotFound, "KMS does not know %s", key)
+	case broker.KMSDenied:
+		return failWith(broker.ReasonKeyPolicyMissing, "KMS does not let the broker describe %s: put GenerateKeyPolicy's statements into its key policy", key)
+	case broker.KMSInvalidRequest:
+		return failWith(broker.ReasonKeyARNInvalid, "KMS does not accept %s as a key", key)
+	}
+	return err
+}
+
+// checkMetadata: the wrong kind of key fails the change; one that is only
+// disabled blocks it.
+func checkMetadata(d broker.Domain, m broker.KeyMetadata) error {
+	err := broker.CheckKey(d, m)
+	var be *broker.Error
+	if !errors.As(err, &be) {
+		return err
+	}
+	if be.Reason == broker.ReasonKeyDisabled || be.Reason == broker.ReasonKeyStateInvalid {
+		return blockOn(To, be.Reason, "%s: %s", m.ARN, be.Detail)
+	}
+	return failWith(be.Reason, "%s: %s", m.ARN, be.Detail)
+}
+
+// checkTarget is (a) and (b): the key's kind and state, and whether it is the
+// customer's to give.
+func (e *Engine) checkTarget(ctx context.Context, d broker.Domain, j Job) error {
+	meta, err := e.registrar.DescribeKey(ctx, string(j.TargetKey))
+	if err != nil {
+		return blockOnKMS(To, j.TargetKey, err)
+	}
+	if err := checkMetadata(d, meta); err != nil {
+		return err
+	}
+	return e.probeOwnership(ctx, d, j)
+}
+
+// grantEverything is (c) and (d): the broker's and every live service grant on
+// the new key, and with their tokens a dry run of all that must be possible.
+// A grant that is being created adds the new key by itself.
+func (e *Engine) grantEverything(ctx context.Context, p plan, j Job) (Job, error) {
+	if err := e.checkTarget(ctx, p.domain, j); err != nil {
+		return j, err
+	}
+	var tokens []broker.Secret
+	for _, g := range p.grants {
+		if g.State != broker.GrantActive {
+			continue
+		}
+		minted, err := e.broker.EnsureGrant(ctx, broker.System, g.Domain, g.UID, broker.Request{})
+		if err != nil {
+			return j, blockOnKMS(To, j.TargetKey, err)
+		}
+		if g.Worker {
+			tokens = minted
+		}
+	}
+	p, err := e.readPlan(ctx, j)
+	if err != nil {
+		return j, err
+	}
+	for _, k := range p.atKMS {
+		if k.Epoch == j.TargetEpoch && k.LiveTime.After(j.GrantTime) {
+			j.GrantTime = k.LiveTime
+		}
+	}
+	if err := e.dryRun(ctx, p, j, tokens); err != nil {
+		return j, e.perhapsInvisible(p, j, err)
+	}
+	j.PrepareTime = p.now
+	return j, nil
+}
+
+// perhapsInvisible turns a denial into a wait as long as KMS may not yet show
+// the grants that were made last.
+func (e *Engine) perhapsInvisible(p plan, j Job, err error) error {
+	var h *hold
+	if !errors.As(err, &h) || h.Reason != broker.ReasonKeyAccessDenied {
+		return err
+	}
+	if visible := j.GrantTime.Add(e.broker.Windows().GrantVisibility); p.now.Before(visible) {
+		return waitUntil(p.now.Add(e.cfg.Poll), "the broker's own grants on the new key are not visible at KMS yet")
+	}
+	return err
+}
+
+// dryRun asks KMS whether the worker may do all that the change needs: make
+// data keys under the new key, read them again, and move every older row. What
+// fails first on the new key is its side's; after that it is the old one's.
+func (e *Engine) dryRun(ctx context.Context, p plan, j Job, tokens []broker.Secret) error {
+	_, err := e.worker.GenerateDataKeyWithoutPlaintext(ctx, broker.GenerateDataKey{Key: j.TargetKey,
+		KeySpec: broker.DefaultKeySpec, Context: p.reserve, Tokens: tokens, DryRun: true})
+	if err != nil {
+		return blockOnKMS(To, j.TargetKey, err)
+	}
+	if err := e.dryRunReEncrypt(ctx, p, j.TargetKey, j.TargetKey, tokens); err != nil {
+		return blockOnKMS(To, j.TargetKey, err)
+	}
+	for _, source := range p.sources(j) {
+		err := e.dryRunReEncrypt(ctx, p, source, j.TargetKey, tokens)
+		if err == nil {
+			continue
+		}
+		if !broker.ClassOf(err).LostAccess() {
+			return err
+		}
+		if used, countErr := e.hasRows(ctx, p, source); countErr != nil || !used {
+			if countErr != nil {
+				return countErr
+			}
+			continue
+		}
+		return sourceFailed(j, source, err)
+	}
+	return nil
+}
+
+// sourceFailed: before the switch, an old key that cannot be read fails the
+// change, since nothing is lost by staying; after it, the job waits.
+func sourceFailed(j Job, source broker.KeyARN, err error) error {
+	blocked := blockOnKMS(From, source, err)
+	var h *hold
+	if j.Phase == Preparing && errors.As(blocked, &h) {
+		h.State = Failed
+	}
+	return blocked
+}
+
+func (e *Engine) dryRunReEncrypt(ctx context.Context, p plan, from, to broker.KeyARN, tokens []broker.Secret) error {
+	_, err := e.worker.ReEncrypt(ctx, broker.ReEncrypt{SourceKey: from, SourceContext: p.reserve,
+		DestinationKey: to, DestinationContext: p.reserve, Tokens: tokens, DryRun: true})
+	return err
+}
+
+// hasRows reads every row of the domain; it is asked only of a key that failed.
+func (e *Engine) hasRows(ctx context.Context, p plan, key broker.KeyARN) (bool, error) {
+	used := false
+	err := e.store.View(ctx, func(tx Tx) error {
+		counts, err := tx.CountDataKeys(ctx, p.domain.UID)
+		for _, k := range p.keys {
+			used = used || (k.KMSKey == key && counts[k.Epoch] > 0)
+		}
+		return err
+	})
+	return used, err
+}
+
+// undoOnFailure begins the undoing of a change that failed before its switch:
+// no grant is wanted on the new key from this transaction on.
+func (e *Engine) undoOnFailure(ctx context.Context, j Job, cause error) (Job, error) {
+	var h *hold
+	if !errors.As(cause, &h) || h.State != Failed {
+		return j, cause
+	}
+	err := e.store.Update(ctx, func(tx Tx) error {
+		if err := tx.LockDomain(ctx, j.Domain, broker.Exclusive); err != nil {
+			return err
+		}
+		keys, err := tx.DomainKeys(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		if k, ok := broker.KeyOfEpoch(keys, j.TargetEpoch); ok {
+			k.State = broker.KeyAbandoned
+			if err := tx.UpdateDomainKey(ctx, k); err != nil {
+				return err
+			}
+		}
+		d, err := tx.DomainByUID(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		if d.KeyChange.Job == j.ID {
+			d.KeyChange = broker.KeyChange{}
+			if err := tx.UpdateDomain(ctx, d); err != nil {
+				return err
+			}
+		}
+		j.FailReason, j.FailMessage = h.Reason, h.Message
+		if err := tx.UpdateJob(ctx, j); err != nil {
+			return err
+		}
+		j, err = tx.Job(ctx, j.Ref())
+		return err
+	})
+	return j, err
+}
+
+// undo retires what was made on the new key, then lets the job fail.
+func (e *Engine) undo(ctx context.Context, j Job) (Job, error) {
+	ours := func(k broker.KMSGrant) bool { return k.Epoch == j.TargetEpoch }
+	open, err := e.broker.ResolveIntents(ctx, j.Domain, ours)
+	if err != nil {
+		return j, err
+	}
+	if _, err := e.broker.RetireEpochs(ctx, j.Domain, ours); err != nil {
+		return j, err
+	}
+	if open > 0 {
+		return j, waitUntil(time.Time{}, "grants that KMS has not answered for must show, or prove absent, first")
+	}
+	return j, failWith(j.FailReason, "%s", j.FailMessage)
+}

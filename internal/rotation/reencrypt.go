@@ -1,0 +1,274 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// reencrypting is the job's part of phase 3; the rows are the shard workers'.
+// It retires the older keys' wrap grants first, so that nothing new is made
+// under them, finds out whether a block is over, and sees when all shards are
+// done.
+func (e *Engine) reencrypting(ctx context.Context, j Job) (Job, error) {
+	if j.State == Blocked {
+		p, err := e.readPlan(ctx, j)
+		if err != nil {
+			return j, err
+		}
+		if err := e.dryRun(ctx, p, j, nil); err != nil {
+			return j, err
+		}
+		return j, nil // settle makes it RUNNING
+	}
+	if retired, err := e.retireWrapGrants(ctx, &j); retired || err != nil {
+		return j, err
+	}
+	var progress Progress
+	err := e.store.View(ctx, func(tx Tx) (err error) {
+		progress, err = tx.Progress(ctx, j.Ref())
+		return err
+	})
+	if err == nil && progress.FinishedShards == progress.Shards {
+		j.Phase = Draining
+	}
+	return j, err
+}
+
+// retireWrapGrants ends the wrap grants of the older keys; retired says that
+// there were some.
+func (e *Engine) retireWrapGrants(ctx context.Context, j *Job) (retired bool, err error) {
+	n, err := e.broker.RetireEpochs(ctx, j.Domain, func(k broker.KMSGrant) bool {
+		return k.Kind == broker.Wrap && k.Epoch < j.TargetEpoch
+	})
+	if err != nil || n == 0 {
+		return false, err
+	}
+	return true, e.countRetired(ctx, j, n)
+}
+
+// StepShard claims one shard, works one batch of it and lets it go. It reports
+// whether there was a shard to claim.
+func (e *Engine) StepShard(ctx context.Context) (worked bool, err error) {
+	return e.claimAndWork(ctx, 1)
+}
+
+// claimAndWork claims a shard and works on it for at most batches batches (0 is
+// no limit), until it is finished, its job stops or its lease is lost.
+func (e *Engine) claimAndWork(ctx context.Context, batches int) (worked bool, err error) {
+	var s Shard
+	var j Job
+	err = e.store.Update(ctx, func(tx Tx) error {
+		s, j, err = tx.ClaimShard(ctx, e.cfg.Owner, e.cfg.LeaseTTL)
+		return err
+	})
+	if errors.Is(err, broker.ErrNotFound) || errors.Is(err, broker.ErrConflict) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	w := &shardWork{engine: e, shard: s, job: j}
+	stop := e.keepAlive(ctx, func(ctx context.Context) error {
+		return e.store.Update(ctx, func(tx Tx) error { return tx.RenewShard(ctx, s, e.cfg.LeaseTTL) })
+	})
+	defer stop()
+	if w.plan, err = e.readPlan(ctx, j); err != nil {
+		return true, err
+	}
+	for n := 1; ; n++ {
+		last := n == batches || ctx.Err() != nil
+		goOn, err := w.batch(ctx, last)
+		if errors.Is(err, broker.ErrConflict) {
+			return true, nil // the lease is another's now, or the job has ended
+		}
+		if err != nil || !goOn || last {
+			return true, err
+		}
+	}
+}
+
+// A shardWork is one replica's work on one shard, under one lease.
+type shardWork struct {
+	engine *Engine
+	shard  Shard
+	job    Job
+	plan   plan
+}
+
+// batch reads, moves and commits one batch. With release it gives the lease
+// back. goOn is false when the shard is finished or the job is not RUNNING.
+func (w *shardWork) batch(ctx context.Context, release bool) (goOn bool, err error) {
+	var rows []broker.DataKey
+	var begun time.Time
+	err = w.engine.store.View(ctx, func(tx Tx) error {
+		begun = tx.Now()
+		rows, err = tx.PendingDataKeys(ctx, w.shard, w.job.TargetEpoch, w.engine.cfg.BatchRows)
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	out := w.moveRows(ctx, rows)
+	out.begun = begun
+	if ctx.Err() != nil {
+		release = true
+	}
+	return w.commit(context.WithoutCancel(ctx), out, release)
+}
+
+// A batchResult is what a batch made of its rows: a prefix of those read.
+type batchResult struct {
+	begun      time.Time
+	rows       []broker.DataKey
+	outcomes   []rowOutcome
+	end        bool // the shard's range held no more rows
+	retryLater int
+	lost       error // the loss of access that stops the job, as a hold
+}
+
+// A rowOutcome is exactly one of: a move, a failure, or neither (left for later).
+type rowOutcome struct {
+	move    *Move
+	relabel bool
+	source  broker.KeyARN
+	oldID   string // the source's key material id
+	failure *Failure
+	lost    error
+	lostOn  broker.KeyARN
+}
+
+// moveRows gives the rows to KMS, several at a time, in order, until they are
+// all done, the batch's time is up, or access is lost.
+func (w *shardWork) moveRows(ctx context.Context, rows []broker.DataKey) batchResult {
+	e := w.engine
+	timed, cancel := context.WithTimeout(ctx, e.cfg.BatchTime)
+	defer cancel()
+	outcomes := make([]rowOutcome, len(rows))
+	var mu sync.Mutex
+	next := 0
+	take := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		if next == len(rows) || timed.Err() != nil {
+			return -1
+		}
+		next++
+		return next - 1
+	}
+	var wg sync.WaitGroup
+	for range min(e.cfg.CallsPerBatch, len(rows)) {
+		wg.Go(func() {
+			for i := take(); i >= 0; i = take() {
+				outcomes[i] = w.moveRow(ctx, timed, rows[i])
+				if outcomes[i].lost != nil {
+					cancel()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	out := batchResult{rows: rows[:next], outcomes: outcomes[:next], end: next == len(rows) && len(rows) < e.cfg.BatchRows}
+	for i := range out.outcomes {
+		o := &out.outcomes[i]
+		if o.move == nil && o.failure == nil {
+			out.retryLater++
+		}
+		if o.lost != nil && out.lost == nil {
+			out.lost = w.diagnose(context.WithoutCancel(ctx), o.lostOn, o.lost)
+		}
+	}
+	return out
+}
+
+// moveRow moves one row. Failures that pass are tried again while the batch has
+// time.
+func (w *shardWork) moveRow(ctx, timed context.Context, row broker.DataKey) rowOutcome {
+	key, ok := broker.KeyOfEpoch(w.plan.keys, row.Epoch)
+	if !ok {
+		return rowOutcome{failure: w.failure(row, "", fmt.Errorf("the domain never had epoch %d", row.Epoch))}
+	}
+	if key.KMSKey == w.job.TargetKey {
+		return rowOutcome{relabel: true, source: key.KMSKey, oldID: row.KeyMaterialID, move: &Move{ID: row.ID, UID: row.UID,
+			Version: row.Version, FromEpoch: row.Epoch, Ciphertext: row.Ciphertext, KeyMaterialID: row.KeyMaterialID, KMSRequestID: row.KMSRequestID}}
+	}
+	source := key.KMSKey
+	for backoff := 50 * time.Millisecond; ; backoff *= 2 {
+		made, err := w.reencrypt(ctx, row, source)
+		if broker.ClassOf(err) == broker.KMSIncorrectKey {
+			if made, source, err = w.tryOtherKeys(ctx, row, key.KMSKey); err == nil {
+				w.engine.cfg.Logger.WarnContext(ctx, "row was under another key than recorded", "job", w.job.ID, "data_key", row.ID)
+			}
+		}
+		switch class := broker.ClassOf(err); {
+		case err == nil:
+			return rowOutcome{source: source, oldID: made.SourceKeyMaterialID, move: &Move{ID: row.ID, UID: row.UID, Version: row.Version,
+				FromEpoch: row.Epoch, Ciphertext: made.Ciphertext, KeyMaterialID: made.DestinationKeyMaterialID, KMSRequestID: made.RequestID}}
+		case class.Transient():
+			wait := time.Duration(float64(backoff) * (0.5 + w.engine.cfg.Rand()))
+			if w.engine.cfg.Sleep(timed, wait) != nil {
+				return rowOutcome{}
+			}
+		case class.LostAccess():
+			return rowOutcome{lost: err, lostOn: source}
+		default:
+			return rowOutcome{failure: w.failure(row, class, err)}
+		}
+	}
+}
+
+func (w *shardWork) reencrypt(ctx context.Context, row broker.DataKey, source broker.KeyARN) (broker.ReEncrypted, error) {
+	full := contextOf(row, w.plan.domain)
+	made, err := w.engine.worker.ReEncrypt(ctx, broker.ReEncrypt{Ciphertext: row.Ciphertext, SourceKey: source,
+		SourceContext: full, DestinationKey: w.job.TargetKey, DestinationContext: full})
+	if err == nil && made.DestinationKey != w.job.TargetKey {
+		err = fmt.Errorf("KMS answered with key %s instead of %s", made.DestinationKey, w.job.TargetKey)
+	}
+	return made, err
+}
+
+// tryOtherKeys asks the domain's other keys that are not retired, the target
+// among them, for a row that is not under the key recorded for it.
+func (w *shardWork) tryOtherKeys(ctx context.Context, row broker.DataKey, recorded broker.KeyARN) (broker.ReEncrypted, broker.KeyARN, error) {
+	err := error(&broker.KMSError{Class: broker.KMSIncorrectKey, Code: "IncorrectKeyException", Operation: "ReEncrypt", Key: recorded})
+	tried := []broker.KeyARN{recorded}
+	for _, k := range w.plan.keys {
+		if !k.Unretired() || slices.Contains(tried, k.KMSKey) {
+			continue
+		}
+		tried = append(tried, k.KMSKey)
+		made, otherErr := w.reencrypt(ctx, row, k.KMSKey)
+		if otherErr == nil {
+			return made, k.KMSKey, nil
+		}
+		if broker.ClassOf(otherErr).Transient() {
+			err = otherErr
+		}
+	}
+	return broker.ReEncrypted{}, recorded, err
+}
+
+func (w *shardWork) failure(row broker.DataKey, class broker.KMSClass, err error) *Failure {
+	return &Failure{Domain: row.Domain, Job: w.job.ID, DataKey: row.ID, UID: row.UID, Version: row.Version, Class: class, Message: err.Error()}
+}
+
+// diagnose finds the side on which access was lost: the key that KMS's message
+// names, or else the first that a dry run fails on.
+func (w *shardWork) diagnose(ctx context.Context, source broker.KeyARN, lost error) error {
+	var k *broker.KMSError
+	if errors.As(lost, &k) && k.Key == w.job.TargetKey {
+		return blockOnKMS(To, w.job.TargetKey, lost)
+	}
+	if errors.As(lost, &k) && k.Key == source {
+		return blockOnKMS(From, source, lost)
+	}
+	if err := w.engine.dryRunReEncrypt(ctx, w.plan, w.job.TargetKey, w.job.TargetKey, nil); broker.ClassOf(err).LostAccess() {
+		return blockOnKMS(To, w.job.TargetKey, err)
+	}
+	return blockOnKMS(From, source, lost)
+}

@@ -1,0 +1,164 @@
+package rotation
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// RetirementReport says of each older key of a key change whether it may be
+// retired: a verdict about the key's ARN, over all domains of this broker. It
+// is evaluated anew at each call, and its hash is audited.
+func (e *Engine) RetirementReport(ctx context.Context, caller broker.Caller, d broker.DomainID, id broker.JobID) (Report, error) {
+	var report Report
+	err := e.store.Update(ctx, func(tx Tx) error {
+		view, err := readJob(ctx, tx, d, id)
+		if err != nil {
+			return err
+		}
+		if view.SourceEpoch == 0 {
+			return &broker.Error{Kind: broker.ErrNotFound, Reason: broker.ReasonReportNotFound, Resource: broker.JobName(d, id) + "/retirementReport",
+				Detail: "the job set the domain's first key: there is no older key to retire"}
+		}
+		report = Report{Domain: d, Job: id, EvaluateTime: tx.Now()}
+		keys, err := tx.DomainKeys(ctx, view.Domain)
+		if err != nil {
+			return err
+		}
+		for _, arn := range reportedKeys(keys, view.Job) {
+			verdict, err := e.judge(ctx, tx, view.Job, d, arn)
+			if err != nil {
+				return err
+			}
+			report.Keys = append(report.Keys, verdict)
+		}
+		if err := seal(&report); err != nil {
+			return err
+		}
+		domain, err := tx.Domain(ctx, d)
+		if err != nil {
+			return err
+		}
+		return tx.Audit(ctx, e.event(caller.Subject, "retirementReports.get", domain, view.Job, broker.AuditDone,
+			map[string]string{"sha256": report.SHA256, "safe": strconv.FormatBool(allSafe(report))}))
+	})
+	return report, err
+}
+
+// reportedKeys are the older keys that the job had to do with: its source, and
+// those that were not retired before it began.
+func reportedKeys(keys []broker.DomainKey, j Job) []broker.KeyARN {
+	var arns []broker.KeyARN
+	for _, k := range keys {
+		old := k.Epoch < j.TargetEpoch && k.State != broker.KeyAbandoned && k.State != broker.KeyPreparing
+		late := k.RetireTime.IsZero() || k.RetireTime.After(j.CreateTime)
+		if old && (late || k.Epoch == j.SourceEpoch) && !slices.Contains(arns, k.KMSKey) {
+			arns = append(arns, k.KMSKey)
+		}
+	}
+	return arns
+}
+
+func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn broker.KeyARN) (KeyRetirement, error) {
+	v := KeyRetirement{Key: arn, GrantsRetired: j.GrantsRetired, ListTime: j.ListTime, LastMoveTime: j.LastMoveTime}
+	moved, err := tx.Moved(ctx, j.Ref())
+	if err != nil {
+		return v, err
+	}
+	for _, m := range moved {
+		if m.SourceKey == arn {
+			v.Moved = append(v.Moved, m)
+		}
+	}
+	if v.Blockers, err = blockers(ctx, tx, j, d, arn); err != nil {
+		return v, err
+	}
+	if len(v.Blockers) == 0 {
+		v.SafeAfter = j.EndTime
+		if retention := e.broker.Windows().BackupRetention; retention > 0 && !j.LastMoveTime.IsZero() {
+			v.SafeAfter = latest(v.SafeAfter, j.LastMoveTime.Add(retention))
+			if tx.Now().Before(v.SafeAfter) {
+				v.Blockers = append(v.Blockers, Blocker{Kind: BlockBackup, Until: v.SafeAfter,
+					Message: "a backup from before the last move, if it is restored, needs the key"})
+			}
+		}
+		v.Safe = len(v.Blockers) == 0
+	}
+	v.Confirm = []string{
+		fmt.Sprintf("CloudTrail shows no successful use of %s by the broker's roles or your services after %s", arn, v.SafeAfter.UTC().Format(time.RFC3339)),
+		"kms:ListGrants on the key shows no grant whose Name begins with kb/ of this deployment",
+		"disable the key first and watch for DisabledException before you schedule its deletion",
+	}
+	return v, nil
+}
+
+func latest(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// blockers lists what stands against retiring a key, in this domain and others.
+func blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn broker.KeyARN) ([]Blocker, error) {
+	var out []Blocker
+	if !reportReady(j) {
+		out = append(out, Blocker{Kind: BlockJob, Resource: broker.JobName(d, j.ID), Count: 1,
+			Message: fmt.Sprintf("the key change is %s in %s; it must succeed first", j.State, j.Phase)})
+	}
+	uses, err := tx.UsesOfKey(ctx, arn)
+	if err != nil {
+		return nil, err
+	}
+	for _, u := range uses {
+		name := u.DomainID.Name()
+		if u.Rows > 0 {
+			out = append(out, Blocker{Kind: BlockRows, Resource: name, Count: u.Rows, Message: "wrapped data keys are under this key"})
+		}
+		if live := u.Grants - u.Intents; live > 0 {
+			out = append(out, Blocker{Kind: BlockGrants, Resource: name, Count: live, Message: "KMS grants on this key are live"})
+		}
+		if u.Intents > 0 {
+			out = append(out, Blocker{Kind: BlockIntents, Resource: name, Count: u.Intents, Message: "KMS has not answered for grants on this key"})
+		}
+		if u.Current {
+			out = append(out, Blocker{Kind: BlockDomain, Resource: name, Count: 1, Message: "it is the domain's present key"})
+		}
+		if u.Preparing != "" {
+			out = append(out, Blocker{Kind: BlockJob, Resource: broker.JobName(u.DomainID, u.Preparing), Count: 1, Message: "a key change to this key is being prepared"})
+		}
+		if u.ImportSource {
+			out = append(out, Blocker{Kind: BlockImportSource, Resource: name, Count: 1, Message: "the domain lists it among its import_source_keys"})
+		}
+	}
+	return out, nil
+}
+
+// seal renders the report canonically (fixed field order, UTC times, no spaces)
+// and hashes it.
+func seal(r *Report) error {
+	r.Canonical, r.SHA256 = "", ""
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("render the report: %w", err)
+	}
+	sum := sha256.Sum256(raw)
+	r.Canonical, r.SHA256 = string(raw), hex.EncodeToString(sum[:])
+	return nil
+}
+
+func allSafe(r Report) bool {
+	for _, k := range r.Keys {
+		if !k.Safe {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,62 @@
+package rotation
+
+import (
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// A Report says, of each older key of a job, whether it may be retired. It is
+// evaluated anew at each call.
+type Report struct {
+	Domain       broker.DomainID
+	Job          broker.JobID
+	Keys         []KeyRetirement
+	EvaluateTime time.Time
+	// Canonical is the report as canonical JSON, SHA256 its hash in hex: the form
+	// that the audit row holds the hash of.
+	Canonical string
+	SHA256    string
+}
+
+// A KeyRetirement is the verdict on one key ARN.
+type KeyRetirement struct {
+	Key broker.KeyARN
+	// Safe is true if nothing that this broker knows of needs the key any more
+	// and SafeAfter has passed.
+	Safe bool
+	// SafeAfter is the earliest moment at which the key may be disabled, zero
+	// while blockers have no date.
+	SafeAfter time.Time
+	Blockers  []Blocker
+	Moved     []MaterialCount
+	// GrantsRetired counts the KMS grants that the job retired.
+	GrantsRetired int64
+	ListTime      time.Time // the listing that showed no grant of the older epochs
+	LastMoveTime  time.Time
+	// Confirm says what the key's owner can check without us.
+	Confirm []string
+}
+
+// BlockerKind says what stands against retiring a key.
+type BlockerKind string
+
+// The kinds of blockers.
+const (
+	BlockRows         BlockerKind = "ROWS"
+	BlockGrants       BlockerKind = "GRANTS"
+	BlockIntents      BlockerKind = "GRANT_INTENTS"
+	BlockDomain       BlockerKind = "DOMAIN" // it is some domain's present key
+	BlockJob          BlockerKind = "JOB"    // the job, or another, is not done with it
+	BlockImportSource BlockerKind = "IMPORT_SOURCE"
+	BlockBackup       BlockerKind = "BACKUP_RETENTION"
+)
+
+// A Blocker is one thing that needs the key.
+type Blocker struct {
+	Kind     BlockerKind
+	Resource string // name of the domain or job
+	Count    int64
+	Message  string
+	Until    time.Time // when it goes by itself; zero if it does not
+}

@@ -1,0 +1,202 @@
+package rotation
+
+import (
+	"context"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// retire is phase 6. Readers get max_read_delay to let go of what they read;
+// then the older epochs are closed under the exclusive lock, their KMS grants
+// retired by id, and KMS itself must show, one visibility window later, that
+// none of them is left. "Older" is always by epoch, never by ARN: after A to B
+// and back to A the present key's own listing is read too.
+func (e *Engine) retire(ctx context.Context, j Job) (Job, error) {
+	now, err := e.now(ctx)
+	if err != nil {
+		return j, err
+	}
+	if !j.LastMoveTime.IsZero() && j.CloseTime.IsZero() {
+		if until := j.LastMoveTime.Add(e.broker.Windows().MaxReadDelay); now.Before(until) {
+			return j, waitUntil(until, "services may still use wrapped keys that they read before (max_read_delay)")
+		}
+	}
+	if j.CloseTime.IsZero() {
+		return e.closeEpochs(ctx, j)
+	}
+	older := func(k broker.KMSGrant) bool { return k.Epoch < j.TargetEpoch }
+	open, err := e.broker.ResolveIntents(ctx, j.Domain, older)
+	if err != nil {
+		return j, e.blockedFrom(j, err)
+	}
+	retired, err := e.broker.RetireEpochs(ctx, j.Domain, older)
+	if err != nil {
+		return j, e.blockedFrom(j, err)
+	}
+	if retired > 0 {
+		return j, e.countRetired(ctx, &j, retired)
+	}
+	if open > 0 {
+		return j, waitUntil(time.Time{}, "grants on the older keys that KMS has not answered for must show, or prove absent, first")
+	}
+	if until := j.RetireTime.Add(e.broker.Windows().GrantVisibility); !j.RetireTime.IsZero() && now.Before(until) {
+		return j, waitUntil(until, "KMS may take grant_visibility to forget the retired grants everywhere")
+	}
+	return e.proveRetired(ctx, j, now)
+}
+
+func (e *Engine) now(ctx context.Context) (now time.Time, err error) {
+	err = e.store.View(ctx, func(tx Tx) error {
+		now = tx.Now()
+		return nil
+	})
+	return now, err
+}
+
+// blockedFrom: a refusal about the older keys blocks the job on their side.
+func (e *Engine) blockedFrom(j Job, err error) error {
+	if broker.ClassOf(err).LostAccess() {
+		return blockOnKMS(From, j.SourceKey, err)
+	}
+	return err
+}
+
+// countRetired stores on the job how many grants were retired, and the time of
+// the last RetireGrant, from which the listing's wait counts.
+func (e *Engine) countRetired(ctx context.Context, j *Job, n int) error {
+	return e.store.Update(ctx, func(tx Tx) error {
+		next := *j
+		next.GrantsRetired += int64(n)
+		next.RetireTime = tx.Now()
+		if err := tx.UpdateJob(ctx, next); err != nil {
+			return err
+		}
+		stored, err := tx.Job(ctx, next.Ref())
+		*j = stored
+		return err
+	})
+}
+
+// closeEpochs forbids every new intent and store under the older keys. A last
+// look for rows is part of the same transaction's fence: a writer that comes
+// after it reads the closed state, and one that came before is seen.
+func (e *Engine) closeEpochs(ctx context.Context, j Job) (Job, error) {
+	err := e.store.Update(ctx, func(tx Tx) error {
+		if err := tx.LockDomain(ctx, j.Domain, broker.Exclusive); err != nil {
+			return err
+		}
+		keys, err := tx.DomainKeys(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		for _, k := range keys {
+			if k.Epoch < j.TargetEpoch && k.State == broker.KeySuperseded {
+				k.State = broker.KeyClosed
+				if err := tx.UpdateDomainKey(ctx, k); err != nil {
+					return err
+				}
+			}
+		}
+		next := j
+		next.CloseTime = tx.Now()
+		if err := tx.UpdateJob(ctx, next); err != nil {
+			return err
+		}
+		j, err = tx.Job(ctx, j.Ref())
+		return err
+	})
+	return j, err
+}
+
+// proveRetired lists the grants of every older key at KMS. What it shows of an
+// older epoch of this domain, recorded or not, is retired, and the wait begins
+// again; when it shows none, the job has succeeded.
+func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, error) {
+	p, err := e.readPlan(ctx, j)
+	if err != nil {
+		return j, err
+	}
+	found := 0
+	for _, arn := range olderKeys(p, j) {
+		listed, err := e.registrar.ListGrants(ctx, arn, "")
+		if broker.ClassOf(err) == broker.KMSNotFound {
+			continue // the key is gone, and its grants with it
+		}
+		if err != nil {
+			return j, e.blockedFrom(j, err)
+		}
+		for _, l := range listed {
+			if !e.leftover(p, j, l) {
+				continue
+			}
+			found++
+			if _, err := e.registrar.RetireGrant(ctx, arn, l.ID); err != nil {
+				return j, e.blockedFrom(j, err)
+			}
+		}
+	}
+	if found > 0 {
+		return j, e.countRetired(ctx, &j, found)
+	}
+	return e.succeed(ctx, p, j, now)
+}
+
+// olderKeys are the ARNs of every epoch below the target that is not retired.
+func olderKeys(p plan, j Job) []broker.KeyARN {
+	seen := map[broker.KeyARN]bool{}
+	var arns []broker.KeyARN
+	for _, k := range p.keys {
+		if k.Epoch < j.TargetEpoch && k.Unretired() && !seen[k.KMSKey] {
+			seen[k.KMSKey] = true
+			arns = append(arns, k.KMSKey)
+		}
+	}
+	return arns
+}
+
+// leftover reports whether a listed grant is this domain's, by id or Name, for
+// an epoch below the target.
+func (e *Engine) leftover(p plan, j Job, l broker.ListedGrant) bool {
+	name, ours := e.broker.ParseKMSGrantName(l.Name)
+	for _, k := range p.atKMS {
+		if k.KMSGrantID == l.ID && k.KMSGrantID != "" {
+			return k.Epoch < j.TargetEpoch
+		}
+		if ours && k.Grant == name.Grant {
+			return name.Epoch < j.TargetEpoch
+		}
+	}
+	return false
+}
+
+// succeed is the end: the older epochs are retired in the transaction that
+// records the listing.
+func (e *Engine) succeed(ctx context.Context, p plan, j Job, listed time.Time) (Job, error) {
+	err := e.store.Update(ctx, func(tx Tx) error {
+		for _, k := range p.keys {
+			if k.Epoch < j.TargetEpoch && k.State == broker.KeyClosed {
+				k.State, k.RetireTime = broker.KeyRetired, tx.Now()
+				if err := tx.UpdateDomainKey(ctx, k); err != nil {
+					return err
+				}
+			}
+		}
+		next := j
+		next.State, next.Block, next.WaitMessage, next.WaitUntil = Succeeded, Block{}, "", time.Time{}
+		next.ListTime, next.EndTime = listed, tx.Now()
+		if err := tx.UpdateJob(ctx, next); err != nil {
+			return err
+		}
+		d, err := tx.DomainByUID(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		if err := tx.Audit(ctx, e.event(broker.System.Subject, "reencryptionJobs.succeed", d, next, broker.AuditDone, nil)); err != nil {
+			return err
+		}
+		j, err = tx.Job(ctx, j.Ref())
+		return err
+	})
+	return j, err
+}

@@ -1,0 +1,223 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// A hold is how a phase says that it cannot go on now: it waits (Running, with
+// a time), is blocked until somebody acts, or has failed. It is an error so
+// that every step of a phase can simply return it.
+type hold struct {
+	State   State
+	Reason  broker.Reason
+	Side    Side
+	Message string
+	Until   time.Time
+}
+
+func (h *hold) Error() string { return string(h.State) + ": " + h.Message }
+
+func waitUntil(until time.Time, message string) error {
+	return &hold{State: Running, Message: message, Until: until}
+}
+
+func blockOn(side Side, reason broker.Reason, format string, args ...any) error {
+	return &hold{State: Blocked, Reason: reason, Side: side, Message: fmt.Sprintf(format, args...)}
+}
+
+func failWith(reason broker.Reason, format string, args ...any) error {
+	return &hold{State: Failed, Reason: reason, Message: fmt.Sprintf(format, args...)}
+}
+
+// blockOnKMS turns a refusal of KMS into a block on one side; a failure that
+// will pass is returned as it is.
+func blockOnKMS(side Side, key broker.KeyARN, err error) error {
+	var reason broker.Reason
+	var what string
+	switch broker.ClassOf(err) {
+	case broker.KMSDenied, broker.KMSInvalidToken:
+		reason, what = broker.ReasonKeyAccessDenied, "KMS denies the broker the use of %s: compare its key policy with GenerateKeyPolicy"
+	case broker.KMSDisabled:
+		reason, what = broker.ReasonKeyDisabled, "%s is disabled: its owner can enable it"
+	case broker.KMSInvalidState:
+		reason, what = broker.ReasonKeyStateInvalid, "%s is in a state in which it cannot be used (pending deletion or import)"
+	case broker.KMSNotFound:
+		reason, what = broker.ReasonKeyNotFound, "KMS does not know %s, or hides it from the broker"
+	case broker.KMSLimitExceeded:
+		reason, what = broker.ReasonGrantLimitExceeded, "%s has as many grants as its quota allows: retire some, or have the quota raised"
+	default:
+		return err
+	}
+	return blockOn(side, reason, what, key)
+}
+
+// StepJob takes the job's lease and advances it by one step, if it is due. It
+// reports whether the job moved, so that the caller steps again at once.
+// Another replica's lease is no error.
+func (e *Engine) StepJob(ctx context.Context, r JobRef) (moved bool, err error) {
+	var j Job
+	err = e.store.Update(ctx, func(tx Tx) error {
+		j, err = tx.LeaseJob(ctx, r, e.cfg.Owner, e.cfg.LeaseTTL)
+		return err
+	})
+	if errors.Is(err, broker.ErrConflict) || errors.Is(err, broker.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	stop := e.keepAlive(ctx, func(ctx context.Context) error {
+		return e.store.Update(ctx, func(tx Tx) error { return tx.RenewJob(ctx, r, j.Lease.Seq, e.cfg.LeaseTTL) })
+	})
+	defer func() {
+		stop()
+		release := e.store.Update(context.WithoutCancel(ctx), func(tx Tx) error { return tx.ReleaseJob(ctx, r, j.Lease.Seq) })
+		if !errors.Is(release, broker.ErrConflict) {
+			err = errors.Join(err, release)
+		}
+	}()
+	if !j.Open() || j.State == Paused {
+		return false, nil
+	}
+	after, err := e.phase(ctx, j)
+	return e.settle(ctx, j, after, err)
+}
+
+// phase runs the present phase and gives the job as it shall be stored, or as
+// the phase itself has stored it.
+func (e *Engine) phase(ctx context.Context, j Job) (Job, error) {
+	switch j.Phase {
+	case Preparing:
+		return e.prepare(ctx, j)
+	case Reencrypting:
+		return e.reencrypting(ctx, j)
+	case Draining:
+		return e.drain(ctx, j)
+	case Verifying:
+		return e.verify(ctx, j)
+	case Retiring:
+		return e.retire(ctx, j)
+	}
+	return j, fmt.Errorf("job %s is in unknown phase %q", j.ID, j.Phase)
+}
+
+// settle stores what a phase said. Failures of KMS that pass are waits.
+func (e *Engine) settle(ctx context.Context, before, after Job, cause error) (moved bool, err error) {
+	var h *hold
+	if cause != nil && !errors.As(cause, &h) {
+		if !broker.ClassOf(cause).Transient() {
+			return false, cause
+		}
+		h = &hold{State: Running, Message: "KMS throttles or does not answer; trying again"}
+	}
+	if h == nil {
+		after.State, after.Block, after.WaitMessage, after.WaitUntil = keepState(after), Block{}, "", time.Time{}
+	}
+	stored := after.Version != before.Version
+	changed := after.Phase != before.Phase || after.State != before.State
+	err = e.store.Update(ctx, func(tx Tx) error {
+		if h != nil {
+			e.applyHold(&after, before, h, tx.Now())
+			changed = after.Phase != before.Phase || after.State != before.State
+		}
+		if stored || sameJob(after, before) {
+			return nil
+		}
+		if !after.Open() {
+			after.EndTime = tx.Now()
+		}
+		if err := tx.UpdateJob(ctx, after); err != nil || !changed {
+			return err
+		}
+		d, err := tx.DomainByUID(ctx, after.Domain)
+		if err != nil {
+			return err
+		}
+		return tx.Audit(ctx, e.event(broker.System.Subject, "reencryptionJobs.advance", d, after, broker.AuditDone,
+			map[string]string{"phase": string(after.Phase), "state": string(after.State)}))
+	})
+	if errors.Is(err, broker.ErrConflict) {
+		return false, nil // another replica, or a user, was faster: look again
+	}
+	if err != nil {
+		return false, err
+	}
+	if changed || stored {
+		e.cfg.Observe.JobState(after.Phase, after.State)
+		e.cfg.Logger.InfoContext(ctx, "job advanced", "job", after.ID, "phase", after.Phase, "state", after.State,
+			"reason", after.Block.Reason, "fail_reason", after.FailReason)
+		e.nudge()
+	}
+	return changed || stored, nil
+}
+
+// keepState: a phase that went on without a hold is running, whatever it was
+// blocked on before; a final state stays.
+func keepState(j Job) State {
+	if j.State == Blocked {
+		return Running
+	}
+	return j.State
+}
+
+func (e *Engine) applyHold(j *Job, before Job, h *hold, now time.Time) {
+	j.Block, j.WaitMessage, j.WaitUntil = Block{}, "", time.Time{}
+	j.State = h.State
+	switch h.State {
+	case Blocked:
+		j.Block = Block{Reason: h.Reason, Side: h.Side, Message: h.Message, Since: now, NextProbe: now.Add(e.cfg.Probe)}
+		if before.State == Blocked && before.Block.Reason == h.Reason {
+			j.Block.Since = before.Block.Since
+		}
+	case Failed:
+		j.FailReason, j.FailMessage = h.Reason, h.Message
+	default:
+		j.State = keepState(*j)
+		j.WaitMessage, j.WaitUntil = h.Message, h.Until
+	}
+}
+
+// sameJob compares what a step may change, so that an idle wait writes nothing.
+func sameJob(a, b Job) bool {
+	a.Lease, b.Lease = Lease{}, Lease{}
+	return a == b
+}
+
+// due reports whether a step of the job may find something to do.
+func due(j Job, now time.Time) bool {
+	switch j.State {
+	case Running:
+		return !now.Before(j.WaitUntil)
+	case Blocked:
+		return !now.Before(j.Block.NextProbe)
+	}
+	return false
+}
+
+// keepAlive renews a lease every third of its life until stop is called. A lost
+// lease is found by the next fenced commit, so its error is only logged.
+func (e *Engine) keepAlive(ctx context.Context, renew func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		t := time.NewTicker(e.cfg.LeaseTTL / 3)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+				if err := renew(ctx); err != nil && ctx.Err() == nil {
+					e.cfg.Logger.WarnContext(ctx, "lease not renewed", "error", err)
+				}
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
+}

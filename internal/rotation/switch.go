@@ -1,0 +1,139 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// rowsPerShard is how many rows make another shard worth its overhead; ours.
+const rowsPerShard = 1000
+
+// errUnprepared says that a live grant lacks its grants on the new key.
+var errUnprepared = errors.New("a live grant has no grant on the new key yet")
+
+// switchKey is phase 2, one transaction under the exclusive domain lock and
+// fenced by the job's lease: from its commit on, every store is under the new
+// key. The shards' boundaries are sampled before, outside any lock; the first
+// shard is open below and the last above, so they miss nothing.
+func (e *Engine) switchKey(ctx context.Context, j Job) (Job, error) {
+	bounds, rows, err := e.sample(ctx, j)
+	if err != nil {
+		return j, err
+	}
+	err = e.store.Update(ctx, func(tx Tx) error {
+		if err := tx.LockDomain(ctx, j.Domain, broker.Exclusive); err != nil {
+			return err
+		}
+		d, err := tx.DomainByUID(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		if d.Epoch != j.SourceEpoch || d.KeyChange.Job != j.ID {
+			return fmt.Errorf("domain %s is at epoch %d, its change %s: %w", d.UID, d.Epoch, d.KeyChange.Job, broker.ErrConflict)
+		}
+		if err := allGranted(ctx, tx, j); err != nil {
+			return err
+		}
+		if err := moveEpoch(ctx, tx, d, j); err != nil {
+			return err
+		}
+		next := j
+		next.Phase, next.State, next.Block = Reencrypting, Running, Block{}
+		next.SwitchTime, next.EstimatedRows, next.WaitMessage = tx.Now(), rows, ""
+		if err := e.insertShards(ctx, tx, next, bounds); err != nil {
+			return err
+		}
+		if err := tx.UpdateJob(ctx, next); err != nil {
+			return err
+		}
+		if err := tx.Audit(ctx, e.event(broker.System.Subject, "domains.switchKey", d, j, broker.AuditDone,
+			map[string]string{"from": string(j.SourceKey), "to": string(j.TargetKey)})); err != nil {
+			return err
+		}
+		j, err = tx.Job(ctx, j.Ref())
+		return err
+	})
+	if errors.Is(err, errUnprepared) {
+		unprepared := j
+		unprepared.PrepareTime = time.Time{}
+		return unprepared, nil
+	}
+	return j, err
+}
+
+// sample finds the bounds between shards, and counts the rows on the way. A
+// domain without an older key has nothing to cut.
+func (e *Engine) sample(ctx context.Context, j Job) (bounds []broker.DataKeyID, rows int64, err error) {
+	if j.SourceEpoch == 0 {
+		return nil, 0, nil
+	}
+	err = e.store.View(ctx, func(tx Tx) error {
+		if bounds, rows, err = tx.SampleBoundaries(ctx, j.Domain, e.cfg.Shards); err != nil {
+			return err
+		}
+		if n := int(rows/rowsPerShard) + 1; n < e.cfg.Shards {
+			bounds, rows, err = tx.SampleBoundaries(ctx, j.Domain, n)
+		}
+		return err
+	})
+	return bounds, rows, err
+}
+
+// allGranted refuses the switch while a live grant could not be used after it.
+func allGranted(ctx context.Context, tx Tx, j Job) error {
+	grants, err := tx.LiveGrants(ctx, j.Domain)
+	if err != nil {
+		return err
+	}
+	made, err := tx.KMSGrants(ctx, j.Domain, "")
+	if err != nil {
+		return err
+	}
+	target := broker.DomainKey{Domain: j.Domain, Epoch: j.TargetEpoch, KMSKey: j.TargetKey, State: broker.KeyPreparing}
+	for _, g := range grants {
+		if g.State == broker.GrantActive && broker.Missing(g, target, made) {
+			return errUnprepared
+		}
+	}
+	return nil
+}
+
+// moveEpoch makes the target the domain's key.
+func moveEpoch(ctx context.Context, tx Tx, d broker.Domain, j Job) error {
+	keys, err := tx.DomainKeys(ctx, d.UID)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		switch k.Epoch {
+		case d.Epoch:
+			k.State, k.ReplaceTime = broker.KeySuperseded, tx.Now()
+		case j.TargetEpoch:
+			k.State, k.ActivateTime = broker.KeyCurrent, tx.Now()
+		default:
+			continue
+		}
+		if err := tx.UpdateDomainKey(ctx, k); err != nil {
+			return err
+		}
+	}
+	d.Epoch, d.KMSKey, d.KMSKeyGiven = j.TargetEpoch, j.TargetKey, j.TargetGiven
+	d.State, d.InaccessibleSince, d.KeyChange = broker.DomainActive, time.Time{}, broker.KeyChange{}
+	return tx.UpdateDomain(ctx, d)
+}
+
+// insertShards stores the ranges between the bounds, all of them unfinished.
+func (e *Engine) insertShards(ctx context.Context, tx Tx, j Job, bounds []broker.DataKeyID) error {
+	shards := make([]Shard, 0, len(bounds)+1)
+	var low broker.DataKeyID
+	for _, b := range bounds {
+		shards = append(shards, Shard{Domain: j.Domain, Job: j.ID, Index: len(shards), Low: low, High: b, Cursor: low})
+		low = b
+	}
+	shards = append(shards, Shard{Domain: j.Domain, Job: j.ID, Index: len(shards), Low: low, Cursor: low})
+	return tx.InsertShards(ctx, shards)
+}
