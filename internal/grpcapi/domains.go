@@ -1,0 +1,131 @@
+package grpcapi
+
+import (
+	"context"
+
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/rotation"
+	keybrokerv1 "github.com/keybroker/keybroker/proto/keybroker/v1"
+)
+
+// domainService serves keybroker.v1.DomainService.
+type domainService struct {
+	keybrokerv1.UnimplementedDomainServiceServer
+	domains Domains
+	jobs    Jobs
+	pages   *pager
+	caller  func(context.Context) broker.Caller
+}
+
+// CreateDomain implements keybroker.v1.DomainService.
+func (s *domainService) CreateDomain(ctx context.Context, in *keybrokerv1.CreateDomainRequest) (*keybrokerv1.Domain, error) {
+	request, err := requestOf(keybrokerv1.DomainService_CreateDomain_FullMethodName, in)
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.domains.CreateDomain(ctx, s.caller(ctx), broker.NewDomain{
+		Request:       request,
+		ID:            broker.DomainID(in.GetDomainId()),
+		DisplayName:   in.GetDomain().GetDisplayName(),
+		Region:        in.GetDomain().GetRegion(),
+		KeyAccounts:   in.GetDomain().GetKeyAccounts(),
+		ImportSources: in.GetDomain().GetImportSourceKeys(),
+		Labels:        in.GetDomain().GetLabels(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return domainMessage(d, nil), nil
+}
+
+// GetDomain implements keybroker.v1.DomainService.
+func (s *domainService) GetDomain(ctx context.Context, in *keybrokerv1.GetDomainRequest) (*keybrokerv1.Domain, error) {
+	id, err := broker.ParseDomainName("name", in.GetName())
+	if err != nil {
+		return nil, err
+	}
+	d, keys, err := s.domains.GetDomain(ctx, s.caller(ctx), id)
+	if err != nil {
+		return nil, err
+	}
+	return domainMessage(d, keys), nil
+}
+
+// domainFilter is what ListDomains' filter may compare.
+var domainFilter = filterFields[*keybrokerv1.Domain]{
+	"state":    func(d *keybrokerv1.Domain, _ string) string { return d.GetState().String() },
+	"kms_key":  func(d *keybrokerv1.Domain, _ string) string { return d.GetKmsKey() },
+	"labels.*": func(d *keybrokerv1.Domain, key string) string { return d.GetLabels()[key] },
+}
+
+// A domainRow is a domain with the keys that it had.
+type domainRow struct {
+	domain broker.Domain
+	keys   []broker.DomainKey
+}
+
+// ListDomains implements keybroker.v1.DomainService.
+func (s *domainService) ListDomains(ctx context.Context, in *keybrokerv1.ListDomainsRequest) (*keybrokerv1.ListDomainsResponse, error) {
+	caller := s.caller(ctx)
+	keep, err := parseFilter(in.GetFilter(), domainFilter, "state, kms_key and labels.{key}")
+	if err != nil {
+		return nil, err
+	}
+	call := listCall{method: keybrokerv1.DomainService_ListDomains_FullMethodName, caller: caller.Subject, filter: in.GetFilter()}
+	size := pageSize(in.GetPageSize(), maxDomainsPageSize)
+	domains, next, err := answer(s.pages, call, in.GetPageToken(), size, list[domainRow, *keybrokerv1.Domain]{
+		fetch: func(after cursor, limit int) ([]domainRow, error) {
+			domains, keys, err := s.domains.ListDomains(ctx, caller, broker.DomainID(after.Domain), limit)
+			rows := make([]domainRow, len(domains))
+			for i, d := range domains {
+				rows[i] = domainRow{domain: d, keys: keys[i]}
+			}
+			return rows, err
+		},
+		at:      func(r domainRow) cursor { return cursor{Domain: string(r.domain.ID)} },
+		convert: func(r domainRow) *keybrokerv1.Domain { return domainMessage(r.domain, r.keys) },
+		keep:    keep,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &keybrokerv1.ListDomainsResponse{Domains: domains, NextPageToken: next}, nil
+}
+
+// GenerateKeyPolicy implements keybroker.v1.DomainService.
+func (s *domainService) GenerateKeyPolicy(ctx context.Context, in *keybrokerv1.GenerateKeyPolicyRequest) (*keybrokerv1.GenerateKeyPolicyResponse, error) {
+	id, err := broker.ParseDomainName("name", in.GetName())
+	if err != nil {
+		return nil, err
+	}
+	policy, err := s.domains.GenerateKeyPolicy(ctx, s.caller(ctx), broker.KeyPolicyRequest{
+		Domain:        id,
+		KeyAccount:    in.GetKeyAccount(),
+		Existing:      in.GetExistingPolicyDocument(),
+		Profile:       policyProfiles[in.GetProfile()],
+		ImportContext: in.GetImportSourceContext(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &keybrokerv1.GenerateKeyPolicyResponse{
+		PolicyDocument: policy.Document, Statements: policy.Statements, PolicyVersion: policy.Version}, nil
+}
+
+// ChangeKey implements keybroker.v1.DomainService.
+func (s *domainService) ChangeKey(ctx context.Context, in *keybrokerv1.ChangeKeyRequest) (*keybrokerv1.ReencryptionJob, error) {
+	id, err := broker.ParseDomainName("name", in.GetName())
+	if err != nil {
+		return nil, err
+	}
+	request, err := requestOf(keybrokerv1.DomainService_ChangeKey_FullMethodName, in)
+	if err != nil {
+		return nil, err
+	}
+	job, err := s.jobs.ChangeKey(ctx, s.caller(ctx), rotation.ChangeKey{
+		Request: request, Domain: id, KMSKey: in.GetKmsKey(), Etag: in.GetEtag(), Reason: in.GetReason()})
+	if err != nil {
+		return nil, err
+	}
+	return jobMessage(job), nil
+}
