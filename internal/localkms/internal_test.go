@@ -244,3 +244,65 @@ func TestGrantLookupIsSelective(t *testing.T) {
 		t.Errorf("looked at %d grants", looked)
 	}
 }
+
+// After any prefix of a journal the state is that of its whole lines.
+func TestReplayOfEveryPrefix(t *testing.T) {
+	ref := keyRef{"111122223333", "us-west-2", newUUID()}
+	when := time.Unix(1_800_000_000, 0).UTC()
+	grantOf := func(id string, seq uint64) *grant {
+		return &grant{ID: id, Seq: seq, Grantee: "arn:aws:iam::111122223333:role/a", Operations: []string{"Decrypt"}, Created: when}
+	}
+	batches := [][]*event{
+		{{Opened: &openedEvent{journalVersion, newTokenSecret()}}},
+		{{Key: &keyEvent{
+			Ref: ref, Created: when, Enabled: true, Policy: defaultPolicy(ref.Account),
+			Materials: []materialEvent{{randomHex(materialSize), newTokenSecret()}},
+		}}},
+		{{Alias: &aliasEvent{aliasRef{ref.Account, ref.Region, "alias/a"}, ref, when}}},
+		{{Grant: &grantEvent{ref, grantOf("g1", 1)}}, {Grant: &grantEvent{ref, grantOf("g2", 2)}}}, // one sync, two changes
+		{{Enabled: &enabledEvent{ref, false}}},
+		{{Retired: &retiredEvent{ref, "g1"}}},
+		{{Policy: &policyEvent{ref, strings.Replace(defaultPolicy(ref.Account), "kms:*", "kms:Put*", 1)}}},
+	}
+	show := func(s *state) string {
+		var b bytes.Buffer
+		for e := range s.events {
+			if e.Opened == nil {
+				if err := writeLine(&b, []*event{e}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		return b.String()
+	}
+	var journal bytes.Buffer
+	whole := newState(newTokenSecret())
+	ends, states := []int{0}, []string{""}
+	for _, batch := range batches {
+		if err := writeLine(&journal, batch); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range batch {
+			if err := whole.apply(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ends, states = append(ends, journal.Len()), append(states, show(whole))
+	}
+	lines := 0
+	for n := range journal.Len() + 1 {
+		if lines+1 < len(ends) && n == ends[lines+1] {
+			lines++
+		}
+		s := newState(newTokenSecret())
+		if err := s.replay(bytes.NewReader(journal.Bytes()[:n])); err != nil {
+			t.Fatalf("cut at byte %d: %v", n, err)
+		}
+		if got := show(s); got != states[lines] {
+			t.Fatalf("cut at byte %d: got\n%s\nwant\n%s", n, got, states[lines])
+		}
+	}
+	if lines != len(batches) {
+		t.Errorf("reached line %d of %d", lines, len(batches))
+	}
+}

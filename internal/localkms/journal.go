@@ -180,7 +180,7 @@ func (s *state) replay(r io.Reader) error {
 	lines := bufio.NewReaderSize(r, 64<<10)
 	for number := 1; ; number++ {
 		line, err := lines.ReadBytes('\n')
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil // without its newline the line is torn, or empty
 		}
 		if err != nil {
@@ -188,7 +188,7 @@ func (s *state) replay(r io.Reader) error {
 		}
 		batch, err := readLine(line)
 		if err != nil {
-			if _, last := lines.Peek(1); last == io.EOF {
+			if _, last := lines.Peek(1); errors.Is(last, io.EOF) {
 				return nil
 			}
 			return fmt.Errorf("line %d: %w", number, err)

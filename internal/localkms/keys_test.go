@@ -29,7 +29,7 @@ func TestKeyMetadata(t *testing.T) {
 		Arn:                   aws.String("arn:aws:kms:us-west-2:111122223333:key/" + *got.KeyId),
 		CreationDate:          aws.Time(clock.Now()),
 		CurrentKeyMaterialId:  got.CurrentKeyMaterialId,
-		CustomerMasterKeySpec: types.CustomerMasterKeySpecSymmetricDefault,
+		CustomerMasterKeySpec: types.CustomerMasterKeySpecSymmetricDefault, //nolint:staticcheck // deprecated, and AWS still answers with it
 		Description:           aws.String("papers"),
 		Enabled:               true,
 		EncryptionAlgorithms:  []types.EncryptionAlgorithmSpec{types.EncryptionAlgorithmSpecSymmetricDefault},

@@ -30,6 +30,7 @@
 package localkms
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -40,7 +41,7 @@ import (
 // Developer Guide, Quotas, "Grants per customer managed KMS key".
 const DefaultGrantsPerKey = 50_000
 
-// Config says what a KMS is made of. Only Principals is needed.
+// Config says what a KMS is made of. Principals and Now are needed.
 type Config struct {
 	// Dir is the directory of the journal, made with mode 0700 when absent.
 	// Empty keeps everything in memory. Only one KMS may use it at a time.
@@ -58,12 +59,12 @@ type Config struct {
 	// [DefaultGrantsPerKey].
 	GrantsPerKey int
 
-	// Now tells the time; nil means time.Now.
+	// Now tells the time. Required.
 	Now func() time.Time
 
 	// Observe is told of each request after it was served and before it is
 	// answered. It is called under no lock, by the goroutine of the request, so
-	// by several at once. The maps and slices it gets are its to keep.
+	// by several at once. The maps and slices it gets are its to keep. May be nil.
 	Observe func(Call)
 }
 
@@ -127,12 +128,15 @@ type KMS struct {
 
 var _ http.Handler = (*KMS)(nil)
 
-// New opens a KMS, with the state that Config.Dir holds. It fails on a principal
-// that is no IAM user, role or account root, on an access key id used twice, on
-// a directory that another KMS has open, and on a damaged journal. A journal
-// that ends in the middle of a record, as a crash leaves it, is not damaged: the
-// incomplete record was never acknowledged and is dropped.
+// New opens a KMS, with the state that Config.Dir holds. It fails without a
+// clock, on a principal that is no IAM user, role or account root, on an access
+// key id used twice, on a directory that another KMS has open, and on a damaged
+// journal. A journal that ends in the middle of a record, as a crash leaves it,
+// is not damaged: the incomplete record was never acknowledged and is dropped.
 func New(cfg Config) (*KMS, error) {
+	if cfg.Now == nil {
+		return nil, errors.New("localkms: Config.Now is required")
+	}
 	callers, err := newCallers(cfg.Principals)
 	if err != nil {
 		return nil, err
@@ -144,9 +148,6 @@ func New(cfg Config) (*KMS, error) {
 		observe:      cfg.Observe,
 		callers:      callers,
 		operations:   newOperations(),
-	}
-	if k.now == nil {
-		k.now = time.Now
 	}
 	if k.grantsPerKey == 0 {
 		k.grantsPerKey = DefaultGrantsPerKey

@@ -3,17 +3,15 @@ package localkms
 import (
 	"crypto/rand"
 	"encoding/json"
-	"maps"
 )
 
 // The values of the service model (AWS KMS API Reference, Encrypt, GenerateDataKey,
 // Decrypt).
 var (
-	algorithms       = []string{symmetricSpec, "RSAES_OAEP_SHA_1", "RSAES_OAEP_SHA_256", "SM2PKE"}
-	dataKeySizes     = map[string]int{"AES_256": 32, "AES_128": 16}
-	dataKeySpecs     = []string{"AES_256", "AES_128"}
-	dryRunModifiers  = []string{ignoreCiphertext}
-	ignoreCiphertext = "IGNORE_CIPHERTEXT"
+	algorithms      = []string{symmetricSpec, "RSAES_OAEP_SHA_1", "RSAES_OAEP_SHA_256", "SM2PKE"}
+	dataKeySizes    = map[string]int{"AES_256": 32, "AES_128": 16}
+	dataKeySpecs    = []string{"AES_256", "AES_128"}
+	dryRunModifiers = []string{"IGNORE_CIPHERTEXT"}
 )
 
 // checkAlgorithm refuses the algorithms of asymmetric keys.
@@ -28,7 +26,7 @@ func checkAlgorithm(algorithm *string) error {
 // authorize, check its state, and stop at a dry run.
 func (k *KMS) prepare(r *request, keyID string, a access, dryRun bool) (resolved, error) {
 	r.call.DryRun = dryRun
-	r.call.EncryptionContext = maps.Clone(a.context)
+	r.call.EncryptionContext = a.context
 	key, err := k.find(r, keyID, keyAliasForms)
 	if err != nil {
 		return resolved{}, err
@@ -192,7 +190,7 @@ type decryptOutput struct {
 
 func (k *KMS) decrypt(r *request, in *decryptInput) (*decryptOutput, error) {
 	r.call.DryRun = in.DryRun
-	r.call.EncryptionContext = maps.Clone(in.EncryptionContext)
+	r.call.EncryptionContext = in.EncryptionContext
 	if err := checkRecipient(in.Recipient); err != nil {
 		return nil, err
 	}
@@ -298,8 +296,8 @@ type reEncryptOutput struct {
 
 func (k *KMS) reEncrypt(r *request, in *reEncryptInput) (*reEncryptOutput, error) {
 	r.call.DryRun = in.DryRun
-	r.call.SourceEncryptionContext = maps.Clone(in.SourceEncryptionContext)
-	r.call.EncryptionContext = maps.Clone(in.DestinationEncryptionContext)
+	r.call.SourceEncryptionContext = in.SourceEncryptionContext
+	r.call.EncryptionContext = in.DestinationEncryptionContext
 	for _, algorithm := range []*string{in.SourceEncryptionAlgorithm, in.DestinationEncryptionAlgorithm} {
 		if err := checkAlgorithm(algorithm); err != nil {
 			return nil, err

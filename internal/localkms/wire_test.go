@@ -320,7 +320,7 @@ func TestNewRefusesPrincipals(t *testing.T) {
 		"bad access key":  {{ARN: admin, AccessKeyID: "A/B"}},
 		"another service": {{ARN: "arn:aws:s3:::bucket", AccessKeyID: "A"}},
 	} {
-		if _, err := localkms.New(localkms.Config{Principals: principals}); err == nil {
+		if _, err := localkms.New(localkms.Config{Principals: principals, Now: newClock().Now}); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
