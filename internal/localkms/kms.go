@@ -23,6 +23,9 @@
 //     identity policy that allows all of KMS, so a key policy that names an
 //     account allows every principal of that account.
 //   - A DryRun reads the key from a ciphertext but does not decrypt it.
+//   - Tags are taken and forgotten.
+//   - A change may be seen by others a moment before it is on disk, but nothing
+//     rests on it: an answer that reports state or refuses a change waits.
 //   - In a request that names two context keys which differ only by case, a
 //     grant constraint or policy condition is met by either.
 //   - A genuine token of a retired grant, listed in GrantTokens, gives nothing
