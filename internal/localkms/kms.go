@@ -24,8 +24,8 @@
 //     account allows every principal of that account.
 //   - A DryRun reads the key from a ciphertext but does not decrypt it.
 //   - Tags are taken and forgotten.
-//   - A change may be seen by others a moment before it is on disk, but nothing
-//     rests on it: an answer that reports state or refuses a change waits.
+//   - A change governs the authorization of others a moment before it is on disk.
+//     Answers that report state, and those of changes, wait for the disk.
 //   - In a request that names two context keys which differ only by case, a
 //     grant constraint or policy condition is met by either.
 //   - A genuine token of a retired grant, listed in GrantTokens, gives nothing
