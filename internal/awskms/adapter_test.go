@@ -45,7 +45,7 @@ func keyIn(region string) broker.KeyARN {
 	return broker.KeyARN("arn:aws:kms:" + region + ":111122223333:key/11111111-2222-4333-8444-555555555555")
 }
 
-func reEncrypt(k *awskms.KMS, ctx context.Context, key broker.KeyARN) error {
+func reEncrypt(ctx context.Context, k *awskms.KMS, key broker.KeyARN) error {
 	_, err := k.ReEncrypt(ctx, broker.ReEncrypt{
 		Ciphertext: broker.Secret("blob"), SourceKey: key, SourceContext: domainContext("a"),
 		DestinationKey: key, DestinationContext: domainContext("a"),
@@ -90,7 +90,7 @@ func TestEndpoints(t *testing.T) {
 		wire := &trap{}
 		cfg := config(t, wire)
 		cfg.BaseEndpoint, cfg.FIPS = c.base, c.fips
-		err := reEncrypt(open(t, cfg, pacer.Background), t.Context(), c.key)
+		err := reEncrypt(t.Context(), open(t, cfg, pacer.Background), c.key)
 		if broker.ClassOf(err) != broker.KMSUnavailable || !errors.Is(err, errTrap) {
 			t.Errorf("%s: got %v, want the transport's error", c.name, err)
 		}
@@ -108,7 +108,7 @@ func TestRegionsThatMayNotBeCalled(t *testing.T) {
 	for _, key := range []string{
 		string(keyIn("us-west-2")), "arn:aws:kms:evil.example/:111122223333:key/1", "arn:aws:kms::111122223333:key/1", "arn:", "arn:aws:kms:-a-:1:key/1",
 	} {
-		if err := reEncrypt(k, t.Context(), broker.KeyARN(key)); broker.ClassOf(err) != broker.KMSInvalidRequest {
+		if err := reEncrypt(t.Context(), k, broker.KeyARN(key)); broker.ClassOf(err) != broker.KMSInvalidRequest {
 			t.Errorf("%s: got %v, want INVALID_REQUEST", key, err)
 		}
 	}
@@ -125,7 +125,7 @@ func TestRegionsThatMayNotBeCalled(t *testing.T) {
 	anywhere := open(t, cfg, pacer.Background)
 	for i := range 200 { // more Regions than are kept
 		region := "eu-x-" + strings.Repeat("a", 1+i/26) + string(rune('a'+i%26))
-		if err := reEncrypt(anywhere, t.Context(), keyIn(region)); !errors.Is(err, errTrap) {
+		if err := reEncrypt(t.Context(), anywhere, keyIn(region)); !errors.Is(err, errTrap) {
 			t.Fatalf("%s: %v", region, err)
 		}
 	}
@@ -139,7 +139,7 @@ func TestBackoff(t *testing.T) {
 		var waits []time.Duration
 		cfg.Sleep = func(_ context.Context, d time.Duration) error { waits = append(waits, d); return nil }
 		faults.Plan("ReEncrypt", slices.Repeat([]brokertest.Fault{{Code: "ThrottlingException"}}, 9)...)
-		if err := reEncrypt(open(t, cfg, pacer.Foreground), t.Context(), keyIn(homeRegion)); broker.ClassOf(err) != broker.KMSThrottled {
+		if err := reEncrypt(t.Context(), open(t, cfg, pacer.Foreground), keyIn(homeRegion)); broker.ClassOf(err) != broker.KMSThrottled {
 			t.Errorf("got %v", err)
 		}
 		const ms = time.Millisecond
@@ -160,14 +160,14 @@ func TestTimeLimits(t *testing.T) {
 		cfg.CallTimeout, cfg.Jitter = 4*time.Second, func() float64 { return 0.999 }
 		k := open(t, cfg, pacer.Foreground)
 		start := time.Now()
-		err := reEncrypt(k, t.Context(), keyIn(homeRegion))
+		err := reEncrypt(t.Context(), k, keyIn(homeRegion))
 		if took := time.Since(start); took != cfg.CallTimeout || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("a hanging KMS: %v after %v", err, took)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
 		start = time.Now()
-		err = reEncrypt(k, ctx, keyIn(homeRegion))
+		err = reEncrypt(ctx, k, keyIn(homeRegion))
 		if took := time.Since(start); took != time.Second || !errors.Is(err, context.Canceled) || broker.ClassOf(err) != broker.KMSUnavailable {
 			t.Errorf("a caller who left: %v after %v", err, took)
 		}
@@ -177,7 +177,7 @@ func TestTimeLimits(t *testing.T) {
 		cfg.Transport = faults
 		ctx, cancel = context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
-		err = reEncrypt(open(t, cfg, pacer.Foreground), ctx, keyIn(homeRegion))
+		err = reEncrypt(ctx, open(t, cfg, pacer.Foreground), keyIn(homeRegion))
 		if !errors.Is(err, context.DeadlineExceeded) || broker.ClassOf(err) != broker.KMSUnavailable || faults.Attempts("ReEncrypt") != 1 {
 			t.Errorf("a caller who left between attempts: %v", err)
 		}
@@ -191,7 +191,7 @@ func TestTimeLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 		cfg.Pacer = p
-		err = reEncrypt(open(t, cfg, pacer.Background), t.Context(), keyIn(homeRegion))
+		err = reEncrypt(t.Context(), open(t, cfg, pacer.Background), keyIn(homeRegion))
 		if !errors.Is(err, context.DeadlineExceeded) || broker.ClassOf(err) != broker.KMSUnavailable {
 			t.Errorf("a full pacer: %v", err)
 		}

@@ -116,7 +116,7 @@ func triesReEncrypt(t *kmsTest) {
 		{"destination without a grant", ready, bare, bare, t.pairs("one")},
 		{"another domain's pair", ready, ready, ready, t.stranger()},
 	} {
-		failure := t.want(t.reEncryptDry(t.Context(), c.from, c.to, c.pairs), "ReEncrypt", broker.KMSDenied)
+		failure := t.failure(t.reEncryptDry(t.Context(), c.from, c.to, c.pairs), "ReEncrypt", broker.KMSDenied)
 		if failure.Key != c.denied {
 			t.Errorf("%s: the denial names key %q, want %q", c.name, failure.Key, c.denied)
 		}
@@ -153,7 +153,7 @@ func namesDisabledKeys(t *kmsTest) {
 	}
 	for _, key := range []broker.KeyARN{from, to} {
 		t.Customer.SetEnabled(t.T, key, false)
-		failure := t.want(t.reEncrypt(move), "ReEncrypt", broker.KMSDisabled)
+		failure := t.failure(t.reEncrypt(move), "ReEncrypt", broker.KMSDisabled)
 		if failure.Key != key || failure.Code != "DisabledException" || failure.RequestID == "" {
 			t.Errorf("got key %q code %q request %q, want the disabled key %q", failure.Key, failure.Code, failure.RequestID, key)
 		}
@@ -174,16 +174,15 @@ func namesDeniedKeys(t *kmsTest) {
 	move := broker.ReEncrypt{
 		Ciphertext: blob, SourceKey: ready, SourceContext: t.pairs("one"), DestinationKey: bare, DestinationContext: t.pairs("one"),
 	}
-	if failure := t.want(t.reEncrypt(move), "ReEncrypt", broker.KMSDenied); failure.Key != bare {
+	if failure := t.failure(t.reEncrypt(move), "ReEncrypt", broker.KMSDenied); failure.Key != bare {
 		t.Errorf("denied destination: the error names %q", failure.Key)
 	}
 	move.SourceKey, move.DestinationKey = bare, ready
 	move.Ciphertext = t.Customer.Encrypt(t.T, bare, []byte("0123456789abcdef"), t.pairs("one"))
-	if failure := t.want(t.reEncrypt(move), "ReEncrypt", broker.KMSDenied); failure.Key != bare {
+	if failure := t.failure(t.reEncrypt(move), "ReEncrypt", broker.KMSDenied); failure.Key != bare {
 		t.Errorf("denied source: the error names %q", failure.Key)
 	}
-	// The two roles are not each other's: the registrar can use no key, and the
-	// worker's grants do not let it look. Here: keys whose policy names neither.
+	// A key whose policy does not name the broker.
 	closed := t.Customer.NewKey(t.T, KMSPolicy{
 		Owner: t.Customer.Account(), Registrar: "arn:aws:iam::" + t.Customer.Account() + ":root", Worker: t.WorkerRole, Pinned: t.reserved,
 	}.Document())

@@ -48,7 +48,7 @@ func classifiesErrorCodes(t *kmsTest) {
 				continue // eachCall's is a dry run: a success
 			}
 			t.Faults.Plan(operation, slices.Repeat([]Fault{{Code: code, Message: string(key) + " is at fault."}}, t.Attempts)...)
-			failure := t.want(call(t.Context()), operation, class)
+			failure := t.failure(call(t.Context()), operation, class)
 			t.Faults.Clear()
 			if failure.Code != code || failure.RequestID != FaultRequestID {
 				t.Errorf("%s, %s: got code %q, request %q", operation, code, failure.Code, failure.RequestID)
@@ -73,7 +73,7 @@ func repeatsTransientFailures(t *kmsTest) {
 			for _, fault := range faults {
 				before := t.Faults.Attempts(operation)
 				t.Faults.Plan(operation, slices.Repeat([]Fault{fault}, t.Attempts)...)
-				failure := t.want(call(t.Context()), operation, class)
+				failure := t.failure(call(t.Context()), operation, class)
 				if tries := t.Faults.Attempts(operation) - before; tries != t.Attempts {
 					t.Errorf("%s, %+v: tried %d times, want %d", operation, fault, tries, t.Attempts)
 				}
@@ -163,15 +163,26 @@ func refusesUnreadableAnswers(t *kmsTest) {
 				continue // no grants: a good answer
 			}
 			t.Faults.Plan(operation, slices.Repeat([]Fault{{Rewrite: rewrite}}, t.Attempts)...)
-			if failure := t.want(call(t.Context()), operation, broker.KMSUnavailable); failure.Err == nil {
+			if failure := t.failure(call(t.Context()), operation, broker.KMSUnavailable); failure.Err == nil {
 				t.Errorf("%s answer to %s was taken", name, operation)
 			}
 			t.Faults.Clear()
 		}
 	}
-	t.Faults.Plan("ListGrants", Fault{Rewrite: func(string) string { return `{"Grants":[],"Truncated":true}` }})
-	_, err := t.Registrar.ListGrants(t.Context(), key, "")
-	t.want(err, "ListGrants", broker.KMSUnavailable)
+	const endless = `{"Grants":[],"Truncated":true,"NextMarker":"m"}`
+	for _, pages := range [][]Fault{
+		{{Body: `{"Grants":[],"Truncated":true}`}},
+		{{Body: endless}, {Body: `{"Grants":[],"Truncated":true}`}},
+		{{Body: endless}, {Body: endless}},
+	} {
+		t.Faults.Plan("ListGrants", pages...)
+		_, err := t.Registrar.ListGrants(t.Context(), key, "")
+		t.want(err, "ListGrants", broker.KMSUnavailable)
+	}
+	t.Faults.Plan("ReEncrypt", Fault{Body: `{"KeyId":"` + string(key) + `","SourceKeyId":"` + string(key) + `"}`})
+	t.want(t.reEncrypt(broker.ReEncrypt{
+		Ciphertext: broker.Secret("blob"), SourceKey: key, SourceContext: t.pairs("one"), DestinationKey: key, DestinationContext: t.pairs("one"),
+	}), "ReEncrypt", broker.KMSUnavailable)
 	// A KMS that carries out dry runs must not be taken for one that allows them.
 	done := Fault{Body: `{"GrantId":"1","GrantToken":"2","CiphertextBlob":"AA==","KeyId":"` + string(key) + `"}`}
 	for operation, call := range map[string]func() error{

@@ -61,9 +61,13 @@ func createsGrants(t *kmsTest) {
 	_, err = t.Registrar.CreateGrant(t.Context(), missing)
 	t.want(err, "CreateGrant", broker.KMSNotFound)
 
+	sent := t.Faults.Attempts("CreateGrant")
 	nameless := t.newGrant(key, "")
 	_, err = t.Registrar.CreateGrant(t.Context(), nameless)
 	t.want(err, "CreateGrant", broker.KMSInvalidRequest)
+	if t.Faults.Attempts("CreateGrant") != sent {
+		t.Error("a grant without a Name, which no repetition would find, was asked for")
+	}
 }
 
 func triesGrants(t *kmsTest) {
@@ -77,7 +81,7 @@ func triesGrants(t *kmsTest) {
 	}
 	g.Constraint = broker.Constraint{Subset: t.stranger()}
 	_, err = t.Registrar.CreateGrant(t.Context(), g)
-	if failure := t.want(err, "CreateGrant", broker.KMSDenied); failure.Key != key {
+	if failure := t.failure(err, "CreateGrant", broker.KMSDenied); failure.Key != key {
 		t.Errorf("the denial names key %q, want %q", failure.Key, key)
 	}
 	t.ShowGrants(t.T)

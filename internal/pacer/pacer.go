@@ -134,7 +134,8 @@ type Ticket struct {
 // fails with the context's cause.
 func (p *Pacer) Acquire(ctx context.Context, class Class) (Ticket, error) {
 	p.mu.Lock()
-	if class == Foreground || (p.queue.empty() && p.free()) {
+	// Where there is room nobody waits: admitWaiting saw to that.
+	if class == Foreground || p.free() {
 		t := p.admit(class)
 		p.mu.Unlock()
 		return t, nil

@@ -117,24 +117,32 @@ func TestGivingUpLeavesNothingBehind(t *testing.T) {
 // TestCancelAgainstAdmission lets both happen in the same moment, many times: no
 // place may be lost.
 func TestCancelAgainstAdmission(t *testing.T) {
-	p := newPacer(t, pacer.Config{Max: 1})
-	for range 2000 {
-		held := acquire(t, p, pacer.Background)
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			if ticket, err := p.Acquire(ctx, pacer.Background); err == nil {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer(t, pacer.Config{Max: 1})
+		for range 200 {
+			held := acquire(t, p, pacer.Background)
+			ctx, cancel := context.WithCancel(t.Context())
+			in := make(chan bool, 1)
+			go func() {
+				ticket, err := p.Acquire(ctx, pacer.Background)
 				ticket.Release(pacer.Lost)
+				in <- err == nil
+			}()
+			synctest.Wait()
+			behind := make(chan pacer.Ticket, 1)
+			go func() { behind <- acquire(t, p, pacer.Background) }()
+			synctest.Wait()
+			cancel() // wakes the first, which may find itself admitted
+			held.Release(pacer.Lost)
+			if <-in {
+				t.Fatal("got in after its context had ended")
 			}
-		}()
-		go cancel()
-		held.Release(pacer.Lost)
-		<-done
-		if got := p.Snapshot(); got.Background != 0 || got.Waiting != 0 {
-			t.Fatalf("a place was lost: %+v", got)
+			(<-behind).Release(pacer.Lost)
+			if got := p.Snapshot(); got.Background != 0 || got.Waiting != 0 {
+				t.Fatalf("a place was lost: %+v", got)
+			}
 		}
-	}
+	})
 }
 
 func TestOneDecreasePerRound(t *testing.T) {
@@ -152,6 +160,13 @@ func TestOneDecreasePerRound(t *testing.T) {
 	acquire(t, p, pacer.Foreground).Release(pacer.Throttled)
 	if got := p.Snapshot().Limit; got != 2.5 {
 		t.Errorf("a throttled foreground call left limit %v, want 2.5", got)
+	}
+	before, beside := acquire(t, p, pacer.Background), acquire(t, p, pacer.Background)
+	before.Release(pacer.Throttled)
+	acquire(t, p, pacer.Foreground).Release(pacer.Done)
+	beside.Release(pacer.Done) // let in before the decrease
+	if got := p.Snapshot().Limit; got != 1.25 {
+		t.Errorf("a call of the round before moved the limit to %v, want 1.25", got)
 	}
 }
 

@@ -17,8 +17,6 @@ type waiter struct {
 	prev, next *waiter
 }
 
-func (q *waiters) empty() bool { return q.first == nil }
-
 func (q *waiters) push() *waiter {
 	w := q.unused
 	if w == nil {
