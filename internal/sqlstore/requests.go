@@ -26,21 +26,10 @@ func (t *txn) RequestRecord(ctx context.Context, k broker.RequestKey) (broker.Re
 		where caller = $1 and method = $2 and request_id = $3`, k.Caller, k.Method, k.ID)
 }
 
-// forgetAtOnce is how many records a new one may push out: more than one, so
-// that the table shrinks as fast as it grew.
-const forgetAtOnce = 2
-
 // PutRequestRecord implements broker.Tx. On the way it forgets a few records
 // that are done and whose time has come, so that the table needs no sweep.
 func (t *txn) PutRequestRecord(ctx context.Context, r broker.RequestRecord) error {
-	if _, err := t.exec(ctx, "forget requests", `
-		delete from request
-		where (caller, method, request_id) in (
-			select caller, method, request_id
-			from request
-			where done and until_time <= $1
-			order by until_time
-			limit $2)`, micros(t.now), forgetAtOnce); err != nil {
+	if err := t.forgetRequests(ctx); err != nil {
 		return err
 	}
 	_, err := t.exec(ctx, "store request", `
@@ -50,6 +39,33 @@ func (t *txn) PutRequestRecord(ctx context.Context, r broker.RequestRecord) erro
 		set hash = excluded.hash, resource = excluded.resource, done = excluded.done, until_time = excluded.until_time`,
 		r.Caller, r.Method, r.ID, r.Hash[:], r.Resource, r.Done, micros(r.Until))
 	return err
+}
+
+// forgetRequests forgets up to two records: one more than the caller adds, so
+// that the table shrinks as fast as it grew. It reads first, since mostly there
+// is nothing to forget; the limit is a literal, since SQLite compiles a statement
+// anew whenever a bound limit changes.
+func (t *txn) forgetRequests(ctx context.Context) error {
+	old, err := all(ctx, t, "list old requests", func(r row) (k broker.RequestKey, err error) {
+		err = r.Scan(&k.Caller, &k.Method, &k.ID)
+		return k, err
+	}, `
+		select caller, method, request_id
+		from request
+		where done and until_time <= $1
+		order by until_time
+		limit 2`, micros(t.now))
+	if err != nil {
+		return err
+	}
+	for _, k := range old {
+		if _, err := t.exec(ctx, "forget request", `
+			delete from request
+			where caller = $1 and method = $2 and request_id = $3`, k.Caller, k.Method, k.ID); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Audit implements broker.Tx.

@@ -81,6 +81,7 @@ func (e *sqliteDialect) lockDomain(ctx context.Context, _ session, _ broker.Doma
 // bulk form (json_each), measured.
 func (e *sqliteDialect) moveDataKeys(ctx context.Context, s session, b moveBatch) ([]bool, error) {
 	moved := make([]bool, len(b.moves))
+	ctx = context.WithoutCancel(ctx)
 	for i, m := range b.moves {
 		n, err := s.exec(ctx, `
 			update data_key

@@ -1,0 +1,242 @@
+package brokertest
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/rotation"
+)
+
+func testDataKeys(t *testing.T, b *storeBench) {
+	d, other := b.domain("alpha"), b.domain("beta")
+	b.refused(broker.ErrNotFound, "an absent data key", func(ctx context.Context, tx rotation.Tx) error {
+		_, err := tx.DataKey(ctx, d.UID, "absent")
+		return err
+	})
+	k := newDataKey(d.UID, "Key_1.x", b.clock.Now())
+	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.InsertDataKey(ctx, k) })
+	equal(t, "data key as stored", b.dataKey(d.UID, "Key_1.x"), k)
+
+	err := b.refused(broker.ErrAlreadyExists, "a second row of the same id", func(ctx context.Context, tx rotation.Tx) error {
+		again := newDataKey(d.UID, "Key_1.x", b.clock.Now())
+		again.UID = "another"
+		return tx.InsertDataKey(ctx, again)
+	})
+	if reason := broker.ReasonOf(err); reason == broker.ReasonDataKeyIDDeleted {
+		t.Errorf("a second row of the same id: the reason is %s, but the id lives", reason)
+	}
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		return tx.InsertDataKey(ctx, newDataKey(other.UID, "Key_1.x", b.clock.Now()))
+	})
+
+	// Order is that of bytes, whatever the engine's collation: capitals first.
+	for _, id := range []broker.DataKeyID{"b", "B", "a-1", "a.1", "a_1", "a1", "10", "9"} {
+		b.update(func(ctx context.Context, tx rotation.Tx) error {
+			return tx.InsertDataKey(ctx, newDataKey(d.UID, id, b.clock.Now()))
+		})
+	}
+	for _, page := range []struct {
+		after broker.DataKeyID
+		limit int
+		want  []broker.DataKeyID
+	}{
+		{"", 100, []broker.DataKeyID{"10", "9", "B", "Key_1.x", "a-1", "a.1", "a1", "a_1", "b"}},
+		{"9", 3, []broker.DataKeyID{"B", "Key_1.x", "a-1"}},
+		{"b", 3, nil},
+	} {
+		b.view(func(ctx context.Context, tx rotation.Tx) error {
+			list, err := tx.ListDataKeys(ctx, d.UID, page.after, page.limit)
+			equal(t, fmt.Sprintf("up to %d rows after %q", page.limit, page.after), idsOf(list), page.want)
+			return err
+		})
+	}
+
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		late := newDataKey(d.UID, "z", b.clock.Now())
+		late.Epoch = 3
+		return tx.InsertDataKey(ctx, late)
+	})
+	b.view(func(ctx context.Context, tx rotation.Tx) error {
+		got, err := tx.CountDataKeys(ctx, d.UID)
+		equal(t, "rows by epoch", got, map[broker.Epoch]int64{1: 9, 3: 1})
+		return err
+	})
+}
+
+func idsOf(keys []broker.DataKey) (ids []broker.DataKeyID) {
+	for _, k := range keys {
+		ids = append(ids, k.ID)
+	}
+	return ids
+}
+
+func testTombstones(t *testing.T, b *storeBench) {
+	d, other := b.domain("alpha"), b.domain("beta")
+	k := b.dataKeys(d.UID, 1)[0]
+	remove := func(k broker.DataKey) func(context.Context, rotation.Tx) error {
+		return func(ctx context.Context, tx rotation.Tx) error { return tx.DeleteDataKey(ctx, k) }
+	}
+	stale := k
+	stale.Version = 2
+	b.refused(broker.ErrConflict, "a delete with another version", remove(stale))
+	stale = k
+	stale.UID = "another"
+	b.refused(broker.ErrConflict, "a delete with another uid", remove(stale))
+	stale = k
+	stale.ID = "absent"
+	b.refused(broker.ErrNotFound, "a delete of an absent row", remove(stale))
+	equal(t, "the row after refused deletes", b.dataKey(d.UID, k.ID), k)
+
+	b.update(remove(k))
+	b.refused(broker.ErrNotFound, "a deleted row", func(ctx context.Context, tx rotation.Tx) error {
+		_, err := tx.DataKey(ctx, d.UID, k.ID)
+		return err
+	})
+	b.refused(broker.ErrNotFound, "a second delete", remove(k))
+	err := b.refused(broker.ErrAlreadyExists, "a deleted id", func(ctx context.Context, tx rotation.Tx) error {
+		again := newDataKey(d.UID, k.ID, b.clock.Now())
+		again.UID = "another"
+		return tx.InsertDataKey(ctx, again)
+	})
+	equal(t, "reason of a deleted id", broker.ReasonOf(err), broker.ReasonDataKeyIDDeleted)
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		return tx.InsertDataKey(ctx, newDataKey(other.UID, k.ID, b.clock.Now()))
+	})
+}
+
+func testMoveDataKeys(t *testing.T, b *storeBench) {
+	d, other := b.domain("alpha"), b.domain("beta")
+	keys := b.dataKeys(d.UID, 6)
+	twin := b.dataKeys(other.UID, 1)[0]
+	b.clock.Advance(time.Minute)
+
+	moves := make([]rotation.Move, 0, 8)
+	for _, k := range keys {
+		moves = append(moves, rotation.Move{
+			ID: k.ID, UID: k.UID, Version: k.Version, FromEpoch: k.Epoch,
+			Ciphertext: broker.Secret("moved " + k.ID), KeyMaterialID: "material-2", KMSRequestID: "request-2",
+		})
+	}
+	moves[1].UID = "another row of this id"
+	moves[2].Version = 7
+	moves[3].FromEpoch = 2
+	absent := moves[0]
+	absent.ID = "absent"
+	moves = append(moves, absent, moves[0]) // the last is a second try of the first
+	want := []bool{true, false, false, false, true, true, false, false}
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		got, err := tx.MoveDataKeys(ctx, d.UID, 5, moves)
+		equal(t, "which rows were as they had been read", got, want)
+		return err
+	})
+	for i, k := range keys {
+		wantRow, why := k, "a row that was not as it had been read"
+		if want[i] {
+			why = "a moved row"
+			wantRow.Ciphertext, wantRow.KeyMaterialID, wantRow.KMSRequestID = broker.Secret("moved "+k.ID), "material-2", "request-2"
+			wantRow.Epoch, wantRow.Version, wantRow.UpdateTime = 5, 2, b.clock.Now()
+		}
+		equal(t, why, b.dataKey(d.UID, k.ID), wantRow)
+	}
+	equal(t, "a row of the same id in another domain", b.dataKey(other.UID, twin.ID), twin)
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		got, err := tx.MoveDataKeys(ctx, d.UID, 5, nil)
+		if len(got) != 0 {
+			t.Errorf("no moves: got %d answers", len(got))
+		}
+		return err
+	})
+}
+
+func testPendingDataKeys(t *testing.T, b *storeBench) {
+	d := b.domain("alpha")
+	j := b.job(d.UID, "job-1", rotation.Running, rotation.Reencrypting)
+	b.job(d.UID, "job-2", rotation.Running, rotation.Reencrypting)
+	keys := b.dataKeys(d.UID, 10)
+	b.dataKeys(b.domain("beta").UID, 10)
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		_, err := tx.MoveDataKeys(ctx, d.UID, 2, []rotation.Move{{
+			ID: "k004", UID: keys[4].UID, Version: 1, FromEpoch: 1, Ciphertext: broker.Secret("x"),
+		}})
+		return err
+	})
+	pending := func(what string, s rotation.Shard, target broker.Epoch, limit int, want ...broker.DataKeyID) {
+		t.Helper()
+		s.Domain, s.Job = d.UID, j.ID
+		b.view(func(ctx context.Context, tx rotation.Tx) error {
+			got, err := tx.PendingDataKeys(ctx, s, target, limit)
+			equal(t, what, idsOf(got), want)
+			return err
+		})
+	}
+	pending("an open shard", rotation.Shard{}, 2, 100, "k000", "k001", "k002", "k003", "k005", "k006", "k007", "k008", "k009")
+	pending("a limit", rotation.Shard{}, 2, 3, "k000", "k001", "k002")
+	pending("low is left out, high is in", rotation.Shard{Low: "k002", High: "k005"}, 2, 100, "k003", "k005")
+	pending("open above", rotation.Shard{Low: "k007"}, 2, 100, "k008", "k009")
+	pending("a cursor", rotation.Shard{Low: "k001", High: "k007", Cursor: "k005"}, 2, 100, "k006", "k007")
+	pending("a cursor below the range", rotation.Shard{Low: "k007", Cursor: "k001"}, 2, 100, "k008", "k009")
+	pending("a cursor at the end", rotation.Shard{High: "k005", Cursor: "k005"}, 2, 100)
+	pending("nothing below the first epoch", rotation.Shard{}, 1, 100)
+	pending("a later target", rotation.Shard{Low: "k003", High: "k004"}, 3, 100, "k004")
+
+	failure := rotation.Failure{Domain: d.UID, Job: j.ID, DataKey: "k001", UID: keys[1].UID, Version: 1, Class: broker.KMSIncorrectKey, Time: b.clock.Now()}
+	foreign := rotation.Failure{Domain: d.UID, Job: "job-2", DataKey: "k000", UID: keys[0].UID, Version: 1, Class: broker.KMSIncorrectKey, Time: b.clock.Now()}
+	replaced := rotation.Failure{Domain: d.UID, Job: j.ID, DataKey: "k002", UID: "a row before", Version: 1, Class: broker.KMSIncorrectKey, Time: b.clock.Now()}
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		return tx.AddFailures(ctx, []rotation.Failure{failure, foreign, replaced})
+	})
+	pending("recorded failures of this job, row and version are left out", rotation.Shard{High: "k003"}, 2, 100, "k000", "k002", "k003")
+	b.update(func(ctx context.Context, tx rotation.Tx) error { // a version that changed is tried again
+		_, err := tx.MoveDataKeys(ctx, d.UID, 1, []rotation.Move{{
+			ID: "k001", UID: keys[1].UID, Version: 1, FromEpoch: 1, Ciphertext: broker.Secret("mended"),
+		}})
+		return err
+	})
+	pending("a failed row in a new version", rotation.Shard{High: "k003"}, 2, 100, "k000", "k001", "k002", "k003")
+
+	b.view(func(ctx context.Context, tx rotation.Tx) error {
+		got, err := tx.PendingDataKeys(ctx, rotation.Shard{Domain: d.UID, Job: j.ID, Low: "k002"}, 2, 1)
+		equal(t, "a pending row, whole", got, []broker.DataKey{keys[3]})
+		return err
+	})
+}
+
+func testSampleBoundaries(t *testing.T, b *storeBench) {
+	d := b.domain("alpha")
+	sample := func(uid broker.DomainUID, n int) (bounds []broker.DataKeyID, rows int64) {
+		t.Helper()
+		b.view(func(ctx context.Context, tx rotation.Tx) (err error) {
+			bounds, rows, err = tx.SampleBoundaries(ctx, uid, n)
+			return err
+		})
+		return bounds, rows
+	}
+	if bounds, rows := sample(d.UID, 4); len(bounds) != 0 || rows != 0 {
+		t.Errorf("an empty domain: got %d bounds and %d rows", len(bounds), rows)
+	}
+	const total = 103
+	keys := b.dataKeys(d.UID, total)
+	for _, n := range []int{1, 2, 3, 7, 16, total, 500} {
+		bounds, rows := sample(d.UID, n)
+		equal(t, fmt.Sprintf("rows seen for %d ranges", n), rows, total)
+		if want := min(n, total) - 1; len(bounds) != want {
+			t.Errorf("%d ranges: got %d inner bounds, want %d", n, len(bounds), want)
+		}
+		sizes := make([]int, len(bounds)+1)
+		for _, k := range keys {
+			i := 0
+			for i < len(bounds) && k.ID > bounds[i] {
+				i++
+			}
+			sizes[i]++
+		}
+		for i, size := range sizes {
+			if low, high := total/n, total/n+1; size < low || size > high {
+				t.Errorf("%d ranges: range %d has %d rows, want %d or %d", n, i, size, low, high)
+			}
+		}
+	}
+}

@@ -1,0 +1,210 @@
+package brokertest
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/rotation"
+)
+
+func testDomains(t *testing.T, b *storeBench) {
+	now := b.clock.Now()
+	d := newDomain("beta", now)
+	d.State, d.InaccessibleSince = broker.DomainKeyInaccessible, now.Add(-time.Hour)
+	d.KeyChange = broker.KeyChange{Job: "job-1", TargetKey: "arn:two", TargetEpoch: 2}
+	d.LastEpoch = 2
+	d.KeyAccounts = []string{"111122223333", "444455556666"}
+	d.ImportSources = []string{"arn:legacy"}
+	d.Labels = map[string]string{"team": `quotes " and <brackets>`, "empty": ""}
+	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.InsertDomain(ctx, d) })
+
+	read := func() (got broker.Domain) {
+		t.Helper()
+		b.view(func(ctx context.Context, tx rotation.Tx) (err error) {
+			got, err = tx.Domain(ctx, "beta")
+			return err
+		})
+		return got
+	}
+	equal(t, "domain as stored", read(), d)
+	b.view(func(ctx context.Context, tx rotation.Tx) error {
+		got, err := tx.DomainByUID(ctx, d.UID)
+		equal(t, "domain by uid", got, d)
+		return err
+	})
+
+	b.refused(broker.ErrAlreadyExists, "a second domain of the same id", func(ctx context.Context, tx rotation.Tx) error {
+		again := newDomain("beta", now)
+		again.UID = "another"
+		return tx.InsertDomain(ctx, again)
+	})
+	b.refused(broker.ErrNotFound, "an absent id", func(ctx context.Context, tx rotation.Tx) error {
+		_, err := tx.Domain(ctx, "absent")
+		return err
+	})
+	b.refused(broker.ErrNotFound, "an absent uid", func(ctx context.Context, tx rotation.Tx) error {
+		_, err := tx.DomainByUID(ctx, "absent")
+		return err
+	})
+
+	b.clock.Advance(time.Minute)
+	changed := newDomain("beta", now)
+	changed.DisplayName, changed.Epoch, changed.LastEpoch = "renamed", 2, 3
+	changed.KMSKey, changed.KMSKeyGiven = "arn:two", "alias/two"
+	changed.Labels = map[string]string{"team": "b"}
+	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.UpdateDomain(ctx, changed) })
+	want := changed
+	want.Version, want.UpdateTime = 2, b.clock.Now()
+	equal(t, "domain after the update", read(), want)
+
+	b.refused(broker.ErrConflict, "an update with an old version", func(ctx context.Context, tx rotation.Tx) error {
+		return tx.UpdateDomain(ctx, changed)
+	})
+	b.refused(broker.ErrNotFound, "an update of an absent domain", func(ctx context.Context, tx rotation.Tx) error {
+		return tx.UpdateDomain(ctx, newDomain("absent", now))
+	})
+	equal(t, "domain after refused updates", read(), want)
+
+	for _, id := range []broker.DomainID{"gamma", "alpha", "b-1"} {
+		b.domain(id)
+	}
+	for _, page := range []struct {
+		after broker.DomainID
+		limit int
+		want  []broker.DomainID
+	}{
+		{"", 10, []broker.DomainID{"alpha", "b-1", "beta", "gamma"}},
+		{"", 2, []broker.DomainID{"alpha", "b-1"}},
+		{"b-1", 2, []broker.DomainID{"beta", "gamma"}},
+		{"gamma", 2, nil},
+	} {
+		b.view(func(ctx context.Context, tx rotation.Tx) error {
+			list, err := tx.ListDomains(ctx, page.after, page.limit)
+			var ids []broker.DomainID
+			for _, d := range list {
+				ids = append(ids, d.ID)
+			}
+			equal(t, fmt.Sprintf("up to %d domains after %q", page.limit, page.after), ids, page.want)
+			return err
+		})
+	}
+}
+
+func testDomainKeys(t *testing.T, b *storeBench) {
+	d, other := b.domain("alpha"), b.domain("beta")
+	now := b.clock.Now()
+	first := broker.DomainKey{Domain: d.UID, Epoch: 1, KMSKey: "arn:one", State: broker.KeyCurrent, ActivateTime: now}
+	tenth := broker.DomainKey{Domain: d.UID, Epoch: 10, KMSKey: "arn:one", State: broker.KeyPreparing}
+	second := broker.DomainKey{Domain: d.UID, Epoch: 2, KMSKey: "arn:two", State: broker.KeyAbandoned}
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		for _, k := range []broker.DomainKey{tenth, first, second, {Domain: other.UID, Epoch: 1, KMSKey: "arn:one", State: broker.KeyCurrent}} {
+			if err := tx.InsertDomainKey(ctx, k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	b.refused(broker.ErrConflict, "an epoch given out twice", func(ctx context.Context, tx rotation.Tx) error {
+		return tx.InsertDomainKey(ctx, broker.DomainKey{Domain: d.UID, Epoch: 2, KMSKey: "arn:three", State: broker.KeyPreparing})
+	})
+	b.refused(broker.ErrNotFound, "an update of an absent epoch", func(ctx context.Context, tx rotation.Tx) error {
+		return tx.UpdateDomainKey(ctx, broker.DomainKey{Domain: d.UID, Epoch: 3, State: broker.KeyCurrent})
+	})
+	first.State, first.ReplaceTime, first.RetireTime = broker.KeyRetired, now.Add(time.Hour), now.Add(2*time.Hour)
+	tenth.State, tenth.ActivateTime = broker.KeyCurrent, now.Add(time.Hour)
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		if err := tx.UpdateDomainKey(ctx, first); err != nil {
+			return err
+		}
+		return tx.UpdateDomainKey(ctx, tenth)
+	})
+	b.view(func(ctx context.Context, tx rotation.Tx) error {
+		got, err := tx.DomainKeys(ctx, d.UID)
+		equal(t, "keys by epoch", got, []broker.DomainKey{first, second, tenth})
+		return err
+	})
+}
+
+func testUsesOfKey(t *testing.T, b *storeBench) {
+	const key, legacy = broker.KeyARN("arn:shared"), broker.KeyARN("arn:legacy_key")
+	alpha, beta := b.domain("alpha"), b.domain("beta")
+	b.domain("unrelated")
+	importer := newDomain("importer", b.clock.Now())
+	importer.ImportSources = []string{"arn:other", string(legacy)}
+	near := newDomain("near", b.clock.Now())
+	near.ImportSources = []string{"arn:legacyXkey"}
+	now := b.clock.Now()
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		for _, d := range []broker.Domain{importer, near} {
+			if err := tx.InsertDomain(ctx, d); err != nil {
+				return err
+			}
+		}
+		// alpha: A, B, A again, and its first A retired with a row left under it.
+		for _, k := range []broker.DomainKey{
+			{Domain: alpha.UID, Epoch: 1, KMSKey: key, State: broker.KeyRetired},
+			{Domain: alpha.UID, Epoch: 2, KMSKey: "arn:other", State: broker.KeySuperseded},
+			{Domain: alpha.UID, Epoch: 3, KMSKey: key, State: broker.KeyAbandoned},
+			{Domain: alpha.UID, Epoch: 4, KMSKey: key, State: broker.KeyCurrent},
+			{Domain: beta.UID, Epoch: 1, KMSKey: "arn:other", State: broker.KeyCurrent},
+			{Domain: beta.UID, Epoch: 2, KMSKey: key, State: broker.KeyPreparing},
+		} {
+			if err := tx.InsertDomainKey(ctx, k); err != nil {
+				return err
+			}
+		}
+		for i, epoch := range []broker.Epoch{1, 2, 2, 4, 4} {
+			k := newDataKey(alpha.UID, broker.DataKeyID(fmt.Sprint("k", i)), now)
+			k.Epoch = epoch
+			if err := tx.InsertDataKey(ctx, k); err != nil {
+				return err
+			}
+		}
+		d, err := tx.Domain(ctx, "beta")
+		if err != nil {
+			return err
+		}
+		d.KeyChange = broker.KeyChange{Job: "job-7", TargetKey: key, TargetEpoch: 2}
+		if err := tx.UpdateDomain(ctx, d); err != nil {
+			return err
+		}
+		g := newGrant(beta.UID, "g", now)
+		if err := tx.InsertGrant(ctx, g); err != nil {
+			return err
+		}
+		for i, state := range []broker.KMSGrantState{
+			broker.KMSGrantIntended, broker.KMSGrantLive, broker.KMSGrantRetiring,
+			broker.KMSGrantRetired, broker.KMSGrantFailed, broker.KMSGrantGone,
+		} {
+			k := newKMSGrant(g, 2, broker.Unwrap, i+1, now)
+			k.State, k.KMSKey = state, key
+			if err := tx.InsertKMSGrant(ctx, k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	b.view(func(ctx context.Context, tx rotation.Tx) error {
+		got, err := tx.UsesOfKey(ctx, key)
+		equal(t, "uses of the key", got, []rotation.KeyUse{
+			{DomainID: "alpha", DomainUID: alpha.UID, Epochs: []broker.Epoch{3, 4}, Current: true, Rows: 3},
+			{DomainID: "beta", DomainUID: beta.UID, Epochs: []broker.Epoch{2}, Preparing: "job-7", Grants: 3, Intents: 1},
+		})
+		if err != nil {
+			return err
+		}
+		got, err = tx.UsesOfKey(ctx, legacy)
+		equal(t, "uses of an import source", got, []rotation.KeyUse{
+			{DomainID: "importer", DomainUID: importer.UID, ImportSource: true},
+		})
+		if err != nil {
+			return err
+		}
+		got, err = tx.UsesOfKey(ctx, "arn:unknown")
+		equal(t, "uses of an unknown key", got, nil)
+		return err
+	})
+}

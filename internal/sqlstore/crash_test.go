@@ -1,0 +1,132 @@
+package sqlstore_test
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/brokertest"
+	"github.com/keybroker/keybroker/internal/sqlstore"
+)
+
+// crashFile tells the test binary to be the process that is killed.
+const crashFile = "KEYBROKER_TEST_CRASH_FILE"
+
+// writeUntilKilled stores rows one by one and says each id after its commit. It
+// reports whether this process is that writer.
+func writeUntilKilled() bool {
+	path := os.Getenv(crashFile)
+	if path == "" {
+		return false
+	}
+	ctx := context.Background()
+	s, err := sqlstore.OpenSQLite(ctx, path, sqlstore.Config{Now: brokertest.NewStoreClock().Now})
+	if err != nil {
+		panic(err)
+	}
+	start, err := s.Secret(ctx, "start", 8)
+	if err != nil {
+		panic(err)
+	}
+	_ = s.Broker().Update(ctx, func(tx broker.Tx) error {
+		return tx.InsertDomain(ctx, broker.Domain{UID: "u", ID: "d", State: broker.DomainActive, Version: 1})
+	})
+	for i := 0; ; i++ {
+		id := broker.DataKeyID(fmt.Sprintf("k-%d-%d", os.Getpid(), i))
+		if err := s.Broker().Update(ctx, func(tx broker.Tx) error {
+			// Two rows or none: half a transaction would show.
+			for _, part := range []broker.DataKeyID{"-a", "-b"} {
+				if err := tx.InsertDataKey(ctx, broker.DataKey{Domain: "u", ID: id + part, UID: broker.DataKeyUID(id), Ciphertext: start, Version: 1}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			panic(err)
+		}
+		fmt.Println(id)
+	}
+}
+
+// TestKill kills a writer with SIGKILL several times over: the file stays sound
+// and every row that was acknowledged is there.
+func TestKill(t *testing.T) {
+	path := dbPath(t)
+	var acknowledged []broker.DataKeyID
+	for round := range 5 {
+		cmd := exec.CommandContext(t.Context(), os.Args[0])
+		cmd.Env = append(os.Environ(), crashFile+"="+path)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		for n := 0; lines.Scan(); n++ {
+			acknowledged = append(acknowledged, broker.DataKeyID(lines.Text()))
+			if n == 20*(round+1) {
+				if err := cmd.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := cmd.Wait(); err == nil {
+			t.Fatal("the writer was not killed")
+		}
+		checkIntegrity(t, path)
+	}
+	s := open(t, path, time.Now)
+	ctx := t.Context()
+	if err := s.Broker().View(ctx, func(tx broker.Tx) error {
+		for _, id := range acknowledged {
+			for _, part := range []broker.DataKeyID{"-a", "-b"} {
+				if _, err := tx.DataKey(ctx, "u", id+part); err != nil {
+					t.Errorf("row %s%s was acknowledged: %v", id, part, err)
+				}
+			}
+		}
+		all, err := tx.ListDataKeys(ctx, "u", "", 1_000_000)
+		if len(all)%2 != 0 || len(all) < 2*len(acknowledged) {
+			t.Errorf("%d rows are stored, %d were acknowledged: want an even number, not less", len(all), 2*len(acknowledged))
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func checkIntegrity(t *testing.T, path string) {
+	t.Helper()
+	for _, check := range []string{"pragma integrity_check", "select count(*) || ' orphans' from pragma_foreign_key_check"} {
+		if got := queryText(t, path, check); got != "ok" && got != "0 orphans" {
+			t.Errorf("%s: %s", check, got)
+		}
+	}
+}
+
+// queryText runs a query for one text past the store.
+func queryText(t *testing.T, path, query string) (text string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := db.QueryRowContext(t.Context(), query).Scan(&text); err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	return text
+}
