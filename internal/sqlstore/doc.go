@@ -14,6 +14,6 @@
 //
 // What it never does. It calls no KMS, decides nothing about domains or jobs,
 // reads no clock but the configured one, puts no stored value into an error, a
-// log line or a span, and lets no driver error out: callers see *broker.Error,
-// context errors, and plain errors for what is a bug.
+// log line or a span, and once open lets no driver error out: callers see
+// *broker.Error, context errors, and plain errors for what is a bug.
 package sqlstore

@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/rotation"
 )
 
@@ -97,7 +96,8 @@ func (t *txn) Progress(ctx context.Context, r rotation.JobRef) (rotation.Progres
 const claimCandidates = 32
 
 // ClaimShard implements rotation.Tx. It prefers shards that nobody left behind,
-// of the oldest job.
+// of the oldest job. The condition on three states is that of the index job_open;
+// the next one narrows it.
 func (t *txn) ClaimShard(ctx context.Context, owner string, ttl time.Duration) (rotation.Shard, rotation.Job, error) {
 	free, err := all(ctx, t, "list free shards", scanShard, `
 		select `+shardColumns+`
@@ -189,79 +189,4 @@ func (t *txn) RenewShard(ctx context.Context, s rotation.Shard, ttl time.Duratio
 		return lostLease("shard")
 	}
 	return err
-}
-
-// AddFailures implements rotation.Tx.
-func (t *txn) AddFailures(ctx context.Context, failures []rotation.Failure) error {
-	for _, f := range failures {
-		if _, err := t.exec(ctx, "insert failure", `
-			insert into job_failure (domain_uid, job_id, data_key_id, data_key_uid, version, class, message, fail_time)
-			values ($1, $2, $3, $4, $5, $6, $7, $8)
-			on conflict (domain_uid, job_id, data_key_id) do update
-			set data_key_uid = excluded.data_key_uid, version = excluded.version, class = excluded.class,
-				message = excluded.message, fail_time = excluded.fail_time`,
-			f.Domain, f.Job, f.DataKey, f.UID, f.Version, f.Class, f.Message, micros(f.Time)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Failures implements rotation.Tx.
-func (t *txn) Failures(ctx context.Context, r rotation.JobRef, after broker.DataKeyID, limit int) ([]rotation.Failure, error) {
-	return all(ctx, t, "list failures", func(r row) (f rotation.Failure, err error) {
-		err = r.Scan(&f.Domain, &f.Job, &f.DataKey, &f.UID, &f.Version, &f.Class, &f.Message, at{&f.Time})
-		return f, err
-	}, `
-		select domain_uid, job_id, data_key_id, data_key_uid, version, class, message, fail_time
-		from job_failure
-		where domain_uid = $1 and job_id = $2 and data_key_id > $3
-		order by data_key_id
-		limit $4`, r.Domain, r.ID, after, limit)
-}
-
-// DeleteFailures implements rotation.Tx.
-func (t *txn) DeleteFailures(ctx context.Context, r rotation.JobRef) error {
-	_, err := t.exec(ctx, "delete failures", `
-		delete from job_failure
-		where domain_uid = $1 and job_id = $2`, r.Domain, r.ID)
-	return err
-}
-
-// AddMoved implements rotation.Tx.
-func (t *txn) AddMoved(ctx context.Context, r rotation.JobRef, counts []rotation.MaterialCount) error {
-	for _, c := range counts {
-		if _, err := t.exec(ctx, "count moved rows", `
-			insert into job_moved (domain_uid, job_id, source_key, source_material, new_material, moved)
-			values ($1, $2, $3, $4, $5, $6)
-			on conflict (domain_uid, job_id, source_key, source_material, new_material) do update
-			set moved = job_moved.moved + excluded.moved`,
-			r.Domain, r.ID, c.SourceKey, c.SourceMaterial, c.NewMaterial, c.Rows); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Moved implements rotation.Tx.
-func (t *txn) Moved(ctx context.Context, r rotation.JobRef) ([]rotation.MaterialCount, error) {
-	return all(ctx, t, "list moved rows", func(r row) (c rotation.MaterialCount, err error) {
-		err = r.Scan(&c.SourceKey, &c.SourceMaterial, &c.NewMaterial, &c.Rows)
-		return c, err
-	}, `
-		select source_key, source_material, new_material, moved
-		from job_moved
-		where domain_uid = $1 and job_id = $2
-		order by source_key, source_material, new_material`, r.Domain, r.ID)
-}
-
-// TakePeriodic implements rotation.Tx.
-func (t *txn) TakePeriodic(ctx context.Context, name, owner string, every time.Duration) (bool, error) {
-	n, err := t.exec(ctx, "take periodic task", `
-		insert into periodic (name, owner, take_time)
-		values ($1, $2, $3)
-		on conflict (name) do update
-		set owner = excluded.owner, take_time = excluded.take_time
-		where periodic.take_time <= $4`, name, owner, micros(t.now), micros(t.now.Add(-every)))
-	return n == 1, err
 }

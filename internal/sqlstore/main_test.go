@@ -7,9 +7,6 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/keybroker/keybroker/internal/broker"
-	"github.com/keybroker/keybroker/internal/brokertest"
-	"github.com/keybroker/keybroker/internal/rotation"
 	"github.com/keybroker/keybroker/internal/sqlstore"
 )
 
@@ -36,10 +33,3 @@ func open(t testing.TB, path string, now func() time.Time) *sqlstore.Store {
 }
 
 func dbPath(t testing.TB) string { return filepath.Join(t.TempDir(), "broker.db") }
-
-func TestSQLite(t *testing.T) {
-	brokertest.RunStore(t, func(t *testing.T, now func() time.Time) (broker.Store, rotation.Store) {
-		s := open(t, dbPath(t), now)
-		return s.Broker(), s.Rotation()
-	})
-}

@@ -1,0 +1,17 @@
+package sqlstore
+
+import (
+	"context"
+	"time"
+)
+
+// TakePeriodic implements rotation.Tx.
+func (t *txn) TakePeriodic(ctx context.Context, name, owner string, every time.Duration) (bool, error) {
+	n, err := t.exec(ctx, "take periodic task", `
+		insert into periodic (name, owner, take_time)
+		values ($1, $2, $3)
+		on conflict (name) do update
+		set owner = excluded.owner, take_time = excluded.take_time
+		where periodic.take_time <= $4`, name, owner, micros(t.now), micros(t.now.Add(-every)))
+	return n == 1, err
+}
