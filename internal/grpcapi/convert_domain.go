@@ -29,8 +29,9 @@ func timestamp(t time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
-// domainMessage converts a domain and the keys that it had, by epoch ascending.
-func domainMessage(d broker.Domain, keys []broker.DomainKey) *keybrokerv1.Domain {
+// domainMessage converts a domain, the keys that it had, by epoch ascending, and
+// its open job, "" for none.
+func domainMessage(d broker.Domain, keys []broker.DomainKey, job broker.JobID) *keybrokerv1.Domain {
 	m := &keybrokerv1.Domain{
 		Name:                d.ID.Name(),
 		Uid:                 string(d.UID),
@@ -50,8 +51,8 @@ func domainMessage(d broker.Domain, keys []broker.DomainKey) *keybrokerv1.Domain
 		CreateTime:          timestamp(d.CreateTime),
 		UpdateTime:          timestamp(d.UpdateTime),
 	}
-	if d.KeyChange.Job != "" {
-		m.KeyChange = broker.JobName(d.ID, d.KeyChange.Job)
+	if job != "" {
+		m.KeyChange = broker.JobName(d.ID, job)
 	}
 	return m
 }

@@ -35,7 +35,7 @@ func (s *domainService) CreateDomain(ctx context.Context, in *keybrokerv1.Create
 	if err != nil {
 		return nil, err
 	}
-	return domainMessage(d, nil), nil
+	return domainMessage(d, nil, ""), nil
 }
 
 // GetDomain implements keybroker.v1.DomainService.
@@ -48,7 +48,26 @@ func (s *domainService) GetDomain(ctx context.Context, in *keybrokerv1.GetDomain
 	if err != nil {
 		return nil, err
 	}
-	return domainMessage(d, keys), nil
+	job, err := s.openJob(ctx, d, keys)
+	if err != nil {
+		return nil, err
+	}
+	return domainMessage(d, keys, job), nil
+}
+
+// openJob gives the job that is changing the domain's key, "" if none is. The
+// domain itself tells of one that prepares; one that is past its switch is asked
+// for only where an older key is not retired yet, which few domains have.
+func (s *domainService) openJob(ctx context.Context, d broker.Domain, keys []broker.DomainKey) (broker.JobID, error) {
+	if d.KeyChange.Job != "" {
+		return d.KeyChange.Job, nil
+	}
+	for _, k := range keys {
+		if k.State == broker.KeySuperseded || k.State == broker.KeyClosed {
+			return s.jobs.OpenJob(ctx, d.UID)
+		}
+	}
+	return "", nil
 }
 
 // domainFilter is what ListDomains' filter may compare.
@@ -58,10 +77,11 @@ var domainFilter = filterFields[*keybrokerv1.Domain]{
 	"labels.*": func(d *keybrokerv1.Domain, key string) string { return d.GetLabels()[key] },
 }
 
-// A domainRow is a domain with the keys that it had.
+// A domainRow is a domain with the keys that it had and its open job.
 type domainRow struct {
 	domain broker.Domain
 	keys   []broker.DomainKey
+	job    broker.JobID
 }
 
 // ListDomains implements keybroker.v1.DomainService.
@@ -76,14 +96,21 @@ func (s *domainService) ListDomains(ctx context.Context, in *keybrokerv1.ListDom
 	domains, next, err := answer(s.pages, call, in.GetPageToken(), size, list[domainRow, *keybrokerv1.Domain]{
 		fetch: func(after cursor, limit int) ([]domainRow, error) {
 			domains, keys, err := s.domains.ListDomains(ctx, caller, broker.DomainID(after.Domain), limit)
+			if err != nil {
+				return nil, err
+			}
 			rows := make([]domainRow, len(domains))
 			for i, d := range domains {
-				rows[i] = domainRow{domain: d, keys: keys[i]}
+				job, err := s.openJob(ctx, d, keys[i])
+				if err != nil {
+					return nil, err
+				}
+				rows[i] = domainRow{domain: d, keys: keys[i], job: job}
 			}
-			return rows, err
+			return rows, nil
 		},
 		at:      func(r domainRow) cursor { return cursor{Domain: string(r.domain.ID)} },
-		convert: func(r domainRow) *keybrokerv1.Domain { return domainMessage(r.domain, r.keys) },
+		convert: func(r domainRow) *keybrokerv1.Domain { return domainMessage(r.domain, r.keys, r.job) },
 		keep:    keep,
 	})
 	if err != nil {

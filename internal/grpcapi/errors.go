@@ -27,9 +27,10 @@ const (
 
 // A status travels in HTTP/2 trailers, and many clients take 8 KiB of them.
 const (
-	maxViolations = 8
-	maxText       = 512
-	maxField      = 160
+	maxViolations  = 8
+	maxText        = 400
+	maxField       = 160
+	maxDescription = 200
 )
 
 // retryAfter is the advice where a retryable error brings none.
@@ -172,7 +173,7 @@ func errorDetails(code codes.Code, e *broker.Error) []protoadapt.MessageV1 {
 		bad := &errdetails.BadRequest{}
 		for _, v := range e.Violations[:min(len(e.Violations), maxViolations)] {
 			bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{
-				Field: clip(v.Field, maxField), Description: clip(v.Description, maxText)})
+				Field: clip(v.Field, maxField), Description: clip(v.Description, maxDescription)})
 		}
 		details = append(details, bad)
 	}

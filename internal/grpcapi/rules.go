@@ -35,7 +35,7 @@ func invalid(err error) error {
 			out.Reason = broker.ReasonFieldInvalid
 		}
 		if len(out.Violations) < maxViolations {
-			out.Violations = append(out.Violations, broker.Violation{Field: clip(field, maxField), Description: clip(text, maxField)})
+			out.Violations = append(out.Violations, broker.Violation{Field: clip(field, maxField), Description: clip(text, maxDescription)})
 		}
 	}
 	return out
