@@ -71,9 +71,12 @@ func open(t testing.TB, cfg awskms.Config, class pacer.Class) *awskms.KMS {
 	return k
 }
 
-// newLocal makes an embedded KMS in memory.
+// newLocal makes an embedded KMS in memory. A nil clock is the real one.
 func newLocal(t testing.TB, delay time.Duration, now func() time.Time) *localkms.KMS {
 	t.Helper()
+	if now == nil {
+		now = time.Now
+	}
 	l, err := localkms.New(localkms.Config{Principals: principals(), GrantDelay: delay, Now: now, GrantsPerKey: grantsPerKey})
 	if err != nil {
 		t.Fatal(err)
