@@ -109,7 +109,9 @@ func needKey(d Domain) error {
 // storeNewDataKey stores k, if the domain's key is still the one that made it.
 func (b *Broker) storeNewDataKey(ctx context.Context, caller Caller, r Request, k DataKey) (DataKeyView, error) {
 	var view DataKeyView
+	var done string
 	err := b.store.Update(ctx, func(tx Tx) error {
+		done = ""
 		if err := tx.LockDomain(ctx, k.Domain, Shared); err != nil {
 			return err
 		}
@@ -122,8 +124,8 @@ func (b *Broker) storeNewDataKey(ctx context.Context, caller Caller, r Request, 
 			return err
 		}
 		if rec != nil && rec.Done {
-			view, err = readDataKey(ctx, tx, d, k.ID)
-			return err
+			done = rec.Resource
+			return nil
 		}
 		if err := checkStoreEpoch(d, k.Epoch); err != nil {
 			return err
@@ -143,6 +145,9 @@ func (b *Broker) storeNewDataKey(ctx context.Context, caller Caller, r Request, 
 		}
 		return finish(ctx, tx, caller, r, name)
 	})
+	if err == nil && done != "" {
+		return b.readByName(ctx, caller, done)
+	}
 	return view, err
 }
 
