@@ -78,8 +78,10 @@ func (b *Broker) retireKMSGrants(ctx context.Context, caller Caller, grants []KM
 }
 
 // endGrant puts a grant into a final state and retires what KMS has of it. What
-// has no answer yet is left to ResolveIntents, which retires it when it shows.
+// has no answer yet is left to ResolveIntents, which retires it when it shows. A
+// grant that was renewed since it was found due does not expire.
 func (b *Broker) endGrant(ctx context.Context, caller Caller, domain DomainUID, uid GrantUID, state GrantState, r Request) error {
+	renewed := false
 	err := b.store.Update(ctx, func(tx Tx) error {
 		if err := tx.LockDomain(ctx, domain, Shared); err != nil {
 			return err
@@ -92,6 +94,9 @@ func (b *Broker) endGrant(ctx context.Context, caller Caller, domain DomainUID, 
 		if err != nil || !g.Live() {
 			return err
 		}
+		if renewed = state == GrantExpired && tx.Now().Before(g.ExpireTime); renewed {
+			return nil
+		}
 		g.State = state
 		if err := tx.UpdateGrant(ctx, g); err != nil {
 			return err
@@ -103,7 +108,7 @@ func (b *Broker) endGrant(ctx context.Context, caller Caller, domain DomainUID, 
 		}
 		return finish(ctx, tx, caller, r, name)
 	})
-	if err != nil {
+	if err != nil || renewed {
 		return err
 	}
 	_, err = b.RetireEpochs(ctx, domain, func(k KMSGrant) bool { return k.Grant == uid })
