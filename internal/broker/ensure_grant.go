@@ -43,7 +43,7 @@ func (b *Broker) ensureGrant(ctx context.Context, caller Caller, domain DomainUI
 		for _, intent := range round.intents {
 			made, err := b.registrar.CreateGrant(ctx, b.newKMSGrant(round.domain, round.grant, intent))
 			if err != nil {
-				if recordErr := b.recordRefusal(context.WithoutCancel(ctx), caller, intent, answers, err); recordErr != nil {
+				if recordErr := b.recordRefusal(context.WithoutCancel(ctx), caller, intent, round.sentBefore[intent.Name], answers, err); recordErr != nil {
 					return nil, recordErr
 				}
 				return nil, err
@@ -62,12 +62,14 @@ type ensureRound struct {
 	grant    Grant
 	intents  []KMSGrant // committed; to be asked of KMS
 	needless []KMSGrant // live at KMS, for a key that does not want them any more
+	// sentBefore has the Names of the intents that another call may have sent.
+	sentBefore map[string]bool
 }
 
 func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUID, uid GrantUID, r Request, answers []KMSGrant, revive bool) (ensureRound, error) {
 	var round ensureRound
 	err := b.store.Update(ctx, func(tx Tx) (err error) {
-		round = ensureRound{}
+		round = ensureRound{sentBefore: map[string]bool{}}
 		if err := tx.LockDomain(ctx, domain, Shared); err != nil {
 			return err
 		}
@@ -92,6 +94,7 @@ func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUI
 			if k.State == KMSGrantLive && !wanted(round.grant, keys, k) {
 				round.needless = append(round.needless, k)
 			}
+			round.sentBefore[k.Name] = k.State == KMSGrantIntended
 		}
 		if !round.grant.Live() {
 			return nil
@@ -224,14 +227,20 @@ func lastAttempt(made []KMSGrant, e Epoch, kind GrantKind) (last KMSGrant, attem
 
 // recordRefusal keeps the answers that came before KMS refused an intent, and
 // closes the intent if KMS certainly did nothing. Without an answer it stays
-// open: only a listing may close it.
-func (b *Broker) recordRefusal(ctx context.Context, caller Caller, intent KMSGrant, answers []KMSGrant, cause error) error {
+// open, and so it does if it was sent before without one, or is being sent by
+// another call too: the refusal speaks for one call only, and what another one
+// made is found by a listing.
+func (b *Broker) recordRefusal(ctx context.Context, caller Caller, intent KMSGrant, sentBefore bool, answers []KMSGrant, cause error) error {
 	return b.store.Update(ctx, func(tx Tx) error {
 		if err := b.recordLive(ctx, tx, caller, answers); err != nil {
 			return err
 		}
-		if class := ClassOf(cause); class == "" || class == KMSUnavailable {
+		if class := ClassOf(cause); class == "" || class == KMSUnavailable || sentBefore {
 			return nil
+		}
+		now, err := kmsGrantNow(ctx, tx, intent)
+		if err != nil || now.State != KMSGrantIntended || !now.IntendTime.Equal(intent.IntendTime) {
+			return err
 		}
 		intent.State, intent.EndTime = KMSGrantFailed, tx.Now()
 		if err := tx.UpdateKMSGrant(ctx, intent); err != nil {
