@@ -36,6 +36,9 @@ func (b *Broker) ensureGrant(ctx context.Context, caller Caller, domain DomainUI
 		if err := b.retireKMSGrants(ctx, caller, round.needless); err != nil {
 			return nil, err
 		}
+		if !round.grant.Live() {
+			return nil, nil // ended meanwhile: its tokens are for grants that are retired
+		}
 		if len(round.intents) == 0 {
 			return tokens, nil
 		}
@@ -97,7 +100,7 @@ func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUI
 			round.sentBefore[k.Name] = k.State == KMSGrantIntended
 		}
 		if !round.grant.Live() {
-			return nil
+			return finish(ctx, tx, caller, r, GrantName(round.domain.ID, round.grant.ID))
 		}
 		if round.intents, err = b.intend(ctx, tx, caller, round.domain, round.grant, keys, made, revive); err != nil {
 			return err
