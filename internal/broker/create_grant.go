@@ -132,6 +132,12 @@ func (b *Broker) afterRefusal(ctx context.Context, caller Caller, g Grant, r Req
 	if class != "" && !class.Transient() {
 		return b.endGrant(ctx, caller, g.Domain, g.UID, GrantFailed, r)
 	}
+	return b.letGo(ctx, caller, r)
+}
+
+// letGo ends the patience of a request in flight: the call that was at work on
+// it has failed.
+func (b *Broker) letGo(ctx context.Context, caller Caller, r Request) error {
 	return b.store.Update(ctx, func(tx Tx) error {
 		rec, err := tx.RequestRecord(ctx, r.key(caller))
 		if errors.Is(err, ErrNotFound) || rec.Done {

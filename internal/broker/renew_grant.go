@@ -25,15 +25,21 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 		return GrantView{}, invalidField(ReasonFieldInvalid, "ttl", "must be %s to %s", MinGrantTTL, MaxGrantTTL)
 	}
 	var g Grant
+	var repeat bool
 	err := b.store.Update(ctx, func(tx Tx) error {
+		repeat = false
 		d, found, err := findGrant(ctx, tx, in.Domain, in.ID)
 		if err != nil {
 			return err
 		}
 		g = found
 		rec, err := begin(ctx, tx, caller, in.Request)
-		if err != nil || (rec != nil && rec.Done) {
+		if err != nil {
 			return err
+		}
+		if rec != nil && rec.Done {
+			repeat = true
+			return nil
 		}
 		name := GrantName(d.ID, g.ID)
 		if rec == nil {
@@ -53,7 +59,14 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 	if err != nil {
 		return GrantView{}, err
 	}
-	return b.regrant(ctx, caller, g, in.Request, true)
+	if repeat {
+		return b.regrant(ctx, caller, g, Request{}, false)
+	}
+	view, err := b.regrant(ctx, caller, g, in.Request, true)
+	if err != nil {
+		err = errors.Join(err, b.letGo(context.WithoutCancel(ctx), caller, in.Request))
+	}
+	return view, err
 }
 
 func renew(tx Tx, in RenewGrant, g *Grant, name string) error {
@@ -110,8 +123,7 @@ func (b *Broker) regrant(ctx context.Context, caller Caller, g Grant, r Request,
 	}
 	minted, err := b.ensureGrant(ctx, caller, g.Domain, g.UID, r, renewal)
 	if err != nil {
-		cleanup := b.afterRefusal(context.WithoutCancel(ctx), caller, g, r, KMSUnavailable)
-		return GrantView{}, errors.Join(RefusedByKMS(err, GrantName(d.ID, g.ID)), cleanup)
+		return GrantView{}, RefusedByKMS(err, GrantName(d.ID, g.ID))
 	}
 	view, err := b.grantView(ctx, g.Domain, g.UID)
 	view.Tokens = append(tokens, minted...)
