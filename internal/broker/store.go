@@ -45,7 +45,7 @@ type Tx interface {
 	// Version+1 and UpdateTime = Now.
 	UpdateDomain(ctx context.Context, d Domain) error
 
-	InsertDomainKey(ctx context.Context, k DomainKey) error
+	InsertDomainKey(ctx context.Context, k DomainKey) error // ErrConflict for a used epoch
 	UpdateDomainKey(ctx context.Context, k DomainKey) error // by (Domain, Epoch)
 	// DomainKeys gives every key that the domain had, by epoch ascending.
 	DomainKeys(ctx context.Context, d DomainUID) ([]DomainKey, error)
@@ -67,20 +67,21 @@ type Tx interface {
 	// LiveGrants gives the ACTIVE and CREATING grants of a domain, the worker's too.
 	LiveGrants(ctx context.Context, d DomainUID) ([]Grant, error)
 	// DueGrants gives up to limit live grants, of all domains, whose ExpireTime
-	// has come.
+	// has come, longest due first.
 	DueGrants(ctx context.Context, limit int) ([]Grant, error)
 
-	InsertKMSGrant(ctx context.Context, g KMSGrant) error
+	InsertKMSGrant(ctx context.Context, g KMSGrant) error // ErrConflict for a used identity or Name
 	UpdateKMSGrant(ctx context.Context, g KMSGrant) error // by (Domain, Grant, Epoch, Kind, Attempt)
 	// KMSGrants gives a domain's KMS grants, all states; of one grant unless g is "".
 	KMSGrants(ctx context.Context, d DomainUID, g GrantUID) ([]KMSGrant, error)
 	// StaleKMSGrants gives up to limit KMS grants, of all domains, that are
-	// INTENDED or RETIRING and whose IntendTime is at or before t.
+	// INTENDED or RETIRING and whose IntendTime is at or before t, oldest first.
 	StaleKMSGrants(ctx context.Context, t time.Time, limit int) ([]KMSGrant, error)
 
 	// RequestRecord gives the record of a request id, ErrNotFound if none.
 	RequestRecord(ctx context.Context, k RequestKey) (RequestRecord, error)
-	// PutRequestRecord inserts or replaces a record.
+	// PutRequestRecord inserts or replaces a record, and forgets some that are
+	// done and whose Until has come.
 	PutRequestRecord(ctx context.Context, r RequestRecord) error
 
 	// Audit appends an event; its time is Now.
