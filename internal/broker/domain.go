@@ -1,6 +1,9 @@
 package broker
 
 import (
+	"fmt"
+	"io"
+	"log/slog"
 	"strconv"
 	"time"
 )
@@ -119,3 +122,12 @@ func (Secret) String() string { return "[redacted]" }
 
 // GoString hides the value.
 func (Secret) GoString() string { return "[redacted]" }
+
+// Format hides the value under every verb: %d knows no String.
+func (Secret) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, "[redacted]") }
+
+// LogValue hides the value from log handlers.
+func (Secret) LogValue() slog.Value { return slog.StringValue("[redacted]") }
+
+// MarshalJSON hides the value.
+func (Secret) MarshalJSON() ([]byte, error) { return []byte(`"[redacted]"`), nil }
