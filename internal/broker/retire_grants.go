@@ -154,7 +154,7 @@ func (b *Broker) ResolveIntents(ctx context.Context, domain DomainUID, which fun
 
 func (b *Broker) resolveIntent(ctx context.Context, k KMSGrant) error {
 	listed, err := b.registrar.ListGrants(ctx, k.KMSKey, "")
-	if err != nil {
+	if err != nil && ClassOf(err) != KMSNotFound { // a key that is gone has no grants
 		return err
 	}
 	var needless []KMSGrant
