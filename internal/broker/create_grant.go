@@ -89,7 +89,7 @@ func (b *Broker) CreateGrant(ctx context.Context, caller Caller, in NewGrant) (G
 	if repeat {
 		return b.regrant(ctx, caller, g, Request{}, false)
 	}
-	return b.completeGrant(ctx, caller, g, in.Request)
+	return b.completeGrant(ctx, caller, in.Domain, g, in.Request)
 }
 
 // patience is how long a call that is at KMS may take before another one takes
@@ -115,11 +115,11 @@ func takeOverGrant(ctx context.Context, tx Tx, caller Caller, r Request, d Domai
 
 // completeGrant makes the grant's KMS grants and answers. If KMS refuses one,
 // the grant is given up and what was made of it is retired.
-func (b *Broker) completeGrant(ctx context.Context, caller Caller, g Grant, r Request) (GrantView, error) {
+func (b *Broker) completeGrant(ctx context.Context, caller Caller, domain DomainID, g Grant, r Request) (GrantView, error) {
 	tokens, err := b.EnsureGrant(ctx, caller, g.Domain, g.UID, r)
 	if err != nil {
 		cleanup := b.afterRefusal(context.WithoutCancel(ctx), caller, g, r, ClassOf(err))
-		return GrantView{}, errors.Join(RefusedByKMS(err, string(g.ID)), cleanup)
+		return GrantView{}, errors.Join(RefusedByKMS(err, GrantName(domain, g.ID)), cleanup)
 	}
 	view, err := b.grantView(ctx, g.Domain, g.UID)
 	view.Tokens = tokens
