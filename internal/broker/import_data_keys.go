@@ -252,6 +252,19 @@ func importRecord(id DomainID, results []ImportResult) string {
 	return b.String()
 }
 
+// importKind gives the kind that an item's refusal had at first.
+func importKind(r Reason) error {
+	switch r {
+	case ReasonDataKeyAlreadyExists, ReasonDataKeyIDDeleted:
+		return ErrAlreadyExists
+	case ReasonKeyAccessDenied, ReasonKeyDisabled, ReasonKeyStateInvalid, ReasonKeyNotFound:
+		return ErrPrecondition
+	case ReasonGrantLimitExceeded:
+		return ErrExhausted
+	}
+	return ErrInvalid
+}
+
 // importedBefore answers a repeat: the rows as they are now, and the refusals
 // by their reasons.
 func (b *Broker) importedBefore(ctx context.Context, in ImportDataKeys, record string) ([]ImportResult, error) {
@@ -272,7 +285,7 @@ func (b *Broker) importedBefore(ctx context.Context, in ImportDataKeys, record s
 		}
 		for i, item := range in.Items {
 			if reason, ok := refused[i]; ok {
-				results[i].Err = &Error{Kind: ErrInvalid, Reason: reason, Resource: DataKeyName(d.ID, item.ID),
+				results[i].Err = &Error{Kind: importKind(reason), Reason: reason, Resource: DataKeyName(d.ID, item.ID),
 					Detail: "was refused when the request was first made"}
 				continue
 			}
