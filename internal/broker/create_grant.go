@@ -26,6 +26,10 @@ const (
 	MaxGrantTTL = 366 * 24 * time.Hour
 )
 
+// maxGrantee is KMS's limit of a principal, in characters (KMS API Reference,
+// CreateGrant, GranteePrincipal).
+const maxGrantee = 256
+
 // A GrantView is a grant with what its reader needs. Tokens are set only by the
 // calls that mint them, and are stored nowhere.
 type GrantView struct {
@@ -243,10 +247,10 @@ func (b *Broker) validateGrant(in *NewGrant) error {
 // no sessions, no account roots, no services, and never the broker's own roles.
 func (b *Broker) validateGrantee(arn string) error {
 	m := roleARNPattern.FindStringSubmatch(arn)
-	if m == nil || strings.ContainsAny(arn, "*?") {
+	if m == nil || len(arn) > maxGrantee || strings.ContainsAny(arn, "*?") {
 		return invalidField(ReasonGranteeNotAllowed, "grant.grantee_principal", "must be the ARN of one IAM role (arn:aws:iam::ACCOUNT:role/NAME)")
 	}
-	if arn == b.cfg.WorkerRole || arn == b.cfg.RegistrarRole {
+	if strings.EqualFold(arn, b.cfg.WorkerRole) || strings.EqualFold(arn, b.cfg.RegistrarRole) {
 		return invalidField(ReasonGranteeNotAllowed, "grant.grantee_principal", "must not be one of the broker's own roles")
 	}
 	if m[1] != partitionOf(b.cfg.WorkerRole) || !slices.Contains(b.cfg.GranteeAccounts, m[2]) {
