@@ -126,7 +126,11 @@ func (b *Broker) ParseKMSGrantName(name string) (parts GrantNameParts, ok bool) 
 	if err1 != nil || err2 != nil || (kind != Wrap && kind != Unwrap) {
 		return GrantNameParts{}, false
 	}
-	return GrantNameParts{Grant: GrantUID(f[2]), Kind: kind, Epoch: Epoch(epoch), Attempt: attempt}, true
+	parts = GrantNameParts{Grant: GrantUID(f[2]), Kind: kind, Epoch: Epoch(epoch), Attempt: attempt}
+	if grantName(b.cfg.Deployment, parts.Grant, kind, parts.Epoch, attempt) != name {
+		return GrantNameParts{}, false // +1, 01: spellings of ours that we never write
+	}
+	return parts, true
 }
 
 // wrapOperations make new ciphertext; unwrapOperations read old. DescribeKey
