@@ -23,8 +23,8 @@ func (b *Broker) EnsureGrant(ctx context.Context, caller Caller, domain DomainUI
 	return b.ensureGrant(ctx, caller, domain, uid, r, false)
 }
 
-// ensureGrant is EnsureGrant; with revive, a retired KMS grant that an open key
-// wants is made again.
+// ensureGrant is EnsureGrant; with revive, a KMS grant that was retired, or taken
+// away by the customer, is made again where an open key wants it.
 func (b *Broker) ensureGrant(ctx context.Context, caller Caller, domain DomainUID, uid GrantUID, r Request, revive bool) ([]Secret, error) {
 	var tokens []Secret
 	var answers []KMSGrant
@@ -197,7 +197,7 @@ func (b *Broker) intend(ctx context.Context, tx Tx, caller Caller, d Domain, g G
 				if err := tx.UpdateKMSGrant(ctx, last); err != nil {
 					return nil, err
 				}
-			case attempts == 0 || last.State == KMSGrantFailed || (revive && last.State == KMSGrantRetired):
+			case attempts == 0 || last.State == KMSGrantFailed || (revive && (last.State == KMSGrantRetired || last.State == KMSGrantGone)):
 				last = KMSGrant{Domain: d.UID, Grant: g.UID, Epoch: key.Epoch, Kind: kind, Attempt: last.Attempt + 1,
 					Worker: g.Worker, KMSKey: key.KMSKey, State: KMSGrantIntended, IntendTime: tx.Now()}
 				last.Name = grantName(b.cfg.Deployment, g.UID, kind, key.Epoch, last.Attempt)
