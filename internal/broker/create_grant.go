@@ -235,8 +235,7 @@ func (b *Broker) validateGrant(in *NewGrant) error {
 			return invalidField(ReasonOperationNotAllowed, "grant.operations", "%q cannot be granted; CreateGrant and RetireGrant never are", op)
 		}
 	}
-	slices.Sort(in.Operations)
-	in.Operations = slices.Compact(in.Operations)
+	in.Operations = slices.Compact(slices.Sorted(slices.Values(in.Operations)))
 	if len(in.Constraint.Subset) > 0 && len(in.Constraint.Equals) > 0 {
 		return invalidField(ReasonConstraintInvalid, "grant.constraints", "give encryption_context_subset or encryption_context_equals, not both")
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -78,6 +79,7 @@ func (in *ImportDataKeys) validate() error {
 	if len(in.Items) == 0 || len(in.Items) > MaxImportItems {
 		return invalidField(ReasonFieldInvalid, "items", "must be 1 to %d", MaxImportItems)
 	}
+	in.Items = slices.Clone(in.Items)
 	seen := make(map[DataKeyID]bool, len(in.Items))
 	for i := range in.Items {
 		item := &in.Items[i]
