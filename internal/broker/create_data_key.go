@@ -196,7 +196,11 @@ func markAccessible(ctx context.Context, tx Tx, d Domain) error {
 		return nil
 	}
 	d.State, d.InaccessibleSince = DomainActive, time.Time{}
-	return tx.UpdateDomain(ctx, d)
+	if err := tx.UpdateDomain(ctx, d); err != nil {
+		return err
+	}
+	return tx.Audit(ctx, AuditEvent{Caller: System.Subject, Action: "domains.keyAccessible", Domain: d.UID,
+		Resource: d.ID.Name(), Outcome: AuditDone})
 }
 
 func movedTooOften(id DomainID) error {

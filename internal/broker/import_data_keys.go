@@ -231,6 +231,11 @@ func (b *Broker) storeImported(ctx context.Context, caller Caller, in ImportData
 			Detail: map[string]string{"stored": strconv.Itoa(stored), "refused": strconv.Itoa(len(moved) - stored)}}); err != nil {
 			return err
 		}
+		if stored > 0 {
+			if err := markAccessible(ctx, tx, d); err != nil {
+				return err
+			}
+		}
 		return finish(ctx, tx, caller, in.Request, importRecord(d.ID, results))
 	})
 	return results, done, err
