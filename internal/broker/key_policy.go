@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -50,6 +52,11 @@ const (
 	sidDescribe   = "KeybrokerDescribeKey"
 	sidListGrants = "KeybrokerListGrants"
 )
+
+// statementElements are what a statement may have (IAM User Guide, IAM JSON
+// policy elements reference).
+var statementElements = []string{"Sid", "Effect", "Principal", "NotPrincipal", "Action", "NotAction", "Resource",
+	"NotResource", "Condition"}
 
 type policyStatement struct {
 	Sid       string                    `json:"Sid"`
@@ -174,7 +181,8 @@ func (b *Broker) rootStatement(account string) policyStatement {
 		Action: "kms:*", Resource: "*"}
 }
 
-// policyDocument keeps the customer's statements as the bytes they came in.
+// policyDocument keeps the customer's statements as the bytes they came in, less
+// the white space between them: KMS's limit counts bytes.
 type policyDocument struct {
 	Version   string            `json:"Version"`
 	ID        string            `json:"Id,omitempty"`
@@ -190,30 +198,24 @@ func parsePolicy(text string) (policyDocument, error) {
 	if len(text) > maxKeyPolicy {
 		return refuse(fmt.Sprintf("has more than KMS's %d bytes", maxKeyPolicy))
 	}
-	var top struct {
-		Version   string
-		ID        string `json:"Id"`
-		Statement json.RawMessage
+	var doc policyDocument
+	top, ok := elements([]byte(text), "Version", "Id", "Statement")
+	if !ok || !textOf(top["Version"], &doc.Version) || !textOf(top["Id"], &doc.ID) {
+		return refuse("must be a JSON key policy with Version, Id and Statement only, each once")
 	}
-	dec := json.NewDecoder(strings.NewReader(text))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&top); err != nil || dec.More() {
-		return refuse("must be a JSON key policy with Version, Id and Statement only")
-	}
-	doc := policyDocument{Version: top.Version, ID: top.ID}
-	raw := bytes.TrimSpace(top.Statement)
+	raw := bytes.TrimSpace(top["Statement"])
 	if len(raw) == 0 {
 		return refuse("must have a Statement")
 	}
 	if raw[0] == '{' {
-		raw = append(append([]byte{'['}, raw...), ']')
+		raw = slices.Concat([]byte{'['}, raw, []byte{']'})
 	}
-	if err := json.Unmarshal(raw, &doc.Statement); err != nil {
+	if raw[0] != '[' || json.Unmarshal(raw, &doc.Statement) != nil {
 		return refuse("its Statement must be an object or a list of objects")
 	}
 	for _, s := range doc.Statement {
-		if s = bytes.TrimSpace(s); len(s) == 0 || s[0] != '{' {
-			return refuse("its Statement must be an object or a list of objects")
+		if _, ok := elements(s, statementElements...); !ok {
+			return refuse("each Statement must be an object of a key policy's elements, each once")
 		}
 	}
 	if doc.Version == "" {
@@ -222,12 +224,45 @@ func parsePolicy(text string) (policyDocument, error) {
 	return doc, nil
 }
 
+// elements reads a JSON object that has no other members than those named, and
+// none twice. Go would take the last of two, and any spelling of a name: what it
+// reads could then be another policy than the one that KMS reads.
+func elements(object []byte, names ...string) (map[string]json.RawMessage, bool) {
+	dec := json.NewDecoder(bytes.NewReader(object))
+	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
+		return nil, false
+	}
+	members := map[string]json.RawMessage{}
+	for dec.More() {
+		token, err := dec.Token()
+		name, ok := token.(string)
+		if err != nil || !ok || members[name] != nil || !slices.Contains(names, name) {
+			return nil, false
+		}
+		var value json.RawMessage
+		if dec.Decode(&value) != nil {
+			return nil, false
+		}
+		members[name] = value
+	}
+	if _, err := dec.Token(); err != nil {
+		return nil, false
+	}
+	_, err := dec.Token()
+	return members, errors.Is(err, io.EOF)
+}
+
+// textOf reads a JSON string that may be absent.
+func textOf(raw json.RawMessage, to *string) bool {
+	return raw == nil || (raw[0] == '"' && json.Unmarshal(raw, to) == nil)
+}
+
 func sidOf(statement json.RawMessage) string {
-	var s struct{ Sid string }
-	if json.Unmarshal(statement, &s) != nil {
+	var sid string
+	if members, _ := elements(statement, statementElements...); !textOf(members["Sid"], &sid) {
 		return ""
 	}
-	return s.Sid
+	return sid
 }
 
 // mustJSON marshals what cannot fail: strings, lists and valid raw messages.
