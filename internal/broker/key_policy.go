@@ -112,7 +112,7 @@ func (b *Broker) GenerateKeyPolicy(ctx context.Context, caller Caller, in KeyPol
 func (b *Broker) statementsFor(d Domain, in KeyPolicyRequest) ([]policyStatement, func(sid string) bool, error) {
 	own := "Keybroker" + string(d.UID)
 	if in.Profile == PolicyImportSource {
-		s, err := b.importStatement(own, in.ImportContext)
+		s, err := b.importStatement(d, own, in.ImportContext)
 		return []policyStatement{s}, func(sid string) bool { return sid == s.Sid }, err
 	}
 	if len(in.ImportContext) > 0 {
@@ -152,21 +152,22 @@ func (b *Broker) grantCondition(d Domain) map[string]map[string]any {
 	}
 }
 
-func (b *Broker) importStatement(own string, legacy Context) (policyStatement, error) {
+func (b *Broker) importStatement(d Domain, own string, legacy Context) (policyStatement, error) {
 	if len(legacy) == 0 {
 		return policyStatement{}, invalidField(ReasonFieldInvalid, "import_source_context",
 			"must name the pairs that the legacy blobs were made with: a statement without a condition would let any tenant import them")
+	}
+	if err := validateContext("import_source_context", legacy, d.Reserved); err != nil {
+		return policyStatement{}, err
 	}
 	equals := map[string]any{}
 	for key, value := range legacy {
 		if b.reserved(fold(key)) {
 			return policyStatement{}, invalidField(ReasonContextKeyReserved, "import_source_context", "key %q is reserved", key)
 		}
-		if !contextKeyPattern.MatchString(key) {
-			return policyStatement{}, invalidField(ReasonContextKeyInvalid, "import_source_context", "each key must be 1 to 128 characters of A-Z a-z 0-9 _ . : / @ -")
-		}
-		if err := validateContextValue("import_source_context", key, value); err != nil {
-			return policyStatement{}, err
+		if strings.Contains(value, "${") {
+			return policyStatement{}, invalidField(ReasonContextKeyInvalid, "import_source_context",
+				"the value of key %q holds a policy variable, which would stand for any value: name another pair", key)
 		}
 		equals["kms:EncryptionContext:"+key] = value
 	}
