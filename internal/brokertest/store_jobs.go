@@ -56,9 +56,9 @@ func testJobs(t *testing.T, b *storeBench) {
 
 	b.clock.Advance(time.Hour)
 	bare := newJob(d.UID, "job-1", j.CreateTime)
-	bare.LastMoveTime = j.LastMoveTime
 	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.UpdateJob(ctx, bare) })
 	want := bare
+	want.LastMoveTime = j.LastMoveTime
 	want.Version, want.UpdateTime = 2, b.clock.Now()
 	equal(t, "job after an update that clears everything", b.readJob(j), want)
 
@@ -72,9 +72,10 @@ func testJobs(t *testing.T, b *storeBench) {
 	}
 	full := j
 	full.Version = 2
+	full.LastMoveTime = full.LastMoveTime.Add(time.Hour)     // never written by an update
 	full.Lease = rotation.Lease{Owner: "nobody", Until: now} // never written by an update
 	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.UpdateJob(ctx, full) })
-	full.Version, full.UpdateTime, full.Lease = 3, b.clock.Now(), rotation.Lease{}
+	full.Version, full.UpdateTime, full.Lease, full.LastMoveTime = 3, b.clock.Now(), rotation.Lease{}, j.LastMoveTime
 	equal(t, "job after an update that sets everything", b.readJob(j), full)
 }
 

@@ -41,7 +41,7 @@ type Tx interface {
 	// Seq is raised, Until becomes Now + ttl, and the job as it then stands is
 	// returned. Another's live lease is broker.ErrConflict.
 	LeaseJob(ctx context.Context, r JobRef, owner string, ttl time.Duration) (Job, error)
-	// RenewJob moves Until if Seq still holds.
+	// RenewJob moves Until if Seq still holds and was not released.
 	RenewJob(ctx context.Context, r JobRef, seq int64, ttl time.Duration) error
 	// ReleaseJob lets the next taker in at once, if Seq still holds.
 	ReleaseJob(ctx context.Context, r JobRef, seq int64) error
@@ -50,7 +50,8 @@ type Tx interface {
 	// size and gives the n-1 inner bounds, with the number of rows it saw.
 	// It may be slow: call it in a View, outside any lock.
 	SampleBoundaries(ctx context.Context, d broker.DomainUID, n int) (bounds []broker.DataKeyID, rows int64, err error)
-	// InsertShards stores the shards of a job, replacing those it had.
+	// InsertShards stores the shards of a job, replacing those it had. No fence of
+	// the former shards holds for the new ones.
 	InsertShards(ctx context.Context, shards []Shard) error
 	Shards(ctx context.Context, r JobRef) ([]Shard, error)
 	Progress(ctx context.Context, r JobRef) (Progress, error)
@@ -63,7 +64,7 @@ type Tx interface {
 	// by ttl if s.Lease.Seq still holds (else broker.ErrConflict), and gives the
 	// job's state, which tells the worker whether to go on. ttl 0 releases.
 	CommitShard(ctx context.Context, s Shard, ttl time.Duration) (State, error)
-	// RenewShard only moves Until.
+	// RenewShard only moves Until, if Seq still holds and was not released.
 	RenewShard(ctx context.Context, s Shard, ttl time.Duration) error
 
 	// PendingDataKeys gives up to limit rows of the shard's range, with an id

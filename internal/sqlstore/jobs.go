@@ -76,9 +76,8 @@ func (t *txn) Job(ctx context.Context, r rotation.JobRef) (rotation.Job, error) 
 		where domain_uid = $1 and job_id = $2`, r.Domain, r.ID)
 }
 
-// UpdateJob implements rotation.Tx. It leaves alone what never changes (ids,
-// kind, caller, time of creation), the lease, and a later LastMoveTime than j's:
-// TouchJob raises no version.
+// UpdateJob implements rotation.Tx. It leaves alone the lease, LastMoveTime, and
+// what never changes: ids, kind, caller and time of creation.
 func (t *txn) UpdateJob(ctx context.Context, j rotation.Job) error {
 	n, err := t.exec(ctx, "update job", `
 		update job
@@ -87,16 +86,15 @@ func (t *txn) UpdateJob(ctx context.Context, j rotation.Job) error {
 			source_epoch = $12, target_epoch = $13, source_key = $14, target_key = $15, target_given = $16,
 			reason = $17, fail_reason = $18, fail_message = $19, wait_message = $20, wait_until = $21,
 			prepare_time = $22, grant_time = $23, switch_time = $24,
-			last_move_time = case when last_move_time > $25 then last_move_time else $25 end,
-			close_time = $26, retire_time = $27, list_time = $28,
-			grants_retired = $29, estimated_rows = $30, verified_rows = $31, end_time = $32,
-			version = version + 1, update_time = $33
+			close_time = $25, retire_time = $26, list_time = $27,
+			grants_retired = $28, estimated_rows = $29, verified_rows = $30, end_time = $31,
+			version = version + 1, update_time = $32
 		where domain_uid = $1 and job_id = $2 and version = $3 and lease_seq = $4`,
 		j.Domain, j.ID, j.Version, j.Lease.Seq, j.Phase, j.State,
 		j.Block.Reason, j.Block.Side, j.Block.Message, micros(j.Block.Since), micros(j.Block.NextProbe),
 		j.SourceEpoch, j.TargetEpoch, j.SourceKey, j.TargetKey, j.TargetGiven,
 		j.Reason, j.FailReason, j.FailMessage, j.WaitMessage, micros(j.WaitUntil),
-		micros(j.PrepareTime), micros(j.GrantTime), micros(j.SwitchTime), micros(j.LastMoveTime),
+		micros(j.PrepareTime), micros(j.GrantTime), micros(j.SwitchTime),
 		micros(j.CloseTime), micros(j.RetireTime), micros(j.ListTime),
 		j.GrantsRetired, j.EstimatedRows, j.VerifiedRows, micros(j.EndTime), micros(t.now))
 	if err != nil || n == 1 {

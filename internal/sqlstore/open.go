@@ -93,8 +93,8 @@ func createPrivate(path string) error {
 // (synchronous FULL); busy_timeout, in milliseconds, is for other processes that
 // have the file open, an operator's sqlite3 say.
 var (
-	writerPragmas = []string{"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(ON)"}
-	readerPragmas = []string{"busy_timeout(5000)", "query_only(ON)"}
+	writerPragmas = []string{"busy_timeout(1000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(ON)"}
+	readerPragmas = []string{"busy_timeout(1000)", "query_only(ON)"}
 )
 
 // openSQLite opens no connection yet. Idle connections are not kept: the dialect

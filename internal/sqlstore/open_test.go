@@ -2,6 +2,7 @@ package sqlstore_test
 
 import (
 	"bytes"
+	"context"
 	"database/sql"
 	"errors"
 	"flag"
@@ -290,5 +291,35 @@ func TestAuditRows(t *testing.T) {
 	}
 	if diff := cmp.Diff(row("1", "INTENDED")+"\n"+row("2", "DONE"), got); diff != "" {
 		t.Errorf("audit rows (-want +got):\n%s", diff)
+	}
+}
+
+// TestForeignWriter: another process may hold the file for a while.
+func TestForeignWriter(t *testing.T) {
+	path := dbPath(t)
+	s := open(t, path, time.Now)
+	other, err := sql.Open("sqlite", "file:"+path+"?_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	held, err := other.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	nothing := func(broker.Tx) error { return nil }
+	if err := s.Broker().Update(short, nothing); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a short wait: got %v", err)
+	}
+	if err := s.Broker().View(t.Context(), nothing); err != nil {
+		t.Errorf("a view beside a foreign writer: %v", err)
+	}
+	if err := held.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Broker().Update(t.Context(), nothing); err != nil {
+		t.Errorf("after the foreign writer: %v", err)
 	}
 }
