@@ -161,7 +161,7 @@ func messageOf(t testing.TB, d protoreflect.MessageDescriptor, text string) prot
 
 // call makes one call; of a stream it gives the first message, and the stream's
 // end if that is an error.
-func (d *door) call(t testing.TB, ctx context.Context, method, request string) (proto.Message, error) {
+func (d *door) call(ctx context.Context, t testing.TB, method, request string) (proto.Message, error) {
 	t.Helper()
 	descriptor := descriptorOf(t, method)
 	in := messageOf(t, descriptor.Input(), request)
@@ -200,7 +200,7 @@ func TestEveryRPC(t *testing.T) {
 			f := newFake()
 			f.rows = 1
 			d := serve(t, f, nil)
-			got, err := d.call(t, t.Context(), r.method, r.request)
+			got, err := d.call(t.Context(), t, r.method, r.request)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -271,7 +271,7 @@ func TestDomainNamesItsOpenJob(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newFake()
 			test.edit(f)
-			got, err := serve(t, f, nil).call(t, t.Context(), "DomainService/GetDomain", `{"name":"domains/acme"}`)
+			got, err := serve(t, f, nil).call(t.Context(), t, "DomainService/GetDomain", `{"name":"domains/acme"}`)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -54,7 +54,7 @@ func TestEveryEnumValue(t *testing.T) {
 			d := serve(t, f, nil)
 			for _, v := range values {
 				e.set(f, v)
-				answer, err := d.call(t, t.Context(), e.method, e.request)
+				answer, err := d.call(t.Context(), t, e.method, e.request)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -95,7 +95,7 @@ func TestPolicyProfiles(t *testing.T) {
 		`"PROFILE_UNSPECIFIED"`: broker.PolicyStandard, `"PROFILE_STANDARD"`: broker.PolicyStandard,
 		`"PROFILE_IMPORT_SOURCE","import_source_context":{"a":"b"}`: broker.PolicyImportSource,
 	} {
-		if _, err := d.call(t, t.Context(), "DomainService/GenerateKeyPolicy", `{"name":"domains/acme","key_account":"111122223333","profile":`+profile+`}`); err != nil {
+		if _, err := d.call(t.Context(), t, "DomainService/GenerateKeyPolicy", `{"name":"domains/acme","key_account":"111122223333","profile":`+profile+`}`); err != nil {
 			t.Fatal(err)
 		}
 		if got := f.last()[1].(broker.KeyPolicyRequest).Profile; got != want {

@@ -29,7 +29,7 @@ const canary = "c4n4ry"
 // getDomain is the shortest call; it gives the status that the client sees.
 func (d *door) getDomain(t testing.TB) *status.Status {
 	t.Helper()
-	_, err := d.call(t, t.Context(), "DomainService/GetDomain", `{"name":"domains/acme"}`)
+	_, err := d.call(t.Context(), t, "DomainService/GetDomain", `{"name":"domains/acme"}`)
 	return status.Convert(err)
 }
 
@@ -168,6 +168,32 @@ func TestErrorSaysMoreThanItShould(t *testing.T) {
 	}
 }
 
+// No handler swallows an error, and each names what it is about.
+func TestEveryRPCPassesErrorsOn(t *testing.T) {
+	f := newFake()
+	d := serve(t, f, nil)
+	types := map[string]string{
+		"domains/acme": "Domain", "domains/acme/grants/g": "Grant", "domains/acme/dataKeys/k": "DataKey",
+		"domains/acme/reencryptionJobs/j": "ReencryptionJob", "domains/acme/reencryptionJobs/j/retirementReport": "RetirementReport",
+	}
+	for _, r := range rpcs {
+		for resource, want := range types {
+			f.err = &broker.Error{Kind: broker.ErrConflict, Reason: broker.ReasonEtagMismatch, Resource: resource, Detail: "stale"}
+			_, err := d.call(t.Context(), t, r.method, r.request)
+			s := status.Convert(err)
+			if s.Code() != codes.Aborted || reasonOf(err) != "ETAG_MISMATCH" {
+				t.Errorf("%s: %v", r.method, err)
+				continue
+			}
+			for _, detail := range s.Details() {
+				if info, ok := detail.(*errdetails.ResourceInfo); ok && (info.GetResourceName() != resource || info.GetResourceType() != "keybroker.v1."+want) {
+					t.Errorf("%s: %v, want a %s", r.method, info, want)
+				}
+			}
+		}
+	}
+}
+
 func TestErrorsStaySmall(t *testing.T) {
 	// A status travels in headers; invalid UTF-8 would stop it altogether.
 	f := newFake()
@@ -196,7 +222,7 @@ func TestPanicBecomesInternal(t *testing.T) {
 				d := serve(t, f, nil)
 				request := map[string]string{"DomainService/GetDomain": `{"name":"domains/acme"}`,
 					"ReencryptionService/WatchReencryptionJob": `{"name":"domains/acme/reencryptionJobs/job1"}`}[method]
-				_, err := d.call(t, t.Context(), method, request)
+				_, err := d.call(t.Context(), t, method, request)
 				if got := status.Convert(err); got.Code() != codes.Internal || strings.Contains(got.Proto().String(), canary) {
 					t.Errorf("%s: the client sees %v", method, got.Proto())
 				}

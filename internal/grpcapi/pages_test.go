@@ -26,7 +26,7 @@ func listKeys(t *testing.T, d *door, fields string) (ids []string, pages []int) 
 	t.Helper()
 	token := ""
 	for {
-		got, err := d.call(t, t.Context(), "DataKeyService/ListDataKeys", fmt.Sprintf(`{"parent":"domains/-","page_token":%q%s}`, token, fields))
+		got, err := d.call(t.Context(), t, "DataKeyService/ListDataKeys", fmt.Sprintf(`{"parent":"domains/-","page_token":%q%s}`, token, fields))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +93,7 @@ func TestPageSizes(t *testing.T) {
 		{"DataKeyService/ListDataKeys", `{"parent":"domains/acme","page_size":9999}`, 251},
 		{"ReencryptionService/ListReencryptionJobs", `{"parent":"domains/-","page_size":9999}`, 251},
 	} {
-		if _, err := d.call(t, t.Context(), test.method, test.request); err != nil {
+		if _, err := d.call(t.Context(), t, test.method, test.request); err != nil {
 			t.Fatal(err)
 		}
 		asked := f.last()
@@ -101,7 +101,7 @@ func TestPageSizes(t *testing.T) {
 			t.Errorf("%s %s: fetched %v, want %d", test.method, test.request, got, test.limit)
 		}
 	}
-	_, err := d.call(t, t.Context(), "DomainService/ListDomains", `{"page_size":-1}`)
+	_, err := d.call(t.Context(), t, "DomainService/ListDomains", `{"page_size":-1}`)
 	if got := reasonOf(err); got != "FIELD_INVALID" {
 		t.Errorf("a negative page size answers %s", got)
 	}
@@ -112,14 +112,14 @@ func TestForeignPageTokens(t *testing.T) {
 	f.rows = 3
 	now := time.Now()
 	d := serve(t, f, func(c *grpcapi.Config) { c.Now = func() time.Time { return now } })
-	got, err := d.call(t, t.Context(), "DataKeyService/ListDataKeys", `{"parent":"domains/acme","page_size":1,"filter":"key_spec = AES_256"}`)
+	got, err := d.call(t.Context(), t, "DataKeyService/ListDataKeys", `{"parent":"domains/acme","page_size":1,"filter":"key_spec = AES_256"}`)
 	if err != nil {
 		t.Fatal(err)
 	}
 	token := got.(*keybrokerv1.ListDataKeysResponse).GetNextPageToken()
 	const same = `"parent":"domains/acme","filter":"key_spec = AES_256"`
 	use := func(d *door, method, fields string) error {
-		_, err := d.call(t, t.Context(), method, fmt.Sprintf(`{%s,"page_token":%q}`, fields, token))
+		_, err := d.call(t.Context(), t, method, fmt.Sprintf(`{%s,"page_token":%q}`, fields, token))
 		return err
 	}
 	if err := use(d, "DataKeyService/ListDataKeys", same+`,"page_size":7`); err != nil {
@@ -177,7 +177,7 @@ func TestFilters(t *testing.T) {
 		if test.method == "DomainService/ListDomains" {
 			parent = ""
 		}
-		got, err := d.call(t, t.Context(), test.method, fmt.Sprintf(`{%s"filter":%q}`, parent, test.filter))
+		got, err := d.call(t.Context(), t, test.method, fmt.Sprintf(`{%s"filter":%q}`, parent, test.filter))
 		n := -1
 		switch answer := got.(type) {
 		case *keybrokerv1.ListDomainsResponse:
@@ -201,7 +201,7 @@ func FuzzPageToken(f *testing.F) {
 	fake := newFake()
 	fake.rows = 3
 	d := serve(f, fake, nil)
-	got, err := d.call(f, f.Context(), "DomainService/ListDomains", `{"page_size":1}`)
+	got, err := d.call(f.Context(), f, "DomainService/ListDomains", `{"page_size":1}`)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -56,7 +56,7 @@ func TestBrokenRules(t *testing.T) {
 		{"ReencryptionService/WatchReencryptionJob", `{"name":"domains/acme"}`, "name", "NAME_INVALID"},
 	} {
 		f.got = nil
-		_, err := d.call(t, t.Context(), test.method, test.request)
+		_, err := d.call(t.Context(), t, test.method, test.request)
 		s := status.Convert(err)
 		var fields []string
 		for _, detail := range s.Details() {
@@ -110,7 +110,7 @@ func TestRequestHash(t *testing.T) {
 	d := serve(t, f, nil)
 	request := func(text string) broker.Request {
 		t.Helper()
-		if _, err := d.call(t, t.Context(), "DataKeyService/CreateDataKey", text); err != nil {
+		if _, err := d.call(t.Context(), t, "DataKeyService/CreateDataKey", text); err != nil {
 			t.Fatal(err)
 		}
 		return f.last()[1].(broker.NewDataKey).Request

@@ -57,7 +57,7 @@ func TestDeadlines(t *testing.T) {
 		if test.given > 0 {
 			ctx, cancel = context.WithTimeout(ctx, test.given)
 		}
-		if _, err := d.call(t, ctx, "DomainService/GetDomain", `{"name":"domains/acme"}`); err != nil {
+		if _, err := d.call(ctx, t, "DomainService/GetDomain", `{"name":"domains/acme"}`); err != nil {
 			t.Fatal(err)
 		}
 		cancel()
@@ -75,7 +75,7 @@ func TestTooLittleTime(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
-	_, err := d.call(t, ctx, "DomainService/GetDomain", `{"name":"domains/acme"}`)
+	_, err := d.call(ctx, t, "DomainService/GetDomain", `{"name":"domains/acme"}`)
 	if status.Code(err) != codes.DeadlineExceeded || f.last() != nil {
 		t.Errorf("got %v, and the use case was asked %v", err, f.last())
 	}
@@ -88,7 +88,7 @@ func TestInterruptedQueryIsADeadline(t *testing.T) {
 	d := serve(t, f, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if _, err := d.call(t, ctx, "DomainService/GetDomain", `{"name":"domains/acme"}`); status.Code(err) != codes.DeadlineExceeded {
+	if _, err := d.call(ctx, t, "DomainService/GetDomain", `{"name":"domains/acme"}`); status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("got %v", err)
 	}
 }
@@ -105,12 +105,12 @@ func TestLogTellsNoSecrets(t *testing.T) {
 	d := serve(t, f, nil)
 	for _, r := range rpcs {
 		request := strings.NewReplacer(`"invoice":"1"`, `"invoice":"`+canary+`"`, `"a":"b"`, `"a":"`+canary+`"`, `"YmxvYg=="`, `"YzRuNHJ5"`).Replace(r.request)
-		if _, err := d.call(t, t.Context(), r.method, request); err != nil {
+		if _, err := d.call(t.Context(), t, r.method, request); err != nil {
 			t.Fatalf("%s: %v", r.method, err)
 		}
 	}
 	// A value that breaks a rule is not quoted either.
-	_, err := d.call(t, t.Context(), "DataKeyService/CreateDataKey", `{"parent":"domains/acme","data_key":{"context":{"a":"`+canary+`漢"}}}`)
+	_, err := d.call(t.Context(), t, "DataKeyService/CreateDataKey", `{"parent":"domains/acme","data_key":{"context":{"a":"`+canary+`漢"}}}`)
 	if err == nil || strings.Contains(status.Convert(err).Proto().String(), canary) {
 		t.Errorf("got %v", err)
 	}
