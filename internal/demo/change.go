@@ -47,6 +47,7 @@ func (r *run) changeUnderTraffic(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	bar.set(job.GetProgress().GetDoneRows(), 0, 0)
 	bar.end()
 	r.story.say("broker", "moved %s data keys, then retired its grants and the service's on the old key",
 		thousands(job.GetProgress().GetDoneRows()))

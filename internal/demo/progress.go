@@ -118,7 +118,7 @@ func (b *bar) set(done, total int64, rate float64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.done, b.total = done, max(done, total)
-	if now := b.story.now(); b.due(now) {
+	if now := b.story.now(); done > 0 && b.due(now) {
 		b.show(now, rate)
 	}
 }
@@ -139,13 +139,15 @@ func (b *bar) wait(note string) {
 	b.story.print(line)
 }
 
-// end leaves the finished bar, if there was time to see it.
+// end leaves the full bar in a file that had some of it; a terminal's is
+// replaced by what is told next.
 func (b *bar) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.lines == 0 || b.story.terminal {
 		return
 	}
+	b.done = b.total
 	b.story.print(b.line(0))
 }
 

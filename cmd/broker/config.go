@@ -1,0 +1,224 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// Config is the configuration file of serve --config: JSON, in which an unknown
+// field is an error. It holds no secrets.
+type Config struct {
+	// Listen is where the API is served: a loopback host:port, or unix:PATH.
+	// Default 127.0.0.1:8443.
+	Listen string `json:"listen"`
+	// Admin is where metrics, health and profiles are served: a loopback
+	// host:port, or "off". Default 127.0.0.1:8445.
+	Admin string `json:"admin"`
+	// Database is the SQLite file, on a local disk. Required.
+	Database string `json:"database"`
+	// LogLevel is debug, info, warn or error. Default info.
+	LogLevel string `json:"log_level"`
+
+	// Deployment is this installation's name, 1 to 32 of [a-z0-9-]. It stands in
+	// each KMS grant's Name: two deployments never share one. Required.
+	Deployment string `json:"deployment"`
+	// RegistrarRole and WorkerRole are the broker's two IAM roles, as ARNs. They
+	// are assumed with the credentials that the AWS SDK finds. Required.
+	RegistrarRole string `json:"registrar_role"`
+	WorkerRole    string `json:"worker_role"`
+	// AWSProfile is the profile in the SDK's files to assume the roles with.
+	// Default: what the SDK finds by itself.
+	AWSProfile string `json:"aws_profile"`
+	// AWSRegion is the Region whose STS is asked for the roles. Required.
+	AWSRegion string `json:"aws_region"`
+	// Regions are the Regions whose KMS may be called. Default: any.
+	Regions []string `json:"regions"`
+	// KMSEndpoint is the URL of every Region's KMS. Default: AWS's own.
+	KMSEndpoint string `json:"kms_endpoint"`
+	// FIPS chooses AWS's FIPS endpoints.
+	FIPS bool `json:"fips"`
+
+	// GranteeAccounts are the accounts whose roles may be grantees.
+	GranteeAccounts []string `json:"grantee_accounts"`
+	// OneAccountMayBeBroad lets a key of the broker's own account have a policy
+	// that is broader than ours.
+	OneAccountMayBeBroad bool `json:"one_account_may_be_broad"`
+	// ReservedKey and ReservedValue are the templates of the reserved pair;
+	// {uid} and {region} are replaced. Default keybroker:domain and {uid}.
+	ReservedKey   string `json:"reserved_key"`
+	ReservedValue string `json:"reserved_value"`
+	// Windows are the announced waits of a key change.
+	Windows Windows `json:"windows"`
+}
+
+// Windows are the announced waits; see broker.Windows. Absent ones take their
+// defaults: 5m, 1h, 15m and 0s.
+type Windows struct {
+	GrantVisibility *Duration `json:"grant_visibility"`
+	MaxStoreDelay   *Duration `json:"max_store_delay"`
+	MaxReadDelay    *Duration `json:"max_read_delay"`
+	BackupRetention *Duration `json:"backup_retention"`
+}
+
+// Duration is written as in "90s" or "1h30m".
+type Duration time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	if err != nil || parsed < 0 {
+		return fmt.Errorf("%q is no duration such as 90s or 1h30m", text)
+	}
+	*d = Duration(parsed)
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// The defaults of addresses, also under --dev.
+const (
+	defaultListen    = "127.0.0.1:8443"
+	defaultKMSListen = "127.0.0.1:8444"
+	defaultAdmin     = "127.0.0.1:8445"
+	adminOff         = "off"
+)
+
+// readConfig reads a file and fills in defaults. It reports every fault.
+func readConfig(path string) (Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Config{}, err
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	var c Config
+	decoder := json.NewDecoder(f)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&c); err != nil {
+		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return Config{}, fmt.Errorf("%s: something follows the configuration", path)
+	}
+	c.setDefaults()
+	if err := c.Validate(); err != nil {
+		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+func (c *Config) setDefaults() {
+	text := func(field *string, value string) {
+		if *field == "" {
+			*field = value
+		}
+	}
+	text(&c.Listen, defaultListen)
+	text(&c.Admin, defaultAdmin)
+	text(&c.LogLevel, "info")
+	text(&c.ReservedKey, broker.DefaultReservedKey)
+	text(&c.ReservedValue, broker.DefaultReservedValue)
+	standard := broker.DefaultWindows()
+	window := func(field **Duration, value time.Duration) {
+		if *field == nil {
+			d := Duration(value)
+			*field = &d
+		}
+	}
+	window(&c.Windows.GrantVisibility, standard.GrantVisibility)
+	window(&c.Windows.MaxStoreDelay, standard.MaxStoreDelay)
+	window(&c.Windows.MaxReadDelay, standard.MaxReadDelay)
+	window(&c.Windows.BackupRetention, standard.BackupRetention)
+}
+
+var regionPattern = regexp.MustCompile(`^[a-z]{2,4}(-[a-z]{2,12}){1,3}-[0-9]{1,2}$`)
+
+// Validate reports every fault of a configuration that has its defaults.
+func (c Config) Validate() error {
+	var faults []error
+	refuse := func(bad bool, format string, args ...any) {
+		if bad {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	faults = append(faults, checkAddress("listen", c.Listen, true))
+	if c.Admin != adminOff {
+		faults = append(faults, checkAddress("admin", c.Admin, false))
+	}
+	refuse(c.Database == "", "database: must name the SQLite file")
+	refuse(strings.Contains(c.Database, "://"), "database: must be the path of a file: PostgreSQL is not supported yet")
+	_, err := c.level()
+	refuse(err != nil, "log_level: must be debug, info, warn or error")
+	refuse(!regionPattern.MatchString(c.AWSRegion), "aws_region: must be a Region such as us-east-1")
+	for _, r := range c.Regions {
+		refuse(!regionPattern.MatchString(r), "regions: %q is no Region", r)
+	}
+	if c.KMSEndpoint != "" {
+		u, err := url.Parse(c.KMSEndpoint)
+		refuse(err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http"), "kms_endpoint: must be an http or https URL")
+		refuse(err == nil && u.User != nil, "kms_endpoint: must not hold a password")
+		refuse(err == nil && u.Scheme == "http" && checkAddress("", hostPort(u), false) != nil, "kms_endpoint: must be https beyond loopback")
+		refuse(c.FIPS, "fips: does not go with kms_endpoint")
+	}
+	// The rest is the broker's own part; only the ids are not configuration.
+	b := c.broker()
+	b.NewID, b.NewUID = func() string { return "" }, func() string { return "" }
+	faults = append(faults, b.Validate())
+	return errors.Join(faults...)
+}
+
+func hostPort(u *url.URL) string {
+	if u.Port() == "" {
+		return u.Host + ":80"
+	}
+	return u.Host
+}
+
+func (c Config) level() (level slog.Level, err error) {
+	err = level.UnmarshalText([]byte(c.LogLevel))
+	return level, err
+}
+
+// broker is the part of the configuration that the use cases have rules for.
+func (c Config) broker() broker.Config {
+	return broker.Config{
+		Deployment: c.Deployment, RegistrarRole: c.RegistrarRole, WorkerRole: c.WorkerRole,
+		ReservedKey: c.ReservedKey, ReservedValue: c.ReservedValue, GranteeAccounts: c.GranteeAccounts,
+		KMSCallTimeout: kmsCallTimeout,
+		Windows: broker.Windows{
+			GrantVisibility: time.Duration(*c.Windows.GrantVisibility), MaxStoreDelay: time.Duration(*c.Windows.MaxStoreDelay),
+			MaxReadDelay: time.Duration(*c.Windows.MaxReadDelay), BackupRetention: time.Duration(*c.Windows.BackupRetention),
+		},
+	}
+}
+
+// checkConfig is broker check-config.
+func (c command) checkConfig() error {
+	set := c.flags("check-config")
+	path := set.String("config", "", "the configuration `file` to check")
+	if err := c.parse(set); err != nil {
+		return err
+	}
+	if *path == "" {
+		return usagef("--config: name the configuration file to check")
+	}
+	config, err := readConfig(*path)
+	if err != nil {
+		return fmt.Errorf("--config: %w", err)
+	}
+	// There is nothing to redact: Config holds no secrets, and Validate keeps
+	// passwords out of its URL.
+	encoder := json.NewEncoder(c.stdout)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(config)
+}

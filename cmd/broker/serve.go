@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/demo"
+	"github.com/keybroker/keybroker/internal/localkms"
+)
+
+// serve is broker serve.
+func (c command) serve(ctx context.Context) error {
+	set := c.flags("serve")
+	dev := set.Bool("dev", false, "run an embedded KMS and authenticate nobody: to try things out on loopback")
+	config := set.String("config", "", "the configuration `file` of a server on AWS KMS")
+	var o devOptions
+	set.StringVar(&o.data, "data", ".keybroker-dev", "with --dev: the `directory` that keeps everything")
+	set.StringVar(&o.listen, "listen", defaultListen, "with --dev: the API's loopback `address`")
+	set.StringVar(&o.kmsListen, "kms-listen", defaultKMSListen, "with --dev: the embedded KMS's loopback `address`")
+	set.StringVar(&o.admin, "admin", defaultAdmin, "with --dev: the loopback `address` of metrics, health and profiles, or off")
+	set.DurationVar(&o.grantDelay, "grant-delay", devGrantDelay, "with --dev: how long the embedded KMS hides a new grant")
+	if err := c.parse(set); err != nil {
+		return err
+	}
+	flags := given(set)
+	delete(flags, "dev")
+	switch {
+	case *dev && *config != "":
+		return usagef("--dev and --config exclude each other: --dev takes flags, a server takes its configuration file")
+	case *dev:
+		return c.serveDev(ctx, o)
+	case *config == "":
+		return usagef("--config: name a configuration file, or use --dev to try things out")
+	}
+	delete(flags, "config")
+	for name := range flags {
+		return usagef("--%s goes with --dev only: set it in the configuration file", name)
+	}
+	return c.serveConfig(ctx, *config)
+}
+
+// devOptions are the flags of --dev.
+type devOptions struct {
+	data, listen, kmsListen, admin string
+	grantDelay                     time.Duration
+}
+
+func (o devOptions) validate() error {
+	for _, a := range []struct{ flag, address string }{
+		{"--listen", o.listen}, {"--kms-listen", o.kmsListen}, {"--admin", o.admin},
+	} {
+		if a.flag == "--admin" && a.address == adminOff {
+			continue
+		}
+		if err := checkAddress(a.flag, a.address, false); err != nil {
+			return usageError{err.Error()}
+		}
+	}
+	if o.data == "" {
+		return usagef("--data: name a directory")
+	}
+	if visible := devWindows().GrantVisibility; o.grantDelay < 0 || o.grantDelay >= visible {
+		return usagef("--grant-delay: %v is not below grant_visibility, %v: the broker would use grants that KMS does not show yet", o.grantDelay, visible)
+	}
+	return nil
+}
+
+// serveDev is serve --dev: everything in one directory and one process. What it
+// makes at its start it makes only if it is not there, so that it may be killed
+// at any moment.
+func (c command) serveDev(ctx context.Context, o devOptions) (err error) {
+	if err := o.validate(); err != nil {
+		return err
+	}
+	if err := refuseForDev(c.getenv, o.data); err != nil {
+		return err
+	}
+	if err := makeDataDir(o.data); err != nil {
+		return err
+	}
+	kmsListener, err := listen(ctx, "--kms-listen", o.kmsListen)
+	if err != nil {
+		return err
+	}
+	kms, err := startEmbedded(kmsListener, localkms.Config{
+		Dir: filepath.Join(o.data, "kms"), Principals: devPrincipals(), GrantDelay: o.grantDelay,
+	})
+	if err != nil {
+		return fmt.Errorf("--data: %w", err)
+	}
+	defer func() { err = errors.Join(err, kms.stop(ctx)) }()
+	awsConfig, err := writeAWSConfig(o.data, kms.url)
+	if err != nil {
+		return fmt.Errorf("--data: %w", err)
+	}
+	w := devWiring(o.data, kms.url)
+	w.log = newLogger(c.stderr, 0, true)
+	return c.serveApp(ctx, w, addresses{listenSetting: "--listen", listen: o.listen, adminSetting: "--admin", admin: o.admin}, true,
+		func(ctx context.Context, address string) error {
+			tour := demo.Tour{Broker: address, KMSEndpoint: kms.url, Region: devRegion, Customer: devCustomer().demo()}
+			if err := tour.Prepare(ctx); err != nil {
+				return err
+			}
+			return devBanner(c.stdout, address, kms.url, awsConfig)
+		})
+}
+
+// devBanner says what one can do now; the line to paste comes last.
+func devBanner(w io.Writer, address, kmsURL, awsConfig string) error {
+	alias := func(name string) string {
+		return "arn:aws:kms:" + devRegion + ":111122223333:" + name
+	}
+	_, err := fmt.Fprintf(w, `
+  DEVELOPMENT MODE: nobody is authenticated, keys lie unencrypted on this disk.
+
+  API  %s (gRPC, plaintext, with reflection)
+  KMS  %s (profiles customer and service)
+
+  %s waits for its first key, and these keys let the broker serve it:
+    %s
+    %s
+
+export A=%s AWS_CONFIG_FILE=%s
+`, address, kmsURL, demo.TourDomain, alias(demo.TourOldKey), alias(demo.TourNewKey), address, quote(awsConfig))
+	return err
+}
+
+// quote makes a path safe to paste into a shell.
+func quote(path string) string {
+	if strings.Trim(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@%") == "" {
+		return path
+	}
+	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+}
+
+// serveConfig is serve --config.
+func (c command) serveConfig(ctx context.Context, path string) error {
+	config, err := readConfig(path)
+	if err != nil {
+		return fmt.Errorf("--config: %w", err)
+	}
+	if err := refuseEndpoints(c.getenv); err != nil {
+		return err
+	}
+	level, err := config.level()
+	if err != nil {
+		return err
+	}
+	roles, err := assumedRoles(ctx, config)
+	if err != nil {
+		return err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	return c.serveApp(ctx, wiring{
+		database: config.Database, broker: config.broker(), owner: host + "/" + newIDs(time.Now).next(),
+		mayBeBroad: config.OneAccountMayBeBroad, roles: roles, regions: config.Regions, kmsEndpoint: config.KMSEndpoint, fips: config.FIPS,
+		log: newLogger(c.stderr, level, false),
+	}, addresses{listenSetting: "listen", listen: config.Listen, adminSetting: "admin", admin: config.Admin}, false,
+		func(_ context.Context, address string) error {
+			_, err := fmt.Fprintf(c.stdout, "serving on %s\n", address)
+			return err
+		})
+}
+
+// addresses are where an app listens, and how the settings are called.
+type addresses struct{ listenSetting, listen, adminSetting, admin string }
+
+// serveApp runs an app between its telemetry and its listeners, until ctx ends.
+// ready is called once the API is served, with its address.
+func (c command) serveApp(ctx context.Context, w wiring, at addresses, dev bool, ready func(context.Context, string) error) (err error) {
+	if w.telemetry, err = newTelemetry(ctx, c.getenv, dev); err != nil {
+		return err
+	}
+	defer func() {
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		err = errors.Join(err, w.telemetry.shutdown(limited))
+	}()
+	a, err := newApp(ctx, w)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.close()) }()
+	l, err := listen(ctx, at.listenSetting, at.listen)
+	if err != nil {
+		return err
+	}
+	if at.admin != adminOff {
+		adminListener, err := listen(ctx, at.adminSetting, at.admin)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		w.log.Info("admin listener", "address", adminListener.Addr().String())
+		admin := startAdmin(adminListener, w.telemetry, a.store.Ping)
+		defer func() { err = errors.Join(err, admin.stop()) }()
+	}
+	return a.runWith(ctx, l, ready)
+}
+
+// runWith runs the app and, beside it, what is to happen once it serves.
+func (a *app) runWith(ctx context.Context, l net.Listener, ready func(context.Context, string) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	readyDone := make(chan struct{})
+	go func() {
+		defer close(readyDone)
+		if err := ready(ctx, l.Addr().String()); err != nil && ctx.Err() == nil {
+			cancel(err)
+		}
+	}()
+	err := a.run(ctx, l)
+	cancel(nil)
+	<-readyDone
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		err = errors.Join(cause, err)
+	}
+	return err
+}

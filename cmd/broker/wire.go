@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/keybroker/keybroker/internal/awskms"
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/grpcapi"
+	"github.com/keybroker/keybroker/internal/pacer"
+	"github.com/keybroker/keybroker/internal/rotation"
+	"github.com/keybroker/keybroker/internal/sqlstore"
+)
+
+// The rooms that may not know each other's ports meet here.
+var (
+	_ broker.Registrar = (*awskms.KMS)(nil)
+	_ broker.Worker    = (*awskms.KMS)(nil)
+	_ grpcapi.Broker   = (*broker.Broker)(nil)
+	_ grpcapi.Jobs     = (*rotation.Engine)(nil)
+)
+
+// wiring is what differs between production, --dev and the demo. Zero durations
+// take the engine's defaults.
+type wiring struct {
+	database string // path of the SQLite file
+	broker   broker.Config
+	// owner names this process in leases; see rotation.Config for the rest.
+	owner                     string
+	lease, probe, poll, sweep time.Duration
+
+	mayBeBroad  bool // see Config.OneAccountMayBeBroad
+	roles       roles
+	region      string   // of key identifiers that name none; "" refuses those
+	regions     []string // that may be called; empty: any
+	kmsEndpoint string   // "": AWS's own
+	fips        bool
+
+	log       *slog.Logger
+	telemetry *telemetry
+}
+
+// kmsCallTimeout bounds a call to KMS with its repetitions in production.
+const kmsCallTimeout = 10 * time.Second
+
+// app is a wired broker.
+type app struct {
+	log                    *slog.Logger
+	store                  *sqlstore.Store
+	foreground, background *awskms.KMS
+	engine                 *rotation.Engine
+	server                 *grpcapi.Server
+}
+
+// newApp wires everything and starts nothing. Close it in any case.
+func newApp(ctx context.Context, w wiring) (_ *app, err error) {
+	a := &app{log: w.log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.close())
+		}
+	}()
+	tracer := w.telemetry.tracers.Tracer(scope)
+	if a.store, err = sqlstore.OpenSQLite(ctx, w.database, sqlstore.Config{
+		Now: time.Now, Logger: w.log, Tracer: tracer, Meter: w.telemetry.meters.Meter(scope),
+	}); err != nil {
+		return nil, err
+	}
+	if err := a.wireKMS(w); err != nil {
+		return nil, err
+	}
+	ids := newIDs(time.Now)
+	w.broker.NewID, w.broker.NewUID = ids.next, rand.Text
+	b, err := broker.New(w.broker, a.store.Broker(), a.foreground, a.foreground)
+	if err != nil {
+		return nil, err
+	}
+	if a.engine, err = rotation.New(rotation.Config{
+		Owner: w.owner, RegistrarRole: w.broker.RegistrarRole, WorkerRole: w.broker.WorkerRole,
+		MayBeBroad: w.mayBeBroad,
+		LeaseTTL:   w.lease, Probe: w.probe, Poll: w.poll, Sweep: w.sweep,
+		Rand: mathrand.Float64, NewID: ids.next, NewProbe: rand.Text, Logger: w.log, Observe: w.telemetry.metrics,
+	}, a.store.Rotation(), b, a.background, a.background); err != nil {
+		return nil, err
+	}
+	pageTokenKey, err := a.store.Secret(ctx, "page token key", 32)
+	if err != nil {
+		return nil, err
+	}
+	a.server, err = grpcapi.New(grpcapi.Config{
+		Logger: w.log, Now: time.Now, NewID: ids.next, PageTokenKey: pageTokenKey,
+		ServerOptions: []grpc.ServerOption{w.telemetry.serverOption()},
+	}, b, a.engine)
+	return a, err
+}
+
+// wireKMS makes both adapters: for callers who wait, and for jobs. They share
+// one pacer.
+func (a *app) wireKMS(w wiring) error {
+	pace, err := pacer.New(pacer.Config{})
+	if err != nil {
+		return err
+	}
+	w.telemetry.metrics.watchPacer(pace)
+	config := awskms.Config{
+		Registrar: w.roles.registrar, Worker: w.roles.worker, ReservedKey: w.broker.ReservedKey,
+		BaseEndpoint: w.kmsEndpoint, FIPS: w.fips, Region: w.region, Regions: w.regions,
+		CallTimeout: w.broker.KMSCallTimeout, Jitter: mathrand.Float64, Pacer: pace,
+		Observe: w.telemetry.metrics.kms, Now: time.Now, Tracer: w.telemetry.tracers.Tracer(scope),
+	}
+	if a.foreground, err = awskms.New(config, pacer.Foreground); err != nil {
+		return err
+	}
+	a.background, err = awskms.New(config, pacer.Background)
+	return err
+}
+
+// shutdownTime is how long calls at work may take to end. A pod's
+// terminationGracePeriodSeconds must be above it.
+const shutdownTime = 20 * time.Second
+
+// run serves until ctx ends, then stops in order: health says NOT_SERVING, the
+// engine lets its leases go, calls at work finish. It fails if either part ends
+// before it was asked to.
+func (a *app) run(ctx context.Context, l net.Listener) error {
+	group, ctx := errgroup.WithContext(ctx)
+	engineCtx, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopEngine()
+	engineDone := make(chan struct{})
+	group.Go(func() error {
+		defer close(engineDone)
+		if err := a.engine.Run(engineCtx); engineCtx.Err() == nil {
+			return fmt.Errorf("the engine stopped: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		err := a.server.Serve(l)
+		if err == nil && ctx.Err() == nil {
+			return errors.New("the listener stopped")
+		}
+		if errors.Is(err, grpc.ErrServerStopped) { // before it had begun
+			return nil
+		}
+		return err
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		a.server.Drain()
+		stopEngine()
+		<-engineDone
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
+		defer cancel()
+		return a.server.Shutdown(limited)
+	})
+	return group.Wait()
+}
+
+// close gives everything back; after run, or instead of it.
+func (a *app) close() error {
+	for _, k := range []*awskms.KMS{a.foreground, a.background} {
+		if k != nil {
+			k.Close()
+		}
+	}
+	if a.store == nil {
+		return nil
+	}
+	return a.store.Close()
+}
