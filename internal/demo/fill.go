@@ -19,8 +19,7 @@ func (r *run) fill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	bar := r.story.bar("make keys", r.st.Keys)
-	bar.add(len(made))
+	bar := r.story.bar("make keys", r.st.Keys).resume(len(made))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(atATime)
 	for i := range r.st.Keys {

@@ -87,6 +87,7 @@ type bar struct {
 
 	mu          sync.Mutex
 	done, total int64
+	before      int64 // done by earlier starts, of no account for the rate
 	shown       time.Time
 	lines       int
 	note        string
@@ -95,6 +96,12 @@ type bar struct {
 func (s *story) bar(title string, total int) *bar {
 	now := s.now()
 	return &bar{story: s, title: title, start: now, shown: now, total: int64(total)}
+}
+
+// resume counts what earlier starts have done.
+func (b *bar) resume(n int) *bar {
+	b.done, b.before = int64(n), int64(n)
+	return b
 }
 
 // add counts what was done; the rate is the mean since the bar began.
@@ -108,7 +115,7 @@ func (b *bar) add(n int) {
 	}
 	rate := 0.0
 	if elapsed := now.Sub(b.start).Seconds(); elapsed > 0 {
-		rate = float64(b.done) / elapsed
+		rate = float64(b.done-b.before) / elapsed
 	}
 	b.show(now, rate)
 }

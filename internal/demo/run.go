@@ -116,6 +116,13 @@ func (r *run) stages(ctx context.Context) (Result, error) {
 		{StageDisable, r.disableOldKey},
 	}
 	r.story.title(r.cfg, r.st)
+	switch r.st.Stage {
+	case StageDomain, StageKeys, StageOnboard: // there is no grant yet
+	default:
+		if err := r.renewGrant(ctx); err != nil {
+			return Result{}, err
+		}
+	}
 	done := true // until the stage that comes next is found
 	for i, step := range steps {
 		if step.stage == r.st.Stage {

@@ -30,8 +30,7 @@ type grantTokens struct {
 }
 
 // makeGrant has the broker let the service's role decrypt, for this domain. The
-// tokens make the grant usable at once. A later start has none, and needs none:
-// KMS shows the grant by then.
+// tokens make the grant usable at once.
 func (r *run) makeGrant(ctx context.Context) error {
 	grant, err := r.grants.CreateGrant(ctx, &keybrokerv1.CreateGrantRequest{
 		Parent:  domainName,
@@ -43,13 +42,33 @@ func (r *run) makeGrant(ctx context.Context) error {
 		},
 		RequestId: "demo-grant",
 	})
-	if err != nil && !exists(err) {
+	if exists(err) {
+		return r.renewGrant(ctx)
+	}
+	if err != nil {
 		return err
 	}
-	r.tokens.Store(&grantTokens{tokens: grant.GetGrantTokens(), since: r.cfg.Now()})
+	r.keepTokens(grant)
 	r.act()
 	r.story.say("broker", "granted Decrypt to the service's role, for this domain's data only")
 	return nil
+}
+
+// renewGrant gets fresh tokens for the grant that an earlier start made: perhaps
+// so short a while ago that KMS does not show it yet.
+func (r *run) renewGrant(ctx context.Context) error {
+	grant, err := r.grants.RenewGrant(ctx, &keybrokerv1.RenewGrantRequest{
+		Name: domainName + "/grants/" + grantID, Ttl: durationpb.New(grantLife),
+	})
+	if err != nil {
+		return fmt.Errorf("renew the service's grant: %w", err)
+	}
+	r.keepTokens(grant)
+	return nil
+}
+
+func (r *run) keepTokens(grant *keybrokerv1.Grant) {
+	r.tokens.Store(&grantTokens{tokens: grant.GetGrantTokens(), since: r.cfg.Now()})
 }
 
 // newSealer makes the service's client. It forgets unwrapped keys soon, so that

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/keybroker/keybroker/internal/demo"
+	keybrokerv1 "github.com/keybroker/keybroker/proto/keybroker/v1"
+)
+
+// A devServer is serve --dev in this process.
+type devServer struct {
+	api, kms, admin string // addresses as printed and logged
+	awsConfig       string
+	stop            func() int // asks it to end, and gives the exit code
+}
+
+var (
+	exportLine = regexp.MustCompile(`^export A=(\S+) AWS_CONFIG_FILE=(\S+)$`)
+	kmsLine    = regexp.MustCompile(`KMS +(http://\S+)`)
+	adminLine  = regexp.MustCompile(`admin listener.*address=(\S+)`)
+)
+
+func startDev(t *testing.T, data string, getenv func(string) string) devServer {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	stdoutR, stdoutW := io.Pipe()
+	stderrR, stderrW := io.Pipe()
+	code := make(chan int, 1)
+	go func() {
+		code <- run(ctx, []string{"serve", "--dev", "--data", data, "--listen", "127.0.0.1:0", "--kms-listen", "127.0.0.1:0",
+			"--admin", "127.0.0.1:0"}, getenv, strings.NewReader(""), stdoutW, stderrW)
+		_ = stdoutW.Close()
+		_ = stderrW.Close()
+	}()
+	admin := make(chan string, 1)
+	go func() {
+		for lines := bufio.NewScanner(stderrR); lines.Scan(); {
+			if m := adminLine.FindStringSubmatch(lines.Text()); m != nil {
+				admin <- m[1]
+			}
+		}
+		close(admin)
+	}()
+	var s devServer
+	lines := bufio.NewScanner(stdoutR)
+	for s.api == "" && lines.Scan() {
+		if m := kmsLine.FindStringSubmatch(lines.Text()); m != nil {
+			s.kms = m[1]
+		}
+		if m := exportLine.FindStringSubmatch(lines.Text()); m != nil {
+			s.api, s.awsConfig = m[1], m[2]
+		}
+	}
+	go func() { _, _ = io.Copy(io.Discard, stdoutR) }()
+	if s.api == "" {
+		cancel()
+		t.Fatalf("the server ended with %d before it was ready", <-code)
+	}
+	s.admin = <-admin
+	ended := false
+	s.stop = func() int {
+		cancel()
+		ended = true
+		return <-code
+	}
+	t.Cleanup(func() {
+		if !ended {
+			s.stop()
+		}
+	})
+	return s
+}
+
+func (s devServer) dial(t *testing.T) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(s.api, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+func TestServeDevIsReadyForTheTourAndRestarts(t *testing.T) {
+	// What leads the AWS SDK elsewhere must not matter: the endpoint is a trap.
+	t.Setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+	data := filepath.Join(t.TempDir(), "dev")
+	first := startDev(t, data, os.Getenv)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	conn := first.dial(t)
+	health, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
+	if err != nil || health.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+		t.Fatalf("health: %v, %v", health, err)
+	}
+	// The tour's first key needs gRPC alone.
+	domains := keybrokerv1.NewDomainServiceClient(conn)
+	job, err := domains.ChangeKey(ctx, &keybrokerv1.ChangeKeyRequest{Name: demo.TourDomain,
+		KmsKey: "arn:aws:kms:us-east-1:111122223333:" + demo.TourOldKey, Reason: "the tour"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch, err := keybrokerv1.NewReencryptionServiceClient(conn).WatchReencryptionJob(ctx,
+		&keybrokerv1.WatchReencryptionJobRequest{Name: job.GetName()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		answer, err := watch.Recv()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		job = answer.GetJob()
+	}
+	if job.GetState() != keybrokerv1.ReencryptionJob_STATE_SUCCEEDED {
+		t.Fatalf("the first key: %v", job)
+	}
+	before, err := domains.GetDomain(ctx, &keybrokerv1.GetDomainRequest{Name: demo.TourDomain})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkAdmin(t, first.admin)
+	checkAWSConfig(t, first)
+	if code := first.stop(); code != 0 {
+		t.Fatalf("exit %d", code)
+	}
+
+	second := startDev(t, data, environment("AWS_PROFILE", "customer", "AWS_CONFIG_FILE", first.awsConfig))
+	after, err := keybrokerv1.NewDomainServiceClient(second.dial(t)).GetDomain(ctx, &keybrokerv1.GetDomainRequest{Name: demo.TourDomain})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.GetUid() != before.GetUid() || after.GetKmsKey() != before.GetKmsKey() || after.GetState() != keybrokerv1.Domain_STATE_ACTIVE {
+		t.Errorf("after the restart: %v\nbefore: %v", after, before)
+	}
+	third := []string{"serve", "--dev", "--data", data, "--listen", "127.0.0.1:0", "--kms-listen", "127.0.0.1:0", "--admin", adminOff}
+	if code, _, stderr := call(ctx, environment(), third...); code != 1 || !strings.Contains(stderr, "--data") {
+		t.Errorf("a second server on the same directory: exit %d, %s", code, stderr)
+	}
+	if code := second.stop(); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+}
+
+func checkAdmin(t *testing.T, address string) {
+	t.Helper()
+	for path, wants := range map[string][]string{
+		"/healthz": {"ok"},
+		"/metrics": {"keybroker_dev_mode 1", "keybroker_build_info{", `keybroker_kms_calls_total{class="OK",operation="DescribeKey"}`,
+			"keybroker_pacer_limit", "keybroker_job_transitions_total{", "rpc_server_"},
+		"/debug/pprof/": {"heap"},
+	} {
+		answer, err := http.Get("http://" + address + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(answer.Body)
+		if err := answer.Body.Close(); err != nil {
+			t.Error(err)
+		}
+		if err != nil || answer.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s, %v", path, answer.Status, err)
+		}
+		for _, want := range wants {
+			if !strings.Contains(string(body), want) {
+				t.Errorf("%s lacks %s", path, want)
+			}
+		}
+	}
+}
+
+func checkAWSConfig(t *testing.T, s devServer) {
+	t.Helper()
+	text, err := os.ReadFile(s.awsConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"[profile customer]", "[profile service]", "endpoint_url = " + s.kms} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%s lacks %q", s.awsConfig, want)
+		}
+	}
+	if strings.Contains(string(text), "broker]") {
+		t.Error("the broker has a profile")
+	}
+	info, err := os.Stat(s.awsConfig)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
