@@ -21,8 +21,6 @@ func (r *run) changeKey(ctx context.Context) error {
 	}
 	err = r.changeUnderTraffic(ctx)
 	stats, trafficErr := traffic.stop()
-	r.st.Opened += stats.opened
-	r.st.ReaderErrors += stats.failures
 	if err := errors.Join(err, trafficErr); err != nil {
 		return err
 	}

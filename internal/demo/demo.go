@@ -121,7 +121,8 @@ type Result struct {
 	// SafeToRetire is the broker's own verdict on the old key.
 	SafeToRetire bool `json:"safe_to_retire"`
 	// Seconds is how long the run took, without the time between a stop and the
-	// next start.
+	// next start. A start that was killed takes its last second with it; so it
+	// does of the counts of calls and errors.
 	Seconds float64 `json:"seconds"`
 }
 

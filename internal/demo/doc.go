@@ -19,6 +19,7 @@
 // data directory.
 //
 // The files, in the order of a run: run.go (the stages), customer.go, service.go,
-// legacy.go, fill.go, change.go, traffic.go, verify.go; besides them state.go and
-// sealed.go (what a run leaves on disk), files.go, kms.go, conn.go, progress.go.
+// legacy.go, fill.go, change.go, traffic.go, verify.go; besides them state.go,
+// tally.go and sealed.go (what a run leaves on disk), files.go, kms.go, conn.go,
+// progress.go; and tour.go, for those who try it by hand.
 package demo

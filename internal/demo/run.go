@@ -31,7 +31,7 @@ const atATime = 16
 type run struct {
 	cfg   Config
 	st    state
-	start time.Time
+	tally *tally
 	story *story
 	shelf shelf
 	acts  atomic.Int64
@@ -63,9 +63,12 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 		return Result{}, err
 	}
 	defer r.close()
+	keeping, stop := context.WithCancel(context.WithoutCancel(ctx))
+	kept := make(chan error, 1)
+	go func() { kept <- r.tally.keep(keeping) }()
 	result, err := r.stages(ctx)
-	// What the next start cannot know otherwise; it matters less than err.
-	return result, errors.Join(err, r.save())
+	stop()
+	return result, errors.Join(err, <-kept, r.save())
 }
 
 func newRun(cfg Config) (*run, error) {
@@ -73,8 +76,11 @@ func newRun(cfg Config) (*run, error) {
 	if err != nil {
 		return nil, fmt.Errorf("there is no run in %s: %w", cfg.Data, err)
 	}
-	r := &run{cfg: cfg, st: st, start: cfg.Now(), story: newStory(cfg.Out, cfg.Terminal, cfg.Now)}
+	r := &run{cfg: cfg, st: st, story: newStory(cfg.Out, cfg.Terminal, cfg.Now)}
 	if r.shelf, err = newShelf(cfg.Data); err != nil {
+		return nil, err
+	}
+	if r.tally, err = newTally(cfg); err != nil {
 		return nil, err
 	}
 	if r.conn, err = connect(cfg.Broker); err != nil {
@@ -177,10 +183,5 @@ func (r *run) act() {
 	}
 }
 
-// save stores how far the run has come, with the sums of earlier starts.
-func (r *run) save() error {
-	st := r.st
-	st.KMSCalls += r.cfg.KMSCalls()
-	st.Seconds += r.cfg.Now().Sub(r.start).Seconds()
-	return st.save(r.cfg.Data)
-}
+// save stores how far the run has come.
+func (r *run) save() error { return r.st.save(r.cfg.Data) }

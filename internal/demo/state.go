@@ -38,12 +38,6 @@ type state struct {
 	Job        string `json:"job,omitempty"`
 	// Safe is the broker's verdict on the old key, before it was disabled.
 	Safe bool `json:"safe,omitempty"`
-
-	// Opened, ReaderErrors, KMSCalls and Seconds are sums over the stops and starts.
-	Opened       int     `json:"opened,omitempty"`
-	ReaderErrors int     `json:"reader_errors,omitempty"`
-	KMSCalls     int64   `json:"kms_calls,omitempty"`
-	Seconds      float64 `json:"seconds,omitempty"`
 }
 
 // Open makes the data directory of a run, or finds the one that was stopped. A

@@ -98,8 +98,10 @@ func (r *run) read(ctx context.Context, t *traffic) error {
 		}
 		t.mu.Lock()
 		t.opened++
+		r.tally.opened.Add(1)
 		if err != nil {
 			t.failures++
+			r.tally.readerErrors.Add(1)
 		}
 		first := err != nil && t.failures == 1
 		t.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -17,7 +18,7 @@ import (
 // verify looks up whatever the result claims: in the inventory, at KMS as the
 // customer, and in every file.
 func (r *run) verify(ctx context.Context) (Result, error) {
-	result := Result{ReaderErrors: r.st.ReaderErrors, SafeToRetire: r.st.Safe}
+	result := Result{SafeToRetire: r.st.Safe}
 	domain, err := r.domains.GetDomain(ctx, &keybrokerv1.GetDomainRequest{Name: domainName})
 	if err != nil {
 		return Result{}, err
@@ -34,9 +35,10 @@ func (r *run) verify(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	result.Files, result.Differing = files, differing+differingFiles
-	result.KMSCalls = r.st.KMSCalls + r.cfg.KMSCalls()
-	result.Seconds = float64(int((r.st.Seconds+r.cfg.Now().Sub(r.start).Seconds())*10)) / 10
-	r.report(result)
+	all := r.tally.sums()
+	result.ReaderErrors, result.KMSCalls = int(all.ReaderErrors), all.KMSCalls
+	result.Seconds = math.Round(all.Seconds*10) / 10
+	r.report(result, all.Opened)
 	return result, nil
 }
 
@@ -166,7 +168,7 @@ func (r *run) compare(ctx context.Context, c *client.Client, id string) error {
 }
 
 // report is the result for people.
-func (r *run) report(result Result) {
+func (r *run) report(result Result, opened int64) {
 	line := func(what, format string, args ...any) {
 		r.story.print(fmt.Sprintf("  %-28s%s", what, fmt.Sprintf(format, args...)))
 	}
@@ -182,7 +184,7 @@ func (r *run) report(result Result) {
 	line("moved to the new key", "%s", count(result.Moved))
 	line("left under the old key", "%s", count(result.Left))
 	line("live grants on the old key", "%s (the customer asked KMS)", count(result.LiveOldGrants))
-	line("reads during the change", "%s, of which %s failed", count(r.st.Opened), count(result.ReaderErrors))
+	line("reads during the change", "%s, of which %s failed", thousands(opened), count(result.ReaderErrors))
 	line("calls that KMS answered", "%s", thousands(result.KMSCalls))
 	r.story.print("")
 }
