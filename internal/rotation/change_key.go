@@ -79,19 +79,26 @@ func (e *Engine) accept(ctx context.Context, tx Tx, caller broker.Caller, d brok
 		case last.State == Failed && last.Phase != Preparing:
 			return e.resume(ctx, tx, caller, d, last, in)
 		case last.State == Succeeded:
-			return Job{}, &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonKeyUnchanged, Resource: d.ID.Name(),
-				Detail: "the domain has this key already: there is nothing to change"}
+			return Job{}, keyUnchanged(d)
 		}
 	}
 	if known && last.Open() {
 		return Job{}, &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonKeyChangeInProgress,
 			Resource: broker.JobName(d.ID, last.ID), Detail: "a key change of this domain is under way: wait until its job has ended"}
 	}
+	if in.KMSKey == string(d.KMSKey) {
+		return Job{}, keyUnchanged(d)
+	}
 	if d.Epoch > 0 && in.Etag != d.Etag() {
 		return Job{}, &broker.Error{Kind: broker.ErrConflict, Reason: broker.ReasonEtagMismatch, Resource: d.ID.Name(),
 			Detail: "the etag is not the domain's present one: read the domain again and repeat the call with its etag"}
 	}
 	return e.open(ctx, tx, caller, d, in)
+}
+
+func keyUnchanged(d broker.Domain) error {
+	return &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonKeyUnchanged, Resource: d.ID.Name(),
+		Detail: "the domain has this key already: there is nothing to change"}
 }
 
 func sameKey(j Job, given string) bool { return given == j.TargetGiven || given == string(j.TargetKey) }

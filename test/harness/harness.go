@@ -86,6 +86,7 @@ type Bench struct {
 	// RegistrarKMS are the broker's own, for checkers.
 	Customer, Service *kms.Client
 
+	ids   ids
 	mu    sync.Mutex
 	calls []localkms.Call
 	close []func() error
@@ -156,16 +157,15 @@ func (b *Bench) wire(cfg Config) error {
 		return err
 	}
 	b.close = append(b.close, func() error { foreground.Close(); background.Close(); return nil })
-	ids := newIDs()
 	b.Broker, err = broker.New(broker.Config{Deployment: "test", RegistrarRole: RegistrarRole, WorkerRole: WorkerRole,
 		GranteeAccounts: []string{ServiceAccount}, Windows: cfg.Windows, KMSCallTimeout: 10 * time.Second,
-		NewID: ids.next, NewUID: rand.Text}, b.Store.Broker(), foreground, foreground)
+		NewID: b.ids.next, NewUID: rand.Text}, b.Store.Broker(), foreground, foreground)
 	if err != nil {
 		return err
 	}
 	engine := rotation.Config{Owner: "bench", RegistrarRole: RegistrarRole, WorkerRole: WorkerRole,
 		BatchRows: cfg.BatchRows, Shards: cfg.Shards, CallsPerBatch: 4, Sleep: noWait, Rand: mathrand.Float64,
-		NewID: ids.next, NewProbe: rand.Text, Logger: slog.New(slog.DiscardHandler)}
+		NewID: b.ids.next, NewProbe: rand.Text, Logger: slog.New(slog.DiscardHandler)}
 	if engine.BatchRows == 0 {
 		engine.BatchRows = 5
 	}
@@ -206,8 +206,6 @@ type ids struct {
 	mu sync.Mutex
 	n  int
 }
-
-func newIDs() *ids { return &ids{} }
 
 func (i *ids) next() string {
 	i.mu.Lock()

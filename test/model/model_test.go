@@ -1,0 +1,630 @@
+// Package model_test holds the property test of the key change: the real
+// service on localkms and SQLite, under random sequences of calls, batches,
+// crashes, lost answers and time, against a model that knows every data key's
+// plaintext.
+package model_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+	"pgregory.net/rapid"
+
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/rotation"
+	"github.com/keybroker/keybroker/test/harness"
+)
+
+// The windows of the model, small enough that a walk crosses them often.
+const (
+	visibility = 10 * time.Second
+	grantDelay = 5 * time.Second // below visibility, as the deployment promises
+	storeDelay = 200 * time.Second
+	readDelay  = 30 * time.Second
+)
+
+const (
+	domain    broker.DomainID = "acme"
+	bystander broker.DomainID = "other" // shares acme's first key, and must notice nothing
+)
+
+// A machine is the system under test and the model beside it.
+type machine struct {
+	ctx   context.Context
+	cfg   harness.Config
+	bench *harness.Bench
+	wire  *faults
+
+	acme, other broker.Domain
+	legacy      broker.KeyARN
+	keys        []broker.KeyARN // the customer's; a change goes to any of them
+	job         broker.JobID    // the open one, "" if none
+
+	plain      map[broker.DataKeyID][]byte // acknowledged and not deleted: I2, I9
+	otherPlain []byte
+	serial     int
+	tokens     []string
+	grant      broker.GrantID
+	reads      []heldRead
+	stragglers []straggler
+	safe       map[broker.KeyARN]bool // keys that a report called safe since they were last used
+}
+
+// A heldRead is what a service read and may use for readDelay.
+type heldRead struct {
+	view  broker.DataKeyView
+	until time.Time
+}
+
+// A straggler is a data key that the service generated at KMS by its own wrap
+// grant, and has storeDelay to import.
+type straggler struct {
+	key     broker.KeyARN
+	context map[string]string
+	blob    []byte
+	plain   []byte
+	until   time.Time
+}
+
+func TestKeyChangeModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := newMachine(t)
+		defer m.close(t)
+		t.Repeat(map[string]func(*rapid.T){
+			"create":         m.create,
+			"import legacy":  m.importLegacy,
+			"generate":       m.generate,
+			"import own":     m.importStraggler,
+			"read":           m.read,
+			"delete":         m.remove,
+			"change key":     m.changeKey,
+			"create amid":    m.createAmid,
+			"import amid":    m.importAmid,
+			"delete amid":    m.deleteAmid,
+			"step":           m.step,
+			"step a lot":     m.stepALot,
+			"work on":        m.workOn,
+			"work on more":   m.workOn,
+			"time":           m.time,
+			"renew":          m.renew,
+			"restart":        m.restart,
+			"lose an answer": m.loseAnswer,
+			"report":         m.report,
+			"":               m.check,
+		})
+		m.drainOut(t)
+		m.check(t)
+	})
+}
+
+func newMachine(t *rapid.T) *machine {
+	dir, err := os.MkdirTemp("", "model")
+	fatal(t, err)
+	wire := &faults{}
+	m := &machine{ctx: context.Background(), wire: wire, plain: map[broker.DataKeyID][]byte{}, safe: map[broker.KeyARN]bool{},
+		cfg: harness.Config{Dir: dir, GrantDelay: grantDelay, BatchRows: 3, Shards: 2, Transport: wire.wrap,
+			Windows: broker.Windows{GrantVisibility: visibility, MaxStoreDelay: storeDelay, MaxReadDelay: readDelay}}}
+	m.bench, err = harness.New(m.ctx, m.cfg)
+	fatal(t, err)
+	out, err := m.bench.Customer.CreateKey(m.ctx, &kms.CreateKeyInput{})
+	fatal(t, err)
+	m.legacy = broker.KeyARN(aws.ToString(out.KeyMetadata.Arn))
+	m.acme, err = m.bench.NewDomain(m.ctx, domain, string(m.legacy))
+	fatal(t, err)
+	m.other, err = m.bench.NewDomain(m.ctx, bystander)
+	fatal(t, err)
+	m.allowImport(t)
+	for range 3 {
+		key, err := m.bench.NewKey(m.ctx, domain, bystander)
+		fatal(t, err)
+		m.keys = append(m.keys, key)
+	}
+	for _, id := range []broker.DomainID{domain, bystander} {
+		job, err := m.bench.ChangeKey(m.ctx, id, m.keys[0])
+		fatal(t, err)
+		view, err := m.bench.Finish(m.ctx, id, job.ID)
+		fatal(t, err)
+		if view.State != rotation.Succeeded {
+			t.Fatalf("first key of %s: %s, %s", id, view.State, view.FailMessage)
+		}
+	}
+	m.acme, _, err = m.bench.Broker.GetDomain(m.ctx, harness.Caller, domain)
+	fatal(t, err)
+	m.otherPlain = m.otherKey(t)
+	made, err := m.bench.Broker.CreateGrant(m.ctx, harness.Caller, broker.NewGrant{Domain: domain, Grantee: harness.ServiceRole,
+		Operations: []string{"Decrypt", "GenerateDataKey"}, TTL: 300 * 24 * time.Hour})
+	fatal(t, err)
+	m.grant, m.tokens = made.ID, reveal(made.Tokens)
+	return m
+}
+
+func (m *machine) close(t *rapid.T) {
+	fatal(t, m.bench.Close())
+	fatal(t, os.RemoveAll(m.cfg.Dir))
+}
+
+func fatal(t interface{ Fatal(...any) }, err error) {
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func reveal(tokens []broker.Secret) []string {
+	out := make([]string, len(tokens))
+	for i, s := range tokens {
+		out[i] = string(s)
+	}
+	return out
+}
+
+// allowImport puts the import statement on the legacy key.
+func (m *machine) allowImport(t *rapid.T) {
+	present, err := m.bench.Customer.GetKeyPolicy(m.ctx, &kms.GetKeyPolicyInput{KeyId: aws.String(string(m.legacy))})
+	fatal(t, err)
+	policy, err := m.bench.Broker.GenerateKeyPolicy(m.ctx, harness.Caller, broker.KeyPolicyRequest{Domain: domain,
+		Existing: aws.ToString(present.Policy), Profile: broker.PolicyImportSource, ImportContext: broker.Context{"service": "legacy"}})
+	fatal(t, err)
+	_, err = m.bench.Customer.PutKeyPolicy(m.ctx, &kms.PutKeyPolicyInput{KeyId: aws.String(string(m.legacy)), Policy: aws.String(policy.Document)})
+	fatal(t, err)
+}
+
+func (m *machine) otherKey(t *rapid.T) []byte {
+	view, err := m.bench.Broker.CreateDataKey(m.ctx, harness.Caller, broker.NewDataKey{Domain: bystander, ID: "only"})
+	fatal(t, err)
+	return m.decryptAsOwner(t, view)
+}
+
+// decryptAsOwner is the judge: the key's owner decrypts a blob at KMS under
+// exactly the key recorded for it.
+func (m *machine) decryptAsOwner(t *rapid.T, view broker.DataKeyView) []byte {
+	out, err := m.bench.Customer.Decrypt(m.ctx, &kms.DecryptInput{CiphertextBlob: view.Ciphertext,
+		KeyId: aws.String(string(view.KMSKey)), EncryptionContext: view.EncryptionContext})
+	if err != nil {
+		t.Fatalf("I1: data key %s does not decrypt under its recorded key %s: %v", view.ID, view.KMSKey, err)
+	}
+	return out.Plaintext
+}
+
+// --- actions: the owner of data ---
+
+func (m *machine) nextID() broker.DataKeyID {
+	m.serial++
+	// Ids spread over the key space, so that new ones fall before and behind cursors.
+	return broker.DataKeyID(fmt.Sprintf("%c%d", 'a'+byte(m.serial*7%26), m.serial))
+}
+
+func (m *machine) create(t *rapid.T) {
+	id := m.nextID()
+	view, err := m.bench.Broker.CreateDataKey(m.ctx, harness.Caller, broker.NewDataKey{Domain: domain, ID: id,
+		Context: broker.Context{"n": strconv.Itoa(m.serial)}})
+	if m.gaveUp(t, err) {
+		return
+	}
+	m.plain[id] = m.decryptAsOwner(t, view)
+}
+
+// gaveUp accepts that a call failed for a lost answer, and nothing else.
+func (m *machine) gaveUp(t *rapid.T, err error) bool {
+	if err == nil {
+		return false
+	}
+	if errors.Is(err, broker.ErrUnavailable) && m.wire.tookHold() {
+		return true
+	}
+	t.Fatalf("call failed: %v", err)
+	return true
+}
+
+func (m *machine) importLegacy(t *rapid.T) {
+	in := broker.ImportDataKeys{Domain: domain}
+	plain := map[broker.DataKeyID][]byte{}
+	for range rapid.IntRange(1, 3).Draw(t, "items") {
+		id := m.nextID()
+		pairs := map[string]string{"service": "legacy", "record": string(id)}
+		plain[id] = bytes.Repeat([]byte{byte(m.serial)}, 32)
+		out, err := m.bench.Customer.Encrypt(m.ctx, &kms.EncryptInput{KeyId: aws.String(string(m.legacy)), Plaintext: plain[id], EncryptionContext: pairs})
+		fatal(t, err)
+		in.Items = append(in.Items, broker.ImportItem{ID: id, Ciphertext: out.CiphertextBlob, SourceKey: m.legacy, SourceContext: pairs})
+	}
+	m.imported(t, in, plain)
+}
+
+func (m *machine) imported(t *rapid.T, in broker.ImportDataKeys, plain map[broker.DataKeyID][]byte) {
+	results, err := m.bench.Broker.ImportDataKeys(m.ctx, harness.Caller, in)
+	if m.gaveUp(t, err) {
+		return
+	}
+	for i, r := range results {
+		if r.Err != nil {
+			t.Fatalf("import of %s under %s refused: %v", in.Items[i].ID, in.Items[i].SourceKey, r.Err)
+		}
+	}
+	maps.Copy(m.plain, plain)
+}
+
+// generate: the service makes a data key at KMS by its own grant, behind the
+// broker's back, under the key that the broker names to it.
+func (m *machine) generate(t *rapid.T) {
+	d, _, err := m.bench.Broker.GetDomain(m.ctx, harness.Caller, domain)
+	fatal(t, err)
+	pairs := map[string]string{"made": "at KMS", d.Reserved.Key: d.Reserved.Value}
+	out, err := m.bench.Service.GenerateDataKey(m.ctx, &kms.GenerateDataKeyInput{KeyId: aws.String(string(d.KMSKey)),
+		KeySpec: types.DataKeySpecAes256, EncryptionContext: pairs, GrantTokens: m.tokens})
+	if err != nil {
+		t.Fatalf("service cannot generate under the domain's present key: %v", err)
+	}
+	m.stragglers = append(m.stragglers, straggler{key: d.KMSKey, context: pairs, blob: out.CiphertextBlob, plain: out.Plaintext,
+		until: m.bench.Clock.Now().Add(storeDelay)})
+}
+
+// importStraggler keeps the service's part of the contract: it imports within
+// max_store_delay. The broker's part is that the import is then never refused.
+func (m *machine) importStraggler(t *rapid.T) {
+	if len(m.stragglers) == 0 {
+		t.Skip("nothing to import")
+	}
+	i := rapid.IntRange(0, len(m.stragglers)-1).Draw(t, "straggler")
+	s := m.stragglers[i]
+	m.stragglers = slices.Delete(m.stragglers, i, i+1)
+	if m.bench.Clock.Now().After(s.until) {
+		return // the service broke the contract: nothing is promised
+	}
+	id := m.nextID()
+	m.imported(t, broker.ImportDataKeys{Domain: domain, Items: []broker.ImportItem{{ID: id, Ciphertext: s.blob, SourceKey: s.key, SourceContext: s.context}}},
+		map[broker.DataKeyID][]byte{id: s.plain})
+}
+
+func (m *machine) anyID(t *rapid.T) broker.DataKeyID {
+	if len(m.plain) == 0 {
+		t.Skip("no data keys")
+	}
+	return rapid.SampledFrom(slices.Sorted(maps.Keys(m.plain))).Draw(t, "id")
+}
+
+// read: a service reads a wrapped key and unwraps it at KMS by its own grant,
+// now or any time within max_read_delay.
+func (m *machine) read(t *rapid.T) {
+	id := m.anyID(t)
+	view, err := m.bench.Broker.GetDataKey(m.ctx, harness.Caller, domain, id)
+	if err != nil {
+		t.Fatalf("I2: acknowledged data key %s: %v", id, err)
+	}
+	m.reads = append(m.reads, heldRead{view: view, until: m.bench.Clock.Now().Add(readDelay)})
+}
+
+func (m *machine) remove(t *rapid.T) {
+	id := m.anyID(t)
+	fatal(t, m.bench.Broker.DeleteDataKey(m.ctx, harness.Caller, broker.Request{}, domain, id, ""))
+	delete(m.plain, id)
+	m.reads = slices.DeleteFunc(m.reads, func(r heldRead) bool { return r.view.ID == id })
+}
+
+func (m *machine) renew(t *rapid.T) {
+	view, err := m.bench.Broker.RenewGrant(m.ctx, harness.Caller, broker.RenewGrant{Domain: domain, ID: m.grant, TTL: 300 * 24 * time.Hour, Reason: "model"})
+	if m.gaveUp(t, err) {
+		return
+	}
+	m.tokens = reveal(view.Tokens)
+}
+
+// --- actions: the owner of the key, the engine, the world ---
+
+func (m *machine) changeKey(t *rapid.T) {
+	m.sawJob(t)
+	d, _, err := m.bench.Broker.GetDomain(m.ctx, harness.Caller, domain)
+	fatal(t, err)
+	target := rapid.SampledFrom(m.keys).Draw(t, "target")
+	view, err := m.bench.ChangeKey(m.ctx, domain, target)
+	switch reason := broker.ReasonOf(err); {
+	case m.job != "" && (err == nil || reason == broker.ReasonKeyChangeInProgress):
+		return
+	case target == d.KMSKey && reason == broker.ReasonKeyUnchanged:
+		return
+	case err != nil:
+		t.Fatalf("change to %s: %v", target, err)
+	}
+	m.job = view.ID
+	delete(m.safe, target)
+}
+
+func (m *machine) step(t *rapid.T) {
+	_, err := m.bench.Step(m.ctx)
+	if err != nil && !m.wire.tookHold() {
+		t.Fatalf("step: %v", err)
+	}
+	m.sawJob(t)
+}
+
+func (m *machine) stepALot(t *rapid.T) {
+	for range rapid.IntRange(5, 40).Draw(t, "steps") {
+		m.step(t)
+	}
+}
+
+// workOn lets the job go on through every wait up to a length.
+func (m *machine) workOn(t *rapid.T) {
+	longest := rapid.SampledFrom([]time.Duration{0, visibility, readDelay, storeDelay + visibility}).Draw(t, "longest wait")
+	for range rapid.IntRange(5, 60).Draw(t, "steps") {
+		moved, err := m.bench.Step(m.ctx)
+		if err != nil && !m.wire.tookHold() {
+			t.Fatalf("step: %v", err)
+		}
+		m.sawJob(t)
+		if m.job == "" || moved {
+			continue
+		}
+		view, err := m.bench.Engine.GetJob(m.ctx, harness.Caller, domain, m.job)
+		fatal(t, err)
+		if wait := view.WaitUntil.Sub(m.bench.Clock.Now()); wait > longest {
+			return
+		} else if wait > 0 {
+			m.bench.Clock.Advance(wait)
+		}
+	}
+}
+
+// createAmid and importAmid let the engine work between KMS's answer to a
+// foreground call and the store of what it brought.
+func (m *machine) createAmid(t *rapid.T) {
+	m.amid(t, "GenerateDataKeyWithoutPlaintext")
+	m.create(t)
+	m.wire.amid("", nil)
+}
+
+func (m *machine) importAmid(t *rapid.T) {
+	m.amid(t, "ReEncrypt")
+	m.importLegacy(t)
+	m.wire.amid("", nil)
+}
+
+func (m *machine) amid(t *rapid.T, operation string) {
+	steps := rapid.IntRange(1, 30).Draw(t, "steps")
+	pause := rapid.SampledFrom([]time.Duration{0, visibility}).Draw(t, "pause")
+	m.wire.amid(operation, func() {
+		m.bench.Clock.Advance(pause)
+		for range steps {
+			if _, err := m.bench.Step(m.ctx); err != nil && !m.wire.tookHold() {
+				t.Fatalf("step amid %s: %v", operation, err)
+			}
+		}
+	})
+}
+
+// deleteAmid deletes a row between the answer to its ReEncrypt, or another's,
+// and the commit of the batch.
+func (m *machine) deleteAmid(t *rapid.T) {
+	id := m.anyID(t)
+	done := false
+	m.wire.amid("ReEncrypt", func() {
+		fatal(t, m.bench.Broker.DeleteDataKey(m.ctx, harness.Caller, broker.Request{}, domain, id, ""))
+		done = true
+	})
+	m.step(t)
+	m.wire.amid("", nil)
+	if done {
+		delete(m.plain, id)
+		m.reads = slices.DeleteFunc(m.reads, func(r heldRead) bool { return r.view.ID == id })
+	}
+}
+
+func (m *machine) time(t *rapid.T) {
+	ds := []time.Duration{time.Second, grantDelay, visibility, visibility, readDelay, readDelay, visibility + storeDelay}
+	m.bench.Clock.Advance(rapid.SampledFrom(ds).Draw(t, "duration"))
+}
+
+// restart loses everything that was in memory.
+func (m *machine) restart(t *rapid.T) { fatal(t, m.bench.Restart(m.cfg)) }
+
+func (m *machine) loseAnswer(t *rapid.T) { m.wire.loseNext(rapid.IntRange(0, 6).Draw(t, "after")) }
+
+// sawJob notes the end of a job, and holds it against I3.
+func (m *machine) sawJob(t *rapid.T) {
+	if m.job == "" {
+		return
+	}
+	view, err := m.bench.Engine.GetJob(m.ctx, harness.Caller, domain, m.job)
+	fatal(t, err)
+	switch view.State {
+	case rotation.Running:
+		return
+	case rotation.Blocked:
+		t.Fatalf("job blocked although nothing is wrong: %+v", view.Block)
+	case rotation.Failed:
+		if view.FailReason != broker.ReasonKeyUnchanged {
+			t.Fatalf("job failed: %s %s", view.FailReason, view.FailMessage)
+		}
+	case rotation.Succeeded:
+		m.checkSucceeded(t, view)
+	}
+	m.job = ""
+}
+
+// checkSucceeded is I3: no row and no live grant of this domain is left below
+// the target, as the database and KMS themselves show.
+func (m *machine) checkSucceeded(t *rapid.T, view rotation.JobView) {
+	counts := m.rowsByEpoch(t)
+	for e, n := range counts {
+		if e < view.TargetEpoch && n > 0 {
+			t.Fatalf("I3: job succeeded with %d rows under epoch %d", n, e)
+		}
+	}
+	for _, key := range m.keys {
+		names, err := m.bench.GrantsAt(m.ctx, key, m.acme)
+		fatal(t, err)
+		for _, name := range names {
+			parts, ok := m.bench.Broker.ParseKMSGrantName(name)
+			if !ok || parts.Epoch < view.TargetEpoch {
+				t.Fatalf("I3: job to epoch %d succeeded, and KMS shows %s on %s", view.TargetEpoch, name, key)
+			}
+		}
+	}
+}
+
+func (m *machine) rowsByEpoch(t *rapid.T) map[broker.Epoch]int64 {
+	var counts map[broker.Epoch]int64
+	fatal(t, m.bench.Store.Rotation().View(m.ctx, func(tx rotation.Tx) (err error) {
+		counts, err = tx.CountDataKeys(m.ctx, m.acme.UID)
+		return err
+	}))
+	return counts
+}
+
+// report is I6: a key that a report calls safe is needed by nothing, and the
+// report of a job that has not succeeded calls none safe.
+func (m *machine) report(t *rapid.T) {
+	var jobs []rotation.Job
+	fatal(t, m.bench.Store.Rotation().View(m.ctx, func(tx rotation.Tx) (err error) {
+		jobs, err = tx.ListJobs(m.ctx, m.acme.UID, "", 1000)
+		return err
+	}))
+	for _, j := range jobs {
+		report, err := m.bench.Engine.RetirementReport(m.ctx, harness.Caller, domain, j.ID)
+		if broker.ReasonOf(err) == broker.ReasonReportNotFound {
+			continue
+		}
+		fatal(t, err)
+		for _, k := range report.Keys {
+			if !k.Safe {
+				continue
+			}
+			if j.State != rotation.Succeeded {
+				t.Fatalf("I6: the report of a job in %s %s calls %s safe", j.Phase, j.State, k.Key)
+			}
+			m.checkSafe(t, k.Key)
+		}
+	}
+}
+
+func (m *machine) checkSafe(t *rapid.T, key broker.KeyARN) {
+	for _, d := range []broker.Domain{m.acme, m.other} {
+		names, err := m.bench.GrantsAt(m.ctx, key, d)
+		fatal(t, err)
+		if len(names) > 0 {
+			t.Fatalf("I6: %s is called safe, and %s has grants on it: %v", key, d.ID, names)
+		}
+		now, _, err := m.bench.Broker.GetDomain(m.ctx, harness.Caller, d.ID)
+		fatal(t, err)
+		if now.KMSKey == key {
+			t.Fatalf("I6: %s is called safe, and it is the key of %s", key, d.ID)
+		}
+	}
+	m.safe[key] = true
+}
+
+// --- checks after every action ---
+
+func (m *machine) check(t *rapid.T) {
+	m.checkRows(t)
+	m.checkReads(t)
+	m.checkCalls(t)
+	other, err := m.bench.Broker.GetDataKey(m.ctx, harness.Caller, bystander, "only")
+	fatal(t, err)
+	if !bytes.Equal(m.decryptAsOwner(t, other), m.otherPlain) {
+		t.Fatal("the bystander's data key changed")
+	}
+}
+
+// checkRows is I1, I2 and I9: what was acknowledged is there, decrypts under
+// exactly the key recorded for it, and is still the same.
+func (m *machine) checkRows(t *rapid.T) {
+	views, err := m.bench.Broker.ListDataKeys(m.ctx, harness.Caller, domain, broker.DataKeyCursor{}, 10000)
+	fatal(t, err)
+	found := map[broker.DataKeyID]bool{}
+	for _, v := range views {
+		found[v.ID] = true
+		want, ok := m.plain[v.ID]
+		got := m.decryptAsOwner(t, v)
+		if ok && !bytes.Equal(got, want) {
+			t.Fatalf("I9: the plaintext of data key %s changed", v.ID)
+		}
+		if m.safe[v.KMSKey] && v.KMSKey != m.present(t) {
+			t.Fatalf("I6: data key %s is under %s, which a report called safe", v.ID, v.KMSKey)
+		}
+	}
+	for id := range m.plain {
+		if !found[id] {
+			t.Fatalf("I2: acknowledged data key %s is gone", id)
+		}
+	}
+}
+
+func (m *machine) present(t *rapid.T) broker.KeyARN {
+	d, _, err := m.bench.Broker.GetDomain(m.ctx, harness.Caller, domain)
+	fatal(t, err)
+	return d.KMSKey
+}
+
+// checkReads: whatever a service read within max_read_delay, it can unwrap.
+func (m *machine) checkReads(t *rapid.T) {
+	now := m.bench.Clock.Now()
+	m.reads = slices.DeleteFunc(m.reads, func(r heldRead) bool { return now.After(r.until) })
+	for _, r := range m.reads {
+		out, err := m.bench.Service.Decrypt(m.ctx, &kms.DecryptInput{CiphertextBlob: r.view.Ciphertext,
+			EncryptionContext: r.view.EncryptionContext, GrantTokens: m.usable(t)})
+		if err != nil {
+			t.Fatalf("service cannot unwrap data key %s, read %s ago, under %s: %v", r.view.ID, readDelay-r.until.Sub(now), r.view.KMSKey, err)
+		}
+		if want := m.plain[r.view.ID]; want != nil && !bytes.Equal(out.Plaintext, want) {
+			t.Fatalf("I9: data key %s unwraps to something else", r.view.ID)
+		}
+	}
+}
+
+// usable are the service's tokens: those of its last answer.
+func (m *machine) usable(*rapid.T) []string { return m.tokens }
+
+// checkCalls is I4: every KMS call of the broker that makes ciphertext or a
+// grant carries the reserved pair of one of the domains, and every call that
+// reads one too, the source side of an import excepted. Dry runs with a random
+// value are the ownership probe.
+func (m *machine) checkCalls(t *rapid.T) {
+	own := map[string]bool{m.acme.Reserved.Value: true, m.other.Reserved.Value: true}
+	for _, c := range m.bench.Calls() {
+		if !strings.Contains(c.Principal, "keybroker-") || c.DryRun {
+			continue
+		}
+		switch c.Operation {
+		case "GenerateDataKeyWithoutPlaintext", "ReEncrypt":
+			if !own[c.EncryptionContext[m.acme.Reserved.Key]] {
+				t.Fatalf("I4: %s without the reserved pair", c.Operation)
+			}
+			imports := c.SourceKeyARN == string(m.legacy)
+			if c.Operation == "ReEncrypt" && !imports && !own[c.SourceEncryptionContext[m.acme.Reserved.Key]] {
+				t.Fatalf("I4: ReEncrypt from %s without the reserved pair", c.SourceKeyARN)
+			}
+		case "CreateGrant":
+			if !own[c.Constraint.Subset[m.acme.Reserved.Key]] && !own[c.Constraint.Equals[m.acme.Reserved.Key]] {
+				t.Fatalf("I4: CreateGrant %s without the reserved pair", c.GrantName)
+			}
+		case "GenerateDataKey", "Decrypt", "Encrypt":
+			t.Fatalf("the broker called %s", c.Operation)
+		}
+	}
+}
+
+// drainOut lets an open job end: whatever happened, it must succeed.
+func (m *machine) drainOut(t *rapid.T) {
+	m.wire.loseNext(-1)
+	if m.job == "" {
+		return
+	}
+	view, err := m.bench.Finish(m.ctx, domain, m.job)
+	fatal(t, err)
+	if view.State != rotation.Succeeded && view.FailReason != broker.ReasonKeyUnchanged {
+		t.Fatalf("the job did not end well: %s in %s: %s %s", view.State, view.Phase, view.FailReason, view.FailMessage)
+	}
+	m.sawJob(t)
+	m.report(t)
+}
