@@ -1,7 +1,6 @@
 package scenarios_test
 
 import (
-	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -78,5 +77,4 @@ func TestKeyChange(t *testing.T) {
 	if names := must[[]string](t)(b.GrantsAt(ctx, old, d)); len(names) != 0 {
 		t.Errorf("grants left on the old key: %v", names)
 	}
-	_ = context.Background
 }
