@@ -184,7 +184,9 @@ func (c command) serveApp(ctx context.Context, w wiring, at addresses, dev bool,
 	defer func() {
 		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		err = errors.Join(err, w.telemetry.shutdown(limited))
+		if err := w.telemetry.shutdown(limited); err != nil { // a collector that is away fails nobody
+			w.log.Warn("telemetry was not sent", "error", err.Error())
+		}
 	}()
 	a, err := newApp(ctx, w)
 	if err != nil {

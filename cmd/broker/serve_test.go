@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -120,7 +121,7 @@ func TestServeDevIsReadyForTheTourAndRestarts(t *testing.T) {
 	}
 	for {
 		answer, err := watch.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

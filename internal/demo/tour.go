@@ -36,7 +36,7 @@ func (t Tour) Prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close() //nolint:errcheck // nothing is under way any more
+	defer conn.Close()
 	domains := keybrokerv1.NewDomainServiceClient(conn)
 	_, err = domains.CreateDomain(ctx, &keybrokerv1.CreateDomainRequest{
 		DomainId: "tour", Domain: &keybrokerv1.Domain{DisplayName: "The tour's customer", Region: t.Region},
