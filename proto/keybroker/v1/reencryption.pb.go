@@ -663,7 +663,7 @@ func (x *ListReencryptionJobsRequest) GetFilter() string {
 // One page of jobs.
 type ListReencryptionJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Newest first.
+	// In the order of their names: by domain, and there oldest first.
 	ReencryptionJobs []*ReencryptionJob `protobuf:"bytes,1,rep,name=reencryption_jobs,json=reencryptionJobs,proto3" json:"reencryption_jobs,omitempty"`
 	// Hand it back for the next page; empty on the last. Opaque.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`

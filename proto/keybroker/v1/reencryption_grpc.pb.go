@@ -37,7 +37,7 @@ const (
 type ReencryptionServiceClient interface {
 	// Reads one job as it is now. Errors: JOB_NOT_FOUND.
 	GetReencryptionJob(ctx context.Context, in *GetReencryptionJobRequest, opts ...grpc.CallOption) (*ReencryptionJob, error)
-	// Lists jobs, newest first.
+	// Lists jobs, oldest first, domain by domain.
 	// Errors: DOMAIN_NOT_FOUND, PAGE_TOKEN_INVALID, FILTER_INVALID.
 	ListReencryptionJobs(ctx context.Context, in *ListReencryptionJobsRequest, opts ...grpc.CallOption) (*ListReencryptionJobsResponse, error)
 	// Streams a job: first its present state, then changes, several of which may
@@ -121,7 +121,7 @@ func (c *reencryptionServiceClient) GetRetirementReport(ctx context.Context, in 
 type ReencryptionServiceServer interface {
 	// Reads one job as it is now. Errors: JOB_NOT_FOUND.
 	GetReencryptionJob(context.Context, *GetReencryptionJobRequest) (*ReencryptionJob, error)
-	// Lists jobs, newest first.
+	// Lists jobs, oldest first, domain by domain.
 	// Errors: DOMAIN_NOT_FOUND, PAGE_TOKEN_INVALID, FILTER_INVALID.
 	ListReencryptionJobs(context.Context, *ListReencryptionJobsRequest) (*ListReencryptionJobsResponse, error)
 	// Streams a job: first its present state, then changes, several of which may
