@@ -37,6 +37,8 @@ func TestBrokenRules(t *testing.T) {
 		{"DomainService/CreateDomain", `{"domain_id":"Acme","domain":{"region":"us-east-1"}}`, "domain_id", "FIELD_INVALID"},
 		{"DomainService/CreateDomain", `{"domain_id":"acme","domain":{"region":"us-east-1","labels":{"Tier":"x"}}}`, `domain.labels["Tier"]`, "FIELD_INVALID"},
 		{"DomainService/ChangeKey", `{"name":"domains/acme","kms_key":"a key"}`, "kms_key", "KEY_ARN_INVALID"},
+		{"DomainService/ChangeKey", `{"name":"domains/acme","kms_key":"alias/new"}`, "kms_key", "KEY_ARN_INVALID"},
+		{"DomainService/ChangeKey", `{"name":"domains/acme","kms_key":"1234abcd-12ab-34cd-56ef-1234567890ab"}`, "kms_key", "KEY_ARN_INVALID"},
 		{"DomainService/ListDomains", `{"page_token":"` + strings.Repeat("A", 1025) + `"}`, "page_token", "PAGE_TOKEN_INVALID"},
 		{"DomainService/ListDomains", `{"filter":"` + strings.Repeat("A", 1025) + `"}`, "filter", "FILTER_INVALID"},
 		{"DomainService/GenerateKeyPolicy", `{"name":"domains/acme"}`, "base", "FIELD_INVALID"},

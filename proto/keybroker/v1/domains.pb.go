@@ -830,9 +830,10 @@ type ChangeKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "domains/{domain_id}". Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The new key: a key ARN or alias ARN; a key id or alias name only for keys
-	// of the broker's own account. A symmetric encryption key in the domain's
-	// region. At most 2,048 characters. Required.
+	// The new key: a key ARN, or an alias ARN, which is resolved once. Not a bare
+	// key id or alias name: in the broker's account those mean another key than
+	// in the customer's. A symmetric encryption key in the domain's region.
+	// Required.
 	KmsKey string `protobuf:"bytes,2,opt,name=kms_key,json=kmsKey,proto3" json:"kms_key,omitempty"`
 	// etag of the domain that the caller looked at. Required, except for the
 	// first key.
@@ -1071,10 +1072,10 @@ const file_keybroker_v1_domains_proto_rawDesc = "" +
 	"\n" +
 	"statements\x18\x02 \x03(\tR\n" +
 	"statements\x12%\n" +
-	"\x0epolicy_version\x18\x03 \x01(\tR\rpolicyVersion\"\x85\x02\n" +
+	"\x0epolicy_version\x18\x03 \x01(\tR\rpolicyVersion\"\xd2\x02\n" +
 	"\x10ChangeKeyRequest\x12D\n" +
-	"\x04name\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x127\n" +
-	"\akms_key\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x102\x12^[A-Za-z0-9:/_-]+$R\x06kmsKey\x12\x1b\n" +
+	"\x04name\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x83\x01\n" +
+	"\akms_key\x18\x02 \x01(\tBj\xbaHgre\x18\x80\x032`^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]{1,128}|alias/[A-Za-z0-9:/_-]{1,256})$R\x06kmsKey\x12\x1b\n" +
 	"\x04etag\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12 \n" +
 	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x123\n" +
 	"\n" +

@@ -138,8 +138,8 @@ const (
 	// INVALID_ARGUMENT: two context keys differ in case only, which KMS's
 	// constraints cannot tell apart. Rename one.
 	Reason_REASON_CONTEXT_DUPLICATE_KEY Reason = 54
-	// INVALID_ARGUMENT: kms_key is not a key or alias in a form that may be used
-	// here. Give the key ARN.
+	// INVALID_ARGUMENT: not a key ARN, nor an alias ARN where one may stand. Give
+	// the key ARN.
 	Reason_REASON_KEY_ARN_INVALID Reason = 60
 	// INVALID_ARGUMENT: the key is in another region than the domain. Take a key
 	// of the domain's region.
