@@ -492,8 +492,7 @@ type ImportDataKeysRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "domains/{domain_id}". Required.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// 1 to 500; the whole request at most 4 MiB. Two items with one id answer
-	// IMPORT_DUPLICATE for the second.
+	// 1 to 500, each with another data_key_id; the whole request at most 4 MiB.
 	Items []*ImportDataKeysRequest_Item `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
 	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
 	// characters without spaces, unique per caller and method.

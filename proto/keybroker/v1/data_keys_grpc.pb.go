@@ -61,16 +61,22 @@ type DataKeyServiceClient interface {
 	DeleteDataKey(ctx context.Context, in *DeleteDataKeyRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// Takes in data keys that were wrapped elsewhere. Each is re-encrypted at KMS
 	// under the domain's key, with the reserved pair in its context, before it is
-	// acknowledged: one call that proves key, context and integrity. Items
-	// succeed and fail one by one; a request with a malformed field fails whole,
-	// before any KMS call. Repeating it with the same request_id returns the rows
-	// that exist and tries the rest again.
-	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, DOMAIN_KEY_INACCESSIBLE,
+	// acknowledged: one call that proves key, context and integrity.
+	//
+	// A malformed field, or one data_key_id twice, refuses the whole call before
+	// any KMS call. If KMS fails to answer for any item, nothing is stored: repeat
+	// the call. Otherwise items are stored or refused one by one. Repeating it
+	// with the same request_id answers the rows that were stored, as they are now,
+	// and the same refusals; to try refused items again, send them in a new call.
+	//
+	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, IMPORT_DUPLICATE,
+	// KEY_ARN_INVALID, KMS_THROTTLED, KMS_UNAVAILABLE, KEY_CHANGE_IN_PROGRESS,
 	// REQUEST_IN_PROGRESS, REQUEST_ID_REUSED. Per item: IMPORT_SOURCE_NOT_ALLOWED,
-	// IMPORT_DUPLICATE, DATA_KEY_ALREADY_EXISTS, DATA_KEY_ID_DELETED,
-	// CONTEXT_KEY_RESERVED, CONTEXT_KEY_INVALID, CONTEXT_DUPLICATE_KEY,
-	// CONTEXT_TOO_LARGE, CIPHERTEXT_INVALID, CIPHERTEXT_WRONG_KEY,
-	// KEY_ACCESS_DENIED, KEY_DISABLED, KMS_THROTTLED, KMS_UNAVAILABLE.
+	// DATA_KEY_ALREADY_EXISTS, DATA_KEY_ID_DELETED, CONTEXT_KEY_RESERVED,
+	// CONTEXT_DUPLICATE_KEY, CONTEXT_TOO_LARGE, CIPHERTEXT_INVALID,
+	// CIPHERTEXT_WRONG_KEY, KEY_ACCESS_DENIED, KEY_DISABLED, KEY_STATE_INVALID,
+	// KEY_NOT_FOUND; and DATA_KEY_NOT_FOUND in a repeat, for a row that was
+	// deleted since.
 	ImportDataKeys(ctx context.Context, in *ImportDataKeysRequest, opts ...grpc.CallOption) (*ImportDataKeysResponse, error)
 }
 
@@ -166,16 +172,22 @@ type DataKeyServiceServer interface {
 	DeleteDataKey(context.Context, *DeleteDataKeyRequest) (*emptypb.Empty, error)
 	// Takes in data keys that were wrapped elsewhere. Each is re-encrypted at KMS
 	// under the domain's key, with the reserved pair in its context, before it is
-	// acknowledged: one call that proves key, context and integrity. Items
-	// succeed and fail one by one; a request with a malformed field fails whole,
-	// before any KMS call. Repeating it with the same request_id returns the rows
-	// that exist and tries the rest again.
-	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, DOMAIN_KEY_INACCESSIBLE,
+	// acknowledged: one call that proves key, context and integrity.
+	//
+	// A malformed field, or one data_key_id twice, refuses the whole call before
+	// any KMS call. If KMS fails to answer for any item, nothing is stored: repeat
+	// the call. Otherwise items are stored or refused one by one. Repeating it
+	// with the same request_id answers the rows that were stored, as they are now,
+	// and the same refusals; to try refused items again, send them in a new call.
+	//
+	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, IMPORT_DUPLICATE,
+	// KEY_ARN_INVALID, KMS_THROTTLED, KMS_UNAVAILABLE, KEY_CHANGE_IN_PROGRESS,
 	// REQUEST_IN_PROGRESS, REQUEST_ID_REUSED. Per item: IMPORT_SOURCE_NOT_ALLOWED,
-	// IMPORT_DUPLICATE, DATA_KEY_ALREADY_EXISTS, DATA_KEY_ID_DELETED,
-	// CONTEXT_KEY_RESERVED, CONTEXT_KEY_INVALID, CONTEXT_DUPLICATE_KEY,
-	// CONTEXT_TOO_LARGE, CIPHERTEXT_INVALID, CIPHERTEXT_WRONG_KEY,
-	// KEY_ACCESS_DENIED, KEY_DISABLED, KMS_THROTTLED, KMS_UNAVAILABLE.
+	// DATA_KEY_ALREADY_EXISTS, DATA_KEY_ID_DELETED, CONTEXT_KEY_RESERVED,
+	// CONTEXT_DUPLICATE_KEY, CONTEXT_TOO_LARGE, CIPHERTEXT_INVALID,
+	// CIPHERTEXT_WRONG_KEY, KEY_ACCESS_DENIED, KEY_DISABLED, KEY_STATE_INVALID,
+	// KEY_NOT_FOUND; and DATA_KEY_NOT_FOUND in a repeat, for a row that was
+	// deleted since.
 	ImportDataKeys(context.Context, *ImportDataKeysRequest) (*ImportDataKeysResponse, error)
 	mustEmbedUnimplementedDataKeyServiceServer()
 }

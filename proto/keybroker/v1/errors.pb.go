@@ -120,8 +120,8 @@ const (
 	// FAILED_PRECONDITION: source_kms_key is neither a key of the domain nor among
 	// its import_source_keys. An operator adds it.
 	Reason_REASON_IMPORT_SOURCE_NOT_ALLOWED Reason = 45
-	// INVALID_ARGUMENT: two items of one request have the same data_key_id. The
-	// first was taken; send the second under another id.
+	// INVALID_ARGUMENT: two items of one request have the same data_key_id.
+	// Nothing was taken; give each its own.
 	Reason_REASON_IMPORT_DUPLICATE Reason = 46
 	// INVALID_ARGUMENT: a context key begins with "keybroker:" or is reserved, in
 	// this domain or, for imports, in any. The broker adds the reserved pair
