@@ -21,6 +21,7 @@ const (
 	codeInvalidGrantToken     = "InvalidGrantTokenException"
 	codeInvalidKeyUsage       = "InvalidKeyUsageException"
 	codeInvalidMarker         = "InvalidMarkerException"
+	codeInvalidState          = "KMSInvalidStateException"
 	codeLimitExceeded         = "LimitExceededException"
 	codeMalformedPolicy       = "MalformedPolicyDocumentException"
 	codeMissingAuthentication = "MissingAuthenticationTokenException"

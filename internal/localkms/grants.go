@@ -140,21 +140,23 @@ const (
 // grantSet holds the grants of one key, indexed for each way they are looked up.
 // Every list is in order of Seq. Guarded by KMS.mu.
 type grantSet struct {
-	nextSeq   uint64
-	byID      map[string]*grant
-	all       []*grant
-	byGrantee map[string][]*grant
-	byName    map[string][]*grant
-	buckets   map[bucket][]*grant
+	nextSeq    uint64
+	byID       map[string]*grant
+	all        []*grant
+	byGrantee  map[string][]*grant
+	byRetiring map[string][]*grant
+	byName     map[string][]*grant
+	buckets    map[bucket][]*grant
 }
 
 func newGrantSet() *grantSet {
 	return &grantSet{
-		nextSeq:   1,
-		byID:      map[string]*grant{},
-		byGrantee: map[string][]*grant{},
-		byName:    map[string][]*grant{},
-		buckets:   map[bucket][]*grant{},
+		nextSeq:    1,
+		byID:       map[string]*grant{},
+		byGrantee:  map[string][]*grant{},
+		byRetiring: map[string][]*grant{},
+		byName:     map[string][]*grant{},
+		buckets:    map[bucket][]*grant{},
 	}
 }
 
@@ -163,6 +165,9 @@ func (s *grantSet) insert(g *grant) {
 	s.byID[g.ID] = g
 	s.all = append(s.all, g)
 	s.byGrantee[g.Grantee] = append(s.byGrantee[g.Grantee], g)
+	if g.Retiring != "" {
+		s.byRetiring[g.Retiring] = append(s.byRetiring[g.Retiring], g)
+	}
 	if g.Name != "" {
 		s.byName[g.Name] = append(s.byName[g.Name], g)
 	}
@@ -192,6 +197,9 @@ func (s *grantSet) remove(g *grant) {
 	delete(s.byID, g.ID)
 	s.all = without(s.all, g)
 	drop(s.byGrantee, g.Grantee, g)
+	if g.Retiring != "" {
+		drop(s.byRetiring, g.Retiring, g)
+	}
 	if g.Name != "" {
 		drop(s.byName, g.Name, g)
 	}

@@ -247,7 +247,7 @@ func TestGrantLookupIsSelective(t *testing.T) {
 
 // After any prefix of a journal the state is that of its whole lines.
 func TestReplayOfEveryPrefix(t *testing.T) {
-	ref := keyRef{"111122223333", "us-west-2", newUUID()}
+	ref, doomed := keyRef{"111122223333", "us-west-2", newUUID()}, keyRef{"111122223333", "us-west-2", newUUID()}
 	when := time.Unix(1_800_000_000, 0).UTC()
 	grantOf := func(id string, seq uint64) *grant {
 		return &grant{ID: id, Seq: seq, Grantee: "arn:aws:iam::111122223333:role/a", Operations: []string{"Decrypt"}, Created: when}
@@ -262,6 +262,14 @@ func TestReplayOfEveryPrefix(t *testing.T) {
 		{{Grant: &grantEvent{ref, grantOf("g1", 1)}}, {Grant: &grantEvent{ref, grantOf("g2", 2)}}}, // one sync, two changes
 		{{Enabled: &enabledEvent{ref, false}}},
 		{{Retired: &retiredEvent{ref, "g1"}}},
+		{{Deletion: &deletionEvent{ref, when}}},
+		{{Deletion: &deletionEvent{Key: ref}}},
+		{{Key: &keyEvent{
+			Ref: doomed, Created: when, Enabled: true, Policy: defaultPolicy(ref.Account), Deletion: when,
+			Materials: []materialEvent{{randomHex(materialSize), newTokenSecret()}},
+		}}},
+		{{Alias: &aliasEvent{aliasRef{ref.Account, ref.Region, "alias/b"}, doomed, when}}},
+		{{Deleted: &doomed}},
 		{{Policy: &policyEvent{ref, strings.Replace(defaultPolicy(ref.Account), "kms:*", "kms:Put*", 1)}}},
 	}
 	show := func(s *state) string {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 )
 
 const (
@@ -136,8 +137,9 @@ func writeLine(w io.Writer, batch []*event) error {
 func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
 // openJournal locks dir, reads its journal, and replaces it by the shortest one
-// that leads to the same state.
-func openJournal(dir string) (*journal, *state, error) {
+// that leads to the same state. What remained of keys whose deletion date has
+// come leaves the disk here.
+func openJournal(dir string, now time.Time) (*journal, *state, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, err
 	}
@@ -148,6 +150,11 @@ func openJournal(dir string) (*journal, *state, error) {
 	s, err := readJournal(filepath.Join(dir, journalName))
 	if err != nil {
 		return nil, nil, errors.Join(err, lock.Close())
+	}
+	for _, e := range s.due(now) {
+		if err := s.apply(e); err != nil {
+			return nil, nil, errors.Join(err, lock.Close())
+		}
 	}
 	file, err := compact(dir, s)
 	if err != nil {

@@ -54,9 +54,16 @@ type key struct {
 // a change makes a new one, so a request may work on one without any lock.
 type settings struct {
 	enabled   bool
+	deletion  time.Time // when the key ends; zero when that is not planned
 	policy    *policy
 	materials []*material // oldest first; the last one encrypts
 }
+
+// pending reports whether the key is to be deleted.
+func (s *settings) pending() bool { return !s.deletion.IsZero() }
+
+// gone reports whether the day of the key's deletion has come.
+func (s *settings) gone(now time.Time) bool { return s.pending() && !now.Before(s.deletion) }
 
 func (s *settings) current() *material { return s.materials[len(s.materials)-1] }
 
@@ -78,8 +85,20 @@ type resolved struct {
 // usable reports whether the key may encrypt, decrypt and get new grants (AWS
 // KMS Developer Guide, "Key states of AWS KMS keys").
 func (k resolved) usable() error {
+	if err := k.notPending(); err != nil {
+		return err
+	}
 	if !k.enabled {
 		return faultf(codeDisabled, "%s is disabled.", k.arn)
+	}
+	return nil
+}
+
+// notPending refuses a key that is to be deleted. AWS documents either of two
+// codes for its use, and was recorded with this one.
+func (k resolved) notPending() error {
+	if k.pending() {
+		return faultf(codeInvalidState, "%s is pending deletion.", k.arn)
 	}
 	return nil
 }
@@ -104,14 +123,35 @@ func (k *KMS) find(r *request, id string, forms idForms) (resolved, error) {
 	if err != nil {
 		return resolved{}, err
 	}
-	return k.state.get(ref)
+	return k.state.alive(ref, r.now)
 }
 
 // lookup finds a key by its reference.
-func (k *KMS) lookup(ref keyRef) (resolved, error) {
+func (k *KMS) lookup(r *request, ref keyRef) (resolved, error) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	return k.state.get(ref)
+	return k.state.alive(ref, r.now)
+}
+
+// owned finds a key for an operation that only the key's own account may do, and
+// checks that the caller may.
+func (k *KMS) owned(r *request, id, operation string) (resolved, error) {
+	key, err := k.find(r, id, keyForms)
+	if err != nil {
+		return resolved{}, err
+	}
+	r.call.KeyARN = key.arn
+	return key, k.authorizeOwner(r, key, operation)
+}
+
+// alive is get for requests. To them a key is gone at its deletion date, though
+// it leaves the state only with the next change.
+func (s *state) alive(ref keyRef, now time.Time) (resolved, error) {
+	found, err := s.get(ref)
+	if err == nil && found.gone(now) {
+		return resolved{}, errNoSuchKey(ref.arn())
+	}
+	return found, err
 }
 
 func (s *state) get(ref keyRef) (resolved, error) {
@@ -146,11 +186,12 @@ func (s *state) locate(r *request, id string, forms idForms) (keyRef, error) {
 			return keyRef{}, errInvalidKeyID(id)
 		}
 		ref := aliasRef{account, r.region, name}
-		found, ok := s.aliases[ref]
-		if !ok {
-			return keyRef{}, faultf(codeNotFound, "Alias %s is not found.", ref.arn())
+		if found := s.aliases[ref]; found != nil {
+			if _, err := s.alive(found.target, r.now); err == nil {
+				return found.target, nil
+			}
 		}
-		return found.target, nil
+		return keyRef{}, faultf(codeNotFound, "Alias %s is not found.", ref.arn())
 	}
 	if !keyIDPattern.MatchString(name) {
 		return keyRef{}, errInvalidKeyID(id)

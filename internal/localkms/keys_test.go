@@ -206,6 +206,14 @@ func TestOwnerOperations(t *testing.T) {
 			_, err := c.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: aws.String("alias/mine"), TargetKeyId: &key})
 			return err
 		},
+		"ScheduleKeyDeletion": func() error {
+			_, err := c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: &key})
+			return err
+		},
+		"CancelKeyDeletion": func() error {
+			_, err := c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: &key})
+			return err
+		},
 	} {
 		t.Run(operation, func(t *testing.T) {
 			wantRefusal(t, call(), "AccessDeniedException", "User: "+stranger+" is not authorized to perform: kms:"+operation+

@@ -159,7 +159,7 @@ func New(cfg Config) (*KMS, error) {
 		k.state = newState(newTokenSecret())
 		return k, nil
 	}
-	k.journal, k.state, err = openJournal(cfg.Dir)
+	k.journal, k.state, err = openJournal(cfg.Dir, cfg.Now())
 	if err != nil {
 		return nil, fmt.Errorf("open KMS directory %s: %w", cfg.Dir, err)
 	}
@@ -187,10 +187,20 @@ func (k *KMS) change(decide func(*state) (*event, error)) error {
 func (k *KMS) decide(decide func(*state) (*event, error)) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	for _, e := range k.state.due(k.now()) {
+		if err := k.commit(e); err != nil {
+			return err
+		}
+	}
 	e, err := decide(k.state)
 	if err != nil || e == nil {
 		return err
 	}
+	return k.commit(e)
+}
+
+// commit makes a change. Called with mu held for writing.
+func (k *KMS) commit(e *event) error {
 	if err := k.journal.append(e); err != nil {
 		return err
 	}

@@ -25,16 +25,19 @@ func (k *KMS) createAlias(r *request, in *createAliasInput) (*empty, error) {
 	if strings.HasPrefix(*in.AliasName, "alias/aws/") {
 		return nil, fault(codeNotAuthorized, "")
 	}
-	key, err := k.find(r, *in.TargetKeyID, keyForms)
+	key, err := k.owned(r, *in.TargetKeyID, "CreateAlias")
 	if err != nil {
-		return nil, err
-	}
-	r.call.KeyARN = key.arn
-	if err := k.authorizeOwner(r, key, "CreateAlias"); err != nil {
 		return nil, err
 	}
 	ref := aliasRef{key.ref.Account, key.ref.Region, *in.AliasName}
 	return &empty{}, k.change(func(s *state) (*event, error) {
+		now, err := s.get(key.ref)
+		if err == nil {
+			err = now.notPending()
+		}
+		if err != nil {
+			return nil, err
+		}
 		if s.aliases[ref] != nil {
 			return nil, faultf(codeAlreadyExists, "An alias with the name %s already exists", ref.arn())
 		}
@@ -106,7 +109,8 @@ func (k *KMS) aliasesAfter(r *request, target *keyRef, last string) []*alias {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return slices.DeleteFunc(k.state.sortedAliases(), func(a *alias) bool {
-		return a.ref.Account != r.caller.account || a.ref.Region != r.region || a.ref.Name <= last ||
+		_, err := k.state.alive(a.target, r.now)
+		return err != nil || a.ref.Account != r.caller.account || a.ref.Region != r.region || a.ref.Name <= last ||
 			(target != nil && a.target != *target)
 	})
 }

@@ -246,12 +246,12 @@ func (k *KMS) findSource(r *request, ciphertext []byte, keyID *string, modifiers
 	case keyID == nil && src.blob.ref.Region != r.region:
 		return source{}, errForeignCiphertext()
 	case keyID == nil:
-		if src.key, err = k.lookup(src.blob.ref); err != nil {
+		if src.key, err = k.lookup(r, src.blob.ref); err != nil {
 			return source{}, errForeignCiphertext()
 		}
 	case *keyID == src.blob.ref.ID && src.blob.ref.Region == r.region:
 		// A bare key id may be that of another account's key, which the blob tells.
-		src.key, err = k.lookup(src.blob.ref)
+		src.key, err = k.lookup(r, src.blob.ref)
 	default:
 		src.key, err = k.find(r, *keyID, keyAliasForms)
 	}

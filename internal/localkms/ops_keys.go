@@ -23,6 +23,7 @@ const (
 	originKMS          = "AWS_KMS"
 	stateEnabled       = "Enabled"
 	stateDisabled      = "Disabled"
+	statePending       = "PendingDeletion"
 	managedByCustomer  = "CUSTOMER"
 	policyNameDefault  = "default"
 	lockoutExplanation = "The new key policy will not allow you to update the key policy in the future."
@@ -35,6 +36,7 @@ type keyMetadata struct {
 	CreationDate          epoch    `json:"CreationDate"`
 	CurrentKeyMaterialID  string   `json:"CurrentKeyMaterialId,omitempty"`
 	CustomerMasterKeySpec string   `json:"CustomerMasterKeySpec"`
+	DeletionDate          *epoch   `json:"DeletionDate,omitempty"`
 	Description           string   `json:"Description"`
 	Enabled               bool     `json:"Enabled"`
 	EncryptionAlgorithms  []string `json:"EncryptionAlgorithms"`
@@ -64,7 +66,11 @@ func (k resolved) metadata() keyMetadata {
 		KeyUsage:              encryptDecrypt,
 		Origin:                originKMS,
 	}
-	if !k.enabled {
+	switch {
+	case k.pending():
+		date := epoch(k.deletion)
+		m.KeyState, m.DeletionDate = statePending, &date
+	case !k.enabled:
 		m.KeyState = stateDisabled
 	}
 	return m
@@ -147,7 +153,7 @@ func (k *KMS) createKey(r *request, in *createKeyInput) (*keyMetadataOutput, err
 	if err := k.change(func(*state) (*event, error) { return made, nil }); err != nil {
 		return nil, err
 	}
-	key, err := k.lookup(ref)
+	key, err := k.lookup(r, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -191,16 +197,15 @@ func (k *KMS) disableKey(r *request, in *keyStateInput) (*empty, error) {
 }
 
 func (k *KMS) setEnabled(r *request, in *keyStateInput, operation string, enabled bool) (*empty, error) {
-	key, err := k.find(r, *in.KeyID, keyForms)
+	key, err := k.owned(r, *in.KeyID, operation)
 	if err != nil {
-		return nil, err
-	}
-	r.call.KeyARN = key.arn
-	if err := k.authorizeOwner(r, key, operation); err != nil {
 		return nil, err
 	}
 	return &empty{}, k.change(func(s *state) (*event, error) {
 		now, err := s.get(key.ref)
+		if err == nil {
+			err = now.notPending()
+		}
 		if err != nil || now.enabled == enabled {
 			return nil, err
 		}

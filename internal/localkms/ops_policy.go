@@ -44,7 +44,10 @@ func (k *KMS) putKeyPolicy(r *request, in *putKeyPolicyInput) (*empty, error) {
 	if err := checkPolicy(r, key.ref, *in.Policy, in.BypassPolicyLockoutSafetyCheck); err != nil {
 		return nil, err
 	}
-	return &empty{}, k.change(func(*state) (*event, error) {
+	return &empty{}, k.change(func(s *state) (*event, error) {
+		if _, err := s.get(key.ref); err != nil {
+			return nil, err
+		}
 		return &event{Policy: &policyEvent{key.ref, *in.Policy}}, nil
 	})
 }
@@ -52,12 +55,8 @@ func (k *KMS) putKeyPolicy(r *request, in *putKeyPolicyInput) (*empty, error) {
 // policyKey finds the key whose policy a caller may work on. A key has one
 // policy, and it is called default.
 func (k *KMS) policyKey(r *request, id string, name *string, operation string) (resolved, error) {
-	key, err := k.find(r, id, keyForms)
+	key, err := k.owned(r, id, operation)
 	if err != nil {
-		return resolved{}, err
-	}
-	r.call.KeyARN = key.arn
-	if err := k.authorizeOwner(r, key, operation); err != nil {
 		return resolved{}, err
 	}
 	if name != nil && *name != policyNameDefault {

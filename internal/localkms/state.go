@@ -15,7 +15,8 @@ import (
 type state struct {
 	tokenSecret []byte
 	keys        map[keyRef]*key
-	keyOrder    []*key // as created
+	keyOrder    []*key               // as created
+	ending      map[keyRef]time.Time // the deletion dates of keys
 	aliases     map[aliasRef]*alias
 }
 
@@ -23,6 +24,7 @@ func newState(tokenSecret []byte) *state {
 	return &state{
 		tokenSecret: tokenSecret,
 		keys:        map[keyRef]*key{},
+		ending:      map[keyRef]time.Time{},
 		aliases:     map[aliasRef]*alias{},
 	}
 }
@@ -37,6 +39,9 @@ type event struct {
 	Alias   *aliasEvent   `json:"alias,omitempty"`
 	Grant   *grantEvent   `json:"grant,omitempty"`
 	Retired *retiredEvent `json:"retired,omitempty"`
+
+	Deletion *deletionEvent `json:"deletion,omitempty"`
+	Deleted  *keyRef        `json:"deleted,omitempty"` // the key is gone
 }
 
 // openedEvent begins every journal.
@@ -53,6 +58,7 @@ type keyEvent struct {
 	Created     time.Time       `json:"created"`
 	Description string          `json:"description,omitempty"`
 	Enabled     bool            `json:"enabled"`
+	Deletion    time.Time       `json:"deletion,omitzero"`
 	Policy      string          `json:"policy"`
 	Materials   []materialEvent `json:"materials"`
 }
@@ -88,6 +94,13 @@ type retiredEvent struct {
 	GrantID string `json:"grantId"`
 }
 
+// deletionEvent plans the deletion of a key, or with a zero date cancels it.
+// Either way the key is disabled.
+type deletionEvent struct {
+	Key  keyRef    `json:"key"`
+	Date time.Time `json:"date,omitzero"`
+}
+
 // apply makes a change. It errs, and changes nothing, when the event does not
 // fit the state, which only a damaged journal can bring about.
 func (s *state) apply(e *event) error {
@@ -111,6 +124,10 @@ func (s *state) apply(e *event) error {
 		return s.applyGrant(e.Grant)
 	case e.Retired != nil:
 		return s.applyRetired(e.Retired)
+	case e.Deletion != nil:
+		return s.applyDeletion(e.Deletion)
+	case e.Deleted != nil:
+		return s.applyDeleted(*e.Deleted)
 	}
 	return errors.New("event without content")
 }
@@ -131,7 +148,7 @@ func (s *state) applyKey(e *keyEvent) error {
 	if err != nil {
 		return err
 	}
-	set := &settings{enabled: e.Enabled, policy: p}
+	set := &settings{enabled: e.Enabled, deletion: e.Deletion, policy: p}
 	for _, m := range e.Materials {
 		if len(m.Raw) != materialSize {
 			return fmt.Errorf("key material %s has %d bytes, want %d", m.ID, len(m.Raw), materialSize)
@@ -155,6 +172,9 @@ func (s *state) applyKey(e *keyEvent) error {
 	}
 	s.keys[e.Ref] = made
 	s.keyOrder = append(s.keyOrder, made)
+	if set.pending() {
+		s.ending[e.Ref] = set.deletion
+	}
 	return nil
 }
 
@@ -195,6 +215,42 @@ func (s *state) applyRetired(e *retiredEvent) error {
 	return nil
 }
 
+func (s *state) applyDeletion(e *deletionEvent) error {
+	if err := s.alter(e.Key, func(next *settings) { next.enabled, next.deletion = false, e.Date }); err != nil {
+		return err
+	}
+	if e.Date.IsZero() {
+		delete(s.ending, e.Key)
+	} else {
+		s.ending[e.Key] = e.Date
+	}
+	return nil
+}
+
+// applyDeleted removes a key and all that belongs to it.
+func (s *state) applyDeleted(ref keyRef) error {
+	k, err := s.get(ref)
+	if err != nil {
+		return err
+	}
+	delete(s.keys, ref)
+	delete(s.ending, ref)
+	s.keyOrder = slices.DeleteFunc(s.keyOrder, func(other *key) bool { return other == k.key })
+	maps.DeleteFunc(s.aliases, func(_ aliasRef, a *alias) bool { return a.target == ref })
+	return nil
+}
+
+// due returns the events that remove the keys whose deletion date has come.
+func (s *state) due(now time.Time) []*event {
+	var events []*event
+	for ref, date := range s.ending {
+		if !now.Before(date) {
+			events = append(events, &event{Deleted: &ref})
+		}
+	}
+	return events
+}
+
 // events yields the shortest journal that leads to this state.
 func (s *state) events(yield func(*event) bool) {
 	if !yield(&event{Opened: &openedEvent{journalVersion, s.tokenSecret}}) {
@@ -223,6 +279,7 @@ func (k *key) event() *keyEvent {
 		Created:     k.created,
 		Description: k.description,
 		Enabled:     k.settings.enabled,
+		Deletion:    k.settings.deletion,
 		Policy:      k.settings.policy.text,
 	}
 	for _, m := range k.settings.materials {

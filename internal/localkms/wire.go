@@ -65,6 +65,9 @@ func newOperations() map[string]operation {
 		"GetKeyPolicy": serve((*KMS).getKeyPolicy),
 		"PutKeyPolicy": serve((*KMS).putKeyPolicy),
 
+		"ScheduleKeyDeletion": serve((*KMS).scheduleKeyDeletion),
+		"CancelKeyDeletion":   serve((*KMS).cancelKeyDeletion),
+
 		"CreateAlias": serve((*KMS).createAlias),
 		"ListAliases": serve((*KMS).listAliases),
 
@@ -77,17 +80,20 @@ func newOperations() map[string]operation {
 		"CreateGrant": serve((*KMS).createGrant),
 		"ListGrants":  serve((*KMS).listGrants),
 		"RetireGrant": serve((*KMS).retireGrant),
+		"RevokeGrant": serve((*KMS).revokeGrant),
+
+		"ListRetirableGrants": serve((*KMS).listRetirableGrants),
 	}
 }
 
 // unsupported names the operations of AWS KMS (API Reference, Actions) that this
 // package does not serve: they are answered otherwise than a misspelt one.
-const unsupported = ` CancelKeyDeletion ConnectCustomKeyStore CreateCustomKeyStore Decapsulate DeleteAlias
+const unsupported = ` ConnectCustomKeyStore CreateCustomKeyStore Decapsulate DeleteAlias
  DeleteCustomKeyStore DeleteImportedKeyMaterial DeriveSharedSecret DescribeCustomKeyStores DisableKeyRotation
  DisconnectCustomKeyStore EnableKeyRotation Encapsulate GenerateDataKeyPair
  GenerateDataKeyPairWithoutPlaintext GenerateMac GenerateRandom GetKeyLastUsage GetKeyRotationStatus
  GetParametersForImport GetPublicKey ImportKeyMaterial ListKeyPolicies ListKeyRotations ListKeys
- ListResourceTags ListRetirableGrants ReplicateKey RevokeGrant RotateKeyOnDemand ScheduleKeyDeletion Sign
+ ListResourceTags ReplicateKey RotateKeyOnDemand Sign
  TagResource UntagResource UpdateAlias UpdateCustomKeyStore UpdateKeyDescription UpdatePrimaryRegion Verify
  VerifyMac `
 

@@ -26,6 +26,7 @@ import (
 var served = []string{
 	"CreateKey", "DescribeKey", "EnableKey", "DisableKey", "GetKeyPolicy", "PutKeyPolicy", "CreateAlias", "ListAliases",
 	"Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "ReEncrypt", "CreateGrant", "ListGrants", "RetireGrant",
+	"RevokeGrant", "ListRetirableGrants", "ScheduleKeyDeletion", "CancelKeyDeletion",
 }
 
 type answer struct {
@@ -162,6 +163,9 @@ var required = map[string][]string{
 	"GenerateDataKeyWithoutPlaintext": {"CiphertextBlob", "KeyId", "KeyMaterialId"},
 	"ReEncrypt":                       {"CiphertextBlob", "DestinationEncryptionAlgorithm", "DestinationKeyMaterialId", "KeyId", "SourceEncryptionAlgorithm", "SourceKeyId", "SourceKeyMaterialId"},
 	"CreateGrant":                     {"GrantId", "GrantToken"},
+	"ScheduleKeyDeletion":             {"DeletionDate", "KeyId", "KeyState", "PendingWindowInDays"},
+	"CancelKeyDeletion":               {"KeyId"},
+	"ListRetirableGrants":             {"Grants.Constraints.EncryptionContextSubset", "Grants.CreationDate", "Grants.GrantId", "Grants.GranteePrincipal", "Grants.IssuingAccount", "Grants.KeyId", "Grants.Name", "Grants.Operations", "Grants.RetiringPrincipal", "Truncated", "NextMarker"},
 	"ListGrants":                      {"Grants.Constraints.EncryptionContextSubset", "Grants.CreationDate", "Grants.GrantId", "Grants.GranteePrincipal", "Grants.IssuingAccount", "Grants.KeyId", "Grants.Name", "Grants.Operations", "Grants.RetiringPrincipal", "Truncated", "NextMarker"},
 }
 
@@ -261,7 +265,14 @@ func answers(t *testing.T) map[string][]byte {
 	in.Name = aws.String("m")
 	g := must[*kms.CreateGrantOutput](t)(c.CreateGrant(ctx, in))
 	must[*kms.ListGrantsOutput](t)(c.ListGrants(ctx, &kms.ListGrantsInput{KeyId: key, Limit: aws.Int32(1)}))
+	must[*kms.ListRetirableGrantsOutput](t)(c.ListRetirableGrants(ctx, &kms.ListRetirableGrantsInput{RetiringPrincipal: aws.String(admin), Limit: aws.Int32(1)}))
+	must[*kms.RevokeGrantOutput](t)(c.RevokeGrant(ctx, &kms.RevokeGrantInput{KeyId: key, GrantId: g.GrantId}))
+	in.Name = aws.String("o")
+	g = must[*kms.CreateGrantOutput](t)(c.CreateGrant(ctx, in))
 	must[*kms.RetireGrantOutput](t)(c.RetireGrant(ctx, &kms.RetireGrantInput{GrantToken: g.GrantToken}))
+	must[*kms.ScheduleKeyDeletionOutput](t)(c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: key}))
+	must[*kms.DescribeKeyOutput](t)(c.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: key}))
+	must[*kms.CancelKeyDeletionOutput](t)(c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: key}))
 	for _, operation := range served {
 		if bodies[operation] == nil {
 			t.Errorf("%s was not called", operation)
