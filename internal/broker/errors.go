@@ -32,6 +32,7 @@ const (
 	ReasonFilterInvalid    Reason = "FILTER_INVALID"
 	ReasonPageTokenInvalid Reason = "PAGE_TOKEN_INVALID"
 
+	ReasonEtagRequired      Reason = "ETAG_REQUIRED"
 	ReasonEtagMismatch      Reason = "ETAG_MISMATCH"
 	ReasonRequestInProgress Reason = "REQUEST_IN_PROGRESS"
 	ReasonRequestIDReused   Reason = "REQUEST_ID_REUSED"

@@ -133,7 +133,7 @@ var kinds = []struct {
 func codeOfReason(r broker.Reason) (code codes.Code, ok bool) {
 	switch r {
 	case broker.ReasonFieldInvalid, broker.ReasonNameInvalid, broker.ReasonFilterInvalid, broker.ReasonPageTokenInvalid,
-		broker.ReasonRequestIDReused, broker.ReasonGranteeNotAllowed, broker.ReasonOperationNotAllowed,
+		broker.ReasonEtagRequired, broker.ReasonRequestIDReused, broker.ReasonGranteeNotAllowed, broker.ReasonOperationNotAllowed,
 		broker.ReasonConstraintInvalid, broker.ReasonCiphertextInvalid, broker.ReasonCiphertextWrongKey,
 		broker.ReasonImportDuplicate, broker.ReasonContextKeyReserved, broker.ReasonContextKeyInvalid,
 		broker.ReasonContextDuplicateKey, broker.ReasonContextTooLarge, reasonContextValueInvalid,

@@ -89,6 +89,10 @@ func (e *Engine) accept(ctx context.Context, tx Tx, caller broker.Caller, d brok
 	if in.KMSKey == string(d.KMSKey) {
 		return Job{}, keyUnchanged(d)
 	}
+	if d.Epoch > 0 && in.Etag == "" {
+		return Job{}, &broker.Error{Kind: broker.ErrInvalid, Reason: broker.ReasonEtagRequired, Resource: d.ID.Name(), Detail: "the request is invalid",
+			Violations: []broker.Violation{{Field: "etag", Description: "must be that of the domain, which has a key already: read the domain and repeat the call with its etag"}}}
+	}
 	if d.Epoch > 0 && in.Etag != d.Etag() {
 		return Job{}, &broker.Error{Kind: broker.ErrConflict, Reason: broker.ReasonEtagMismatch, Resource: d.ID.Name(),
 			Detail: "the etag is not the domain's present one: read the domain again and repeat the call with its etag"}
