@@ -58,8 +58,8 @@ func (r Request) key(c Caller) RequestKey {
 	return RequestKey{Caller: c.Subject, Method: r.Method, ID: r.ID}
 }
 
-// Begin, for the rooms above: it gives the resource that a repeated request
-// made, or "".
+// Begin is begin for the rooms above: it gives the resource that a repeated
+// request made, or "".
 func Begin(ctx context.Context, tx Tx, caller Caller, r Request) (resource string, err error) {
 	rec, err := begin(ctx, tx, caller, r)
 	if rec == nil || err != nil {
@@ -68,7 +68,7 @@ func Begin(ctx context.Context, tx Tx, caller Caller, r Request) (resource strin
 	return rec.Resource, nil
 }
 
-// Finish, for the rooms above: see finish.
+// Finish is finish for the rooms above.
 func Finish(ctx context.Context, tx Tx, caller Caller, r Request, resource string) error {
 	return finish(ctx, tx, caller, r, resource)
 }
