@@ -321,3 +321,11 @@ func resourceOf(err error) string {
 	}
 	return ""
 }
+
+// configOf is what the bench was made with, for a restart.
+func configOf(b *bench) harness.Config {
+	return harness.Config{Dir: b.dir, Windows: windows, Transport: b.road.over}
+}
+
+// now is the time as the database keeps it.
+func (b *bench) now() time.Time { return b.Clock.Now().Truncate(time.Microsecond) }

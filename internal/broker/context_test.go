@@ -73,13 +73,17 @@ func newHeard(t interface{ Fatal(...any) }) (*broker.Broker, *oneDomain, *heard)
 	store := &oneDomain{d: broker.Domain{ID: "acme", UID: "UID2345", Region: "us-east-1", State: broker.DomainActive, Epoch: 1,
 		KMSKey: presentKey, Reserved: ourPair(), ImportSources: []string{string(legacyKey)}}}
 	kms := &heard{key: presentKey}
+	return brokerOver(t, store, kms), store, kms
+}
+
+func brokerOver(t interface{ Fatal(...any) }, store broker.Store, worker broker.Worker) *broker.Broker {
 	id := func() string { return strings.Repeat("0", 26) }
 	b, err := broker.New(broker.Config{Deployment: "test", RegistrarRole: harness.RegistrarRole, WorkerRole: harness.WorkerRole,
-		NewID: id, NewUID: id}, store, nil, kms)
+		NewID: id, NewUID: id}, store, nil, worker)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return b, store, kms
+	return b
 }
 
 // checkReserved: exactly one pair has the reserved key, however one spells it,

@@ -178,15 +178,17 @@ func TestCreateGrantRefusals(t *testing.T) {
 		change func(*broker.NewGrant)
 		want   broker.Reason
 	}{
-		"no operation":        {func(g *broker.NewGrant) { g.Operations = nil }, broker.ReasonOperationNotAllowed},
-		"CreateGrant":         {func(g *broker.NewGrant) { g.Operations = []string{"Decrypt", "CreateGrant"} }, broker.ReasonOperationNotAllowed},
-		"RetireGrant":         {func(g *broker.NewGrant) { g.Operations = []string{"RetireGrant"} }, broker.ReasonOperationNotAllowed},
-		"Sign":                {func(g *broker.NewGrant) { g.Operations = []string{"Sign"} }, broker.ReasonOperationNotAllowed},
-		"kms:Decrypt":         {func(g *broker.NewGrant) { g.Operations = []string{"kms:Decrypt"} }, broker.ReasonOperationNotAllowed},
-		"decrypt":             {func(g *broker.NewGrant) { g.Operations = []string{"decrypt"} }, broker.ReasonOperationNotAllowed},
-		"both constraints":    {func(g *broker.NewGrant) { g.Constraint.Equals = broker.Context{"a": "b"} }, broker.ReasonConstraintInvalid},
-		"reserved, subset":    {func(g *broker.NewGrant) { g.Constraint.Subset = broker.Context{pair.Key: pair.Value} }, broker.ReasonContextKeyReserved},
-		"reserved, equals":    {func(g *broker.NewGrant) { g.Constraint = broker.Constraint{Equals: broker.Context{"KEYBROKER:DOMAIN": "x"}} }, broker.ReasonContextKeyReserved},
+		"no operation":     {func(g *broker.NewGrant) { g.Operations = nil }, broker.ReasonOperationNotAllowed},
+		"CreateGrant":      {func(g *broker.NewGrant) { g.Operations = []string{"Decrypt", "CreateGrant"} }, broker.ReasonOperationNotAllowed},
+		"RetireGrant":      {func(g *broker.NewGrant) { g.Operations = []string{"RetireGrant"} }, broker.ReasonOperationNotAllowed},
+		"Sign":             {func(g *broker.NewGrant) { g.Operations = []string{"Sign"} }, broker.ReasonOperationNotAllowed},
+		"kms:Decrypt":      {func(g *broker.NewGrant) { g.Operations = []string{"kms:Decrypt"} }, broker.ReasonOperationNotAllowed},
+		"decrypt":          {func(g *broker.NewGrant) { g.Operations = []string{"decrypt"} }, broker.ReasonOperationNotAllowed},
+		"both constraints": {func(g *broker.NewGrant) { g.Constraint.Equals = broker.Context{"a": "b"} }, broker.ReasonConstraintInvalid},
+		"reserved, subset": {func(g *broker.NewGrant) { g.Constraint.Subset = broker.Context{pair.Key: pair.Value} }, broker.ReasonContextKeyReserved},
+		"reserved, equals": {func(g *broker.NewGrant) {
+			g.Constraint = broker.Constraint{Equals: broker.Context{"KEYBROKER:DOMAIN": "x"}}
+		}, broker.ReasonContextKeyReserved},
 		"fold duplicates":     {func(g *broker.NewGrant) { g.Constraint.Subset = broker.Context{"a": "x", "A": "y"} }, broker.ReasonContextDuplicateKey},
 		"self inventory":      {func(g *broker.NewGrant) { g.SelfInventory = true }, broker.ReasonInventorySelfUnsupported},
 		"no TTL":              {func(g *broker.NewGrant) { g.TTL = 0 }, broker.ReasonFieldInvalid},

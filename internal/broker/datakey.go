@@ -27,9 +27,11 @@ type DataKey struct {
 	Epoch         Epoch
 	KeyMaterialID string // as KMS answered; "" if it did not say
 	KMSRequestID  string
-	Version       int64 // raised by each update; part of every compare-and-swap
-	CreateTime    time.Time
-	UpdateTime    time.Time
+	// Abandoned: KMS cannot read the row, and the domain's owner has given it up.
+	Abandoned  bool
+	Version    int64 // raised by each update; part of every compare-and-swap
+	CreateTime time.Time
+	UpdateTime time.Time
 }
 
 // Etag is the resource's version as callers see it.

@@ -25,6 +25,8 @@ const (
 	DomainPendingKey      DomainState = "PENDING_KEY"      // registered; no key yet
 	DomainActive          DomainState = "ACTIVE"           // its key can be used
 	DomainKeyInaccessible DomainState = "KEY_INACCESSIBLE" // KMS refuses its key, see Domain.InaccessibleSince
+	// DomainDeleted: only its uid and its audit are left; names do not find it.
+	DomainDeleted DomainState = "DELETED"
 )
 
 // A Domain is one tenant's data under one KMS key.

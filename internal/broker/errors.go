@@ -39,6 +39,7 @@ const (
 
 	ReasonDomainNotFound      Reason = "DOMAIN_NOT_FOUND"
 	ReasonDomainAlreadyExists Reason = "DOMAIN_ALREADY_EXISTS"
+	ReasonDomainNotEmpty      Reason = "DOMAIN_NOT_EMPTY"
 	ReasonDomainPendingKey    Reason = "DOMAIN_PENDING_KEY"
 
 	ReasonKeyChangeInProgress Reason = "KEY_CHANGE_IN_PROGRESS"
@@ -81,9 +82,12 @@ const (
 	ReasonPolicyDocumentInvalid Reason = "POLICY_DOCUMENT_INVALID"
 	ReasonPolicyTooLarge        Reason = "POLICY_TOO_LARGE"
 
-	ReasonJobNotFound    Reason = "JOB_NOT_FOUND"
-	ReasonReportNotFound Reason = "REPORT_NOT_FOUND"
-	ReasonRowsFailed     Reason = "ROWS_FAILED"
+	ReasonJobNotFound          Reason = "JOB_NOT_FOUND"
+	ReasonJobEnded             Reason = "JOB_ENDED"
+	ReasonJobNotCancellable    Reason = "JOB_NOT_CANCELLABLE"
+	ReasonContextOrKeyMismatch Reason = "CONTEXT_OR_KEY_MISMATCH"
+	ReasonReportNotFound       Reason = "REPORT_NOT_FOUND"
+	ReasonRowsFailed           Reason = "ROWS_FAILED"
 
 	ReasonKMSThrottled     Reason = "KMS_THROTTLED"
 	ReasonKMSUnavailable   Reason = "KMS_UNAVAILABLE"

@@ -37,9 +37,10 @@ type Tx interface {
 	LockDomain(ctx context.Context, d DomainUID, mode LockMode) error
 
 	InsertDomain(ctx context.Context, d Domain) error // ErrAlreadyExists
+	// Domain does not find a DELETED one; DomainByUID does.
 	Domain(ctx context.Context, id DomainID) (Domain, error)
 	DomainByUID(ctx context.Context, uid DomainUID) (Domain, error)
-	// ListDomains gives up to limit domains with an id greater than after.
+	// ListDomains gives up to limit domains that are not DELETED with an id greater than after.
 	ListDomains(ctx context.Context, after DomainID, limit int) ([]Domain, error)
 	// UpdateDomain compares d.Version with the stored one, then stores d with
 	// Version+1 and UpdateTime = Now.

@@ -6,7 +6,7 @@ package broker
 // domain's present epoch, read under the domain lock. Without it, a blob made
 // before a switch lands under the old key behind the re-encryption's back.
 func checkStoreEpoch(d Domain, made Epoch) error {
-	if d.Epoch != made {
+	if d.Epoch != made || d.State == DomainDeleted {
 		return errEpochMoved
 	}
 	return nil
