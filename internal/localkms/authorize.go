@@ -13,6 +13,7 @@ type access struct {
 	operation    string            // without "kms:"; ReEncrypt is ReEncryptFrom and ReEncryptTo
 	takesContext bool              // the operation has an EncryptionContext parameter
 	context      map[string]string // of this side, for ReEncrypt
+	algorithm    *string           // of this side, for ReEncrypt; nil is that of symmetric keys
 	tokens       []string          // the request's GrantTokens
 	newGrant     *grant            // CreateGrant: what is asked for
 	sameKey      *bool             // ReEncrypt: source and destination are one key

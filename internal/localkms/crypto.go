@@ -12,6 +12,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 )
 
 // A ciphertext blob, version 1:
@@ -49,9 +50,10 @@ const (
 // material is one generation of a key's secret. Blobs name the generation they
 // were made under, so a key can have several.
 type material struct {
-	id  string // 64 hexadecimal digits
-	raw [materialSize]byte
-	prk []byte // HKDF-Extract of raw, the same for all messages
+	id      string // 64 hexadecimal digits
+	raw     [materialSize]byte
+	prk     []byte    // HKDF-Extract of raw, the same for all messages
+	rotated time.Time // when the key was rotated to it; zero for a key's first
 }
 
 func newMaterial(id string, raw [materialSize]byte) (*material, error) {
@@ -59,7 +61,7 @@ func newMaterial(id string, raw [materialSize]byte) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &material{id, raw, prk}, nil
+	return &material{id: id, raw: raw, prk: prk}, nil
 }
 
 // messageCipher derives the key of one message and readies AES-256-GCM with it.

@@ -16,7 +16,8 @@ var grantOperations = []string{
 	"GenerateDataKeyPairWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo", "CreateGrant", "RetireGrant", "DescribeKey",
 }
 
-// The grant operations that the service model knows for keys of other kinds.
+// The grant operations that only keys of other kinds have, and all that the
+// service model knows.
 var foreignGrantOperations = []string{
 	"Sign", "Verify", "GetPublicKey", "GenerateMac", "VerifyMac", "DeriveSharedSecret", "Encapsulate", "Decapsulate",
 }

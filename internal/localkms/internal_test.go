@@ -187,7 +187,7 @@ func compareWithModel(t *testing.T, rnd *rand.Rand) {
 		switch rnd.IntN(4) {
 		case 0, 1:
 			g := &grant{
-				ID: fmt.Sprint(step), Seq: set.nextSeq, Grantee: callers[rnd.IntN(2)].arn, Created: now,
+				ID: fmt.Sprint(step), Seq: set.nextSeq, Grantee: callers[rnd.IntN(2)].arn, Retiring: pick("", "r"), Created: now,
 				Operations: []string{pick("Decrypt", "DescribeKey", "ReEncryptTo"), pick("Encrypt", "DescribeKey")},
 			}
 			if pairs := contextOf(3); rnd.IntN(2) == 0 {
@@ -222,7 +222,7 @@ func compareWithModel(t *testing.T, rnd *rand.Rand) {
 	for _, g := range plain {
 		set.remove(g)
 	}
-	if len(set.byID)+len(set.all)+len(set.byGrantee)+len(set.byName)+len(set.buckets) != 0 {
+	if len(set.byID)+len(set.all)+len(set.byGrantee)+len(set.byRetiring)+len(set.byName)+len(set.buckets) != 0 {
 		t.Error("an empty set still holds something")
 	}
 }
@@ -256,17 +256,22 @@ func TestReplayOfEveryPrefix(t *testing.T) {
 		{{Opened: &openedEvent{journalVersion, newTokenSecret()}}},
 		{{Key: &keyEvent{
 			Ref: ref, Created: when, Enabled: true, Policy: defaultPolicy(ref.Account),
-			Materials: []materialEvent{{randomHex(materialSize), newTokenSecret()}},
+			Materials: []materialEvent{{ID: randomHex(materialSize), Raw: newTokenSecret()}},
 		}}},
 		{{Alias: &aliasEvent{aliasRef{ref.Account, ref.Region, "alias/a"}, ref, when}}},
 		{{Grant: &grantEvent{ref, grantOf("g1", 1)}}, {Grant: &grantEvent{ref, grantOf("g2", 2)}}}, // one sync, two changes
 		{{Enabled: &enabledEvent{ref, false}}},
 		{{Retired: &retiredEvent{ref, "g1"}}},
+		{{Rotated: &rotatedEvent{ref, newMaterialEvent(when)}}},
 		{{Deletion: &deletionEvent{ref, when}}},
 		{{Deletion: &deletionEvent{Key: ref}}},
 		{{Key: &keyEvent{
 			Ref: doomed, Created: when, Enabled: true, Policy: defaultPolicy(ref.Account), Deletion: when,
-			Materials: []materialEvent{{randomHex(materialSize), newTokenSecret()}},
+			Materials: []materialEvent{{ID: randomHex(materialSize), Raw: newTokenSecret()}},
+		}}},
+		{{Key: &keyEvent{
+			Ref: keyRef{ref.Account, ref.Region, newUUID()}, Created: when, Enabled: true, Policy: defaultPolicy(ref.Account),
+			Spec: "HMAC_256", Usage: generateVerifyMac,
 		}}},
 		{{Alias: &aliasEvent{aliasRef{ref.Account, ref.Region, "alias/b"}, doomed, when}}},
 		{{Deleted: &doomed}},

@@ -41,7 +41,8 @@ type alias struct {
 // key is a KMS key. Everything but the grants and the current settings is fixed
 // at creation; those two are guarded by KMS.mu.
 type key struct {
-	ref         keyRef
+	ref keyRef
+	kind
 	arn         string
 	created     time.Time
 	description string

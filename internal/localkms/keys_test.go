@@ -53,21 +53,24 @@ func TestKeyMetadata(t *testing.T) {
 	}
 }
 
+// The texts about KeyUsage are those that public recordings of AWS have.
 func TestCreateKeyRefusesOtherKinds(t *testing.T) {
 	h := newKMS(t, localkms.Config{})
 	for name, tc := range map[string]struct {
-		in      *kms.CreateKeyInput
-		message string
+		in            *kms.CreateKeyInput
+		code, message string
 	}{
-		"spec":         {&kms.CreateKeyInput{KeySpec: types.KeySpecRsa2048}, "localkms does not support KeySpec RSA_2048."},
-		"usage":        {&kms.CreateKeyInput{KeyUsage: types.KeyUsageTypeSignVerify}, "localkms does not support KeyUsage SIGN_VERIFY."},
-		"origin":       {&kms.CreateKeyInput{Origin: types.OriginTypeExternal}, "localkms does not support Origin EXTERNAL."},
-		"multi-Region": {&kms.CreateKeyInput{MultiRegion: aws.Bool(true)}, "localkms does not support MultiRegion keys."},
-		"store":        {&kms.CreateKeyInput{CustomKeyStoreId: aws.String("cks-1")}, "localkms does not support CustomKeyStoreId cks-1."},
+		"spec":         {&kms.CreateKeyInput{KeySpec: types.KeySpecSm2, KeyUsage: types.KeyUsageTypeSignVerify}, "UnsupportedOperationException", "localkms does not support KeySpec SM2."},
+		"no usage":     {&kms.CreateKeyInput{KeySpec: types.KeySpecRsa2048}, "ValidationException", "You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys."},
+		"usage":        {&kms.CreateKeyInput{KeyUsage: types.KeyUsageTypeSignVerify}, "ValidationException", "KeyUsage SIGN_VERIFY is not compatible with KeySpec SYMMETRIC_DEFAULT"},
+		"HMAC usage":   {&kms.CreateKeyInput{KeySpec: types.KeySpecHmac256, KeyUsage: types.KeyUsageTypeEncryptDecrypt}, "ValidationException", "KeyUsage ENCRYPT_DECRYPT is not compatible with KeySpec HMAC_256"},
+		"origin":       {&kms.CreateKeyInput{Origin: types.OriginTypeExternal}, "UnsupportedOperationException", "localkms does not support Origin EXTERNAL."},
+		"multi-Region": {&kms.CreateKeyInput{MultiRegion: aws.Bool(true)}, "UnsupportedOperationException", "localkms does not support MultiRegion keys."},
+		"store":        {&kms.CreateKeyInput{CustomKeyStoreId: aws.String("cks-1")}, "UnsupportedOperationException", "localkms does not support CustomKeyStoreId cks-1."},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := as(h, admin).CreateKey(t.Context(), tc.in)
-			wantRefusal(t, err, "UnsupportedOperationException", tc.message)
+			wantRefusal(t, err, tc.code, tc.message)
 		})
 	}
 }
@@ -208,6 +211,14 @@ func TestOwnerOperations(t *testing.T) {
 		},
 		"ScheduleKeyDeletion": func() error {
 			_, err := c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: &key})
+			return err
+		},
+		"RotateKeyOnDemand": func() error {
+			_, err := c.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: &key})
+			return err
+		},
+		"ListKeyRotations": func() error {
+			_, err := c.ListKeyRotations(ctx, &kms.ListKeyRotationsInput{KeyId: &key})
 			return err
 		},
 		"CancelKeyDeletion": func() error {

@@ -14,14 +14,6 @@ var (
 	dryRunModifiers = []string{"IGNORE_CIPHERTEXT"}
 )
 
-// checkAlgorithm refuses the algorithms of asymmetric keys.
-func checkAlgorithm(algorithm *string) error {
-	if algorithm != nil && *algorithm != symmetricSpec {
-		return faultf(codeInvalidKeyUsage, "Algorithm %s and key spec %s are incompatible.", *algorithm, symmetricSpec)
-	}
-	return nil
-}
-
 // prepare does what every use of one key to encrypt has in common: find the key,
 // authorize, check its state, and stop at a dry run.
 func (k *KMS) prepare(r *request, keyID string, a access, dryRun bool) (resolved, error) {
@@ -35,7 +27,7 @@ func (k *KMS) prepare(r *request, keyID string, a access, dryRun bool) (resolved
 	if err := k.authorize(r, key, a); err != nil {
 		return resolved{}, err
 	}
-	if err := key.usable(); err != nil {
+	if err := key.ready(a); err != nil {
 		return resolved{}, err
 	}
 	if dryRun {
@@ -67,10 +59,10 @@ type encryptOutput struct {
 }
 
 func (k *KMS) encrypt(r *request, in *encryptInput) (*encryptOutput, error) {
-	if err := checkAlgorithm(in.EncryptionAlgorithm); err != nil {
-		return nil, err
+	use := access{
+		operation: "Encrypt", takesContext: true, context: in.EncryptionContext,
+		algorithm: in.EncryptionAlgorithm, tokens: in.GrantTokens,
 	}
-	use := access{operation: "Encrypt", takesContext: true, context: in.EncryptionContext, tokens: in.GrantTokens}
 	key, err := k.prepare(r, *in.KeyID, use, in.DryRun)
 	if err != nil {
 		return nil, err
@@ -194,19 +186,19 @@ func (k *KMS) decrypt(r *request, in *decryptInput) (*decryptOutput, error) {
 	if err := checkRecipient(in.Recipient); err != nil {
 		return nil, err
 	}
-	if err := checkAlgorithm(in.EncryptionAlgorithm); err != nil {
-		return nil, err
-	}
 	src, err := k.findSource(r, in.CiphertextBlob, in.KeyID, in.DryRunModifiers)
 	if err != nil {
 		return nil, err
 	}
 	r.call.KeyARN = src.key.arn
-	use := access{operation: "Decrypt", takesContext: true, context: in.EncryptionContext, tokens: in.GrantTokens}
+	use := access{
+		operation: "Decrypt", takesContext: true, context: in.EncryptionContext,
+		algorithm: in.EncryptionAlgorithm, tokens: in.GrantTokens,
+	}
 	if err := k.authorize(r, src.key, use); err != nil {
 		return nil, err
 	}
-	if err := src.usable(); err != nil {
+	if err := src.ready(use); err != nil {
 		return nil, err
 	}
 	if in.DryRun {
@@ -223,13 +215,13 @@ type source struct {
 	ignored bool // the blob was not looked at
 }
 
-// usable is checked after authorization: what a blob is made of is nobody's
+// ready is checked after authorization: what a blob is made of is nobody's
 // business who may not use the key.
-func (s *source) usable() error {
-	if !s.ignored && s.blob.ref != s.key.ref {
+func (s *source) ready(a access) error {
+	if !s.ignored && s.blob.ref != s.key.ref && s.key.symmetric() {
 		return errIncorrectKey()
 	}
-	return s.key.usable()
+	return s.key.ready(a)
 }
 
 // findSource finds the key to decrypt with: the one that the request names, else
@@ -298,22 +290,11 @@ func (k *KMS) reEncrypt(r *request, in *reEncryptInput) (*reEncryptOutput, error
 	r.call.DryRun = in.DryRun
 	r.call.SourceEncryptionContext = in.SourceEncryptionContext
 	r.call.EncryptionContext = in.DestinationEncryptionContext
-	for _, algorithm := range []*string{in.SourceEncryptionAlgorithm, in.DestinationEncryptionAlgorithm} {
-		if err := checkAlgorithm(algorithm); err != nil {
-			return nil, err
-		}
-	}
 	src, dst, err := k.findBoth(r, in)
 	if err != nil {
 		return nil, err
 	}
-	if err := k.authorizeBoth(r, in, src.key, dst); err != nil {
-		return nil, err
-	}
-	if err := src.usable(); err != nil {
-		return nil, err
-	}
-	if err := dst.usable(); err != nil {
+	if err := k.allowBoth(r, in, src, dst); err != nil {
 		return nil, err
 	}
 	if in.DryRun {
@@ -348,20 +329,27 @@ func (k *KMS) findBoth(r *request, in *reEncryptInput) (src source, dst resolved
 	return src, dst, nil
 }
 
-// authorizeBoth asks each key for its half of a ReEncrypt, each with its own
-// context (AWS KMS API Reference, ReEncrypt, Required permissions).
-func (k *KMS) authorizeBoth(r *request, in *reEncryptInput, src, dst resolved) error {
-	sameKey := src.ref == dst.ref
+// allowBoth asks each key for its half of a ReEncrypt, each with its own context
+// (AWS KMS API Reference, ReEncrypt, Required permissions), and then whether it
+// can.
+func (k *KMS) allowBoth(r *request, in *reEncryptInput, src source, dst resolved) error {
+	sameKey := src.key.ref == dst.ref
 	from := access{
 		operation: "ReEncryptFrom", takesContext: true, context: in.SourceEncryptionContext,
-		tokens: in.GrantTokens, sameKey: &sameKey,
+		algorithm: in.SourceEncryptionAlgorithm, tokens: in.GrantTokens, sameKey: &sameKey,
 	}
-	if err := k.authorize(r, src, from); err != nil {
+	if err := k.authorize(r, src.key, from); err != nil {
 		return err
 	}
 	to := access{
 		operation: "ReEncryptTo", takesContext: true, context: in.DestinationEncryptionContext,
-		tokens: in.GrantTokens, sameKey: &sameKey,
+		algorithm: in.DestinationEncryptionAlgorithm, tokens: in.GrantTokens, sameKey: &sameKey,
 	}
-	return k.authorize(r, dst, to)
+	if err := k.authorize(r, dst, to); err != nil {
+		return err
+	}
+	if err := src.ready(from); err != nil {
+		return err
+	}
+	return dst.ready(to)
 }

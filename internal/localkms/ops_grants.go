@@ -45,10 +45,6 @@ func (in *createGrantInput) validate(v *validation) {
 	v.rule(len(in.Operations) > 0, "Operations must contain at least one grant operation.")
 	v.rule(in.GranteePrincipal != nil || in.GranteeServicePrincipal != nil,
 		"Either GranteePrincipal or GranteeServicePrincipal must be specified.")
-	for _, operation := range in.Operations {
-		v.rule(!slices.Contains(foreignGrantOperations, operation),
-			"Grant operation "+operation+" is not valid for a key with KeySpec "+symmetricSpec+".")
-	}
 	if in.Constraints != nil {
 		in.Constraints.validate(v)
 	}
@@ -125,6 +121,9 @@ func (k *KMS) createGrant(r *request, in *createGrantInput) (*createGrantOutput,
 	}
 	r.call.KeyARN = key.arn
 	if err := k.authorize(r, key, access{operation: "CreateGrant", tokens: in.GrantTokens, newGrant: wanted}); err != nil {
+		return nil, err
+	}
+	if err := key.grantable(wanted); err != nil {
 		return nil, err
 	}
 	id := wanted.ID

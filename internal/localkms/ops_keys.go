@@ -1,9 +1,6 @@
 package localkms
 
-import (
-	"crypto/rand"
-	"time"
-)
+import "time"
 
 // The values of the service model, which tell an unsupported request from an
 // invalid one (AWS KMS API Reference, CreateKey).
@@ -13,13 +10,12 @@ var (
 		"SYMMETRIC_DEFAULT", "HMAC_224", "HMAC_256", "HMAC_384", "HMAC_512", "SM2", "ML_DSA_44", "ML_DSA_65",
 		"ML_DSA_87", "ECC_NIST_EDWARDS25519", "ML_KEM_512", "ML_KEM_768", "ML_KEM_1024",
 	}
-	keyUsages = []string{"SIGN_VERIFY", "ENCRYPT_DECRYPT", "GENERATE_VERIFY_MAC", "KEY_AGREEMENT", "KEY_ENCAPSULATION"}
+	keyUsages = []string{signVerify, encryptDecrypt, generateVerifyMac, keyAgreement, "KEY_ENCAPSULATION"}
 	origins   = []string{"AWS_KMS", "EXTERNAL", "AWS_CLOUDHSM", "EXTERNAL_KEY_STORE"}
 )
 
 const (
 	symmetricSpec      = "SYMMETRIC_DEFAULT" // also the name of its algorithm
-	encryptDecrypt     = "ENCRYPT_DECRYPT"
 	originKMS          = "AWS_KMS"
 	stateEnabled       = "Enabled"
 	stateDisabled      = "Disabled"
@@ -29,7 +25,7 @@ const (
 	lockoutExplanation = "The new key policy will not allow you to update the key policy in the future."
 )
 
-// keyMetadata has the members that AWS returns for a single-Region symmetric key.
+// keyMetadata has the members that AWS returns for a single-Region key.
 type keyMetadata struct {
 	AWSAccountID          string   `json:"AWSAccountId"`
 	Arn                   string   `json:"Arn"`
@@ -39,14 +35,17 @@ type keyMetadata struct {
 	DeletionDate          *epoch   `json:"DeletionDate,omitempty"`
 	Description           string   `json:"Description"`
 	Enabled               bool     `json:"Enabled"`
-	EncryptionAlgorithms  []string `json:"EncryptionAlgorithms"`
+	EncryptionAlgorithms  []string `json:"EncryptionAlgorithms,omitempty"`
+	KeyAgreementAlgos     []string `json:"KeyAgreementAlgorithms,omitempty"`
 	KeyID                 string   `json:"KeyId"`
 	KeyManager            string   `json:"KeyManager"`
 	KeySpec               string   `json:"KeySpec"`
 	KeyState              string   `json:"KeyState"`
 	KeyUsage              string   `json:"KeyUsage"`
+	MacAlgorithms         []string `json:"MacAlgorithms,omitempty"`
 	MultiRegion           bool     `json:"MultiRegion"`
 	Origin                string   `json:"Origin"`
+	SigningAlgorithms     []string `json:"SigningAlgorithms,omitempty"`
 }
 
 func (k resolved) metadata() keyMetadata {
@@ -54,17 +53,28 @@ func (k resolved) metadata() keyMetadata {
 		AWSAccountID:          k.ref.Account,
 		Arn:                   k.arn,
 		CreationDate:          epoch(k.created),
-		CurrentKeyMaterialID:  k.current().id,
-		CustomerMasterKeySpec: symmetricSpec,
+		CustomerMasterKeySpec: k.spec,
 		Description:           k.description,
 		Enabled:               k.enabled,
-		EncryptionAlgorithms:  []string{symmetricSpec},
 		KeyID:                 k.ref.ID,
 		KeyManager:            managedByCustomer,
-		KeySpec:               symmetricSpec,
+		KeySpec:               k.spec,
 		KeyState:              stateEnabled,
-		KeyUsage:              encryptDecrypt,
+		KeyUsage:              k.usage,
 		Origin:                originKMS,
+	}
+	if k.symmetric() {
+		m.CurrentKeyMaterialID = k.current().id
+	}
+	switch k.usage {
+	case encryptDecrypt:
+		m.EncryptionAlgorithms = k.algorithms()
+	case signVerify:
+		m.SigningAlgorithms = k.algorithms()
+	case generateVerifyMac:
+		m.MacAlgorithms = k.algorithms()
+	case keyAgreement:
+		m.KeyAgreementAlgos = k.algorithms()
 	}
 	switch {
 	case k.pending():
@@ -107,8 +117,6 @@ func (in *createKeyInput) supported() error {
 	for _, asked := range []struct {
 		member, value, only string
 	}{
-		{"KeySpec", text(in.KeySpec) + text(in.CustomerMasterKeySpec), symmetricSpec},
-		{"KeyUsage", text(in.KeyUsage), encryptDecrypt},
 		{"Origin", text(in.Origin), originKMS},
 		{"CustomKeyStoreId", text(in.CustomKeyStoreID), ""},
 		{"XksKeyId", text(in.XksKeyID), ""},
@@ -131,6 +139,10 @@ func (k *KMS) createKey(r *request, in *createKeyInput) (*keyMetadataOutput, err
 	if err := in.supported(); err != nil {
 		return nil, err
 	}
+	wanted, err := newKind(text(in.KeySpec)+text(in.CustomerMasterKeySpec), text(in.KeyUsage))
+	if err != nil {
+		return nil, err
+	}
 	document := defaultPolicy(r.caller.account)
 	if in.Policy != nil {
 		document = *in.Policy
@@ -139,18 +151,19 @@ func (k *KMS) createKey(r *request, in *createKeyInput) (*keyMetadataOutput, err
 	if err := checkPolicy(r, ref, document, in.BypassPolicyLockoutSafetyCheck); err != nil {
 		return nil, err
 	}
-	var raw [materialSize]byte
-	_, _ = rand.Read(raw[:]) // never fails: see crypto/rand.Read
-	made := &event{Key: &keyEvent{
+	e := &keyEvent{
 		Ref:         ref,
 		Created:     r.now.UTC().Truncate(time.Millisecond),
 		Description: text(in.Description),
 		Enabled:     true,
 		Policy:      document,
-		Materials:   []materialEvent{{randomHex(materialSize), raw[:]}},
-	}}
+	}
+	e.describe(wanted)
+	if wanted.symmetric() {
+		e.Materials = []materialEvent{newMaterialEvent(time.Time{})}
+	}
 	r.call.KeyARN = ref.arn()
-	if err := k.change(func(*state) (*event, error) { return made, nil }); err != nil {
+	if err := k.change(func(*state) (*event, error) { return &event{Key: e}, nil }); err != nil {
 		return nil, err
 	}
 	key, err := k.lookup(r, ref)

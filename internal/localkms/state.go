@@ -40,6 +40,7 @@ type event struct {
 	Grant   *grantEvent   `json:"grant,omitempty"`
 	Retired *retiredEvent `json:"retired,omitempty"`
 
+	Rotated  *rotatedEvent  `json:"rotated,omitempty"`
 	Deletion *deletionEvent `json:"deletion,omitempty"`
 	Deleted  *keyRef        `json:"deleted,omitempty"` // the key is gone
 }
@@ -57,15 +58,44 @@ type keyEvent struct {
 	Ref         keyRef          `json:"ref"`
 	Created     time.Time       `json:"created"`
 	Description string          `json:"description,omitempty"`
+	Spec        string          `json:"spec,omitempty"`  // empty: symmetricSpec
+	Usage       string          `json:"usage,omitempty"` // empty: encryptDecrypt
 	Enabled     bool            `json:"enabled"`
 	Deletion    time.Time       `json:"deletion,omitzero"`
 	Policy      string          `json:"policy"`
 	Materials   []materialEvent `json:"materials"`
 }
 
+// describe notes the kind of key, of symmetric keys by leaving it out, as it was
+// before there were others.
+func (e *keyEvent) describe(k kind) {
+	if !k.symmetric() {
+		e.Spec, e.Usage = k.spec, k.usage
+	}
+}
+
 type materialEvent struct {
-	ID  string `json:"id"`
-	Raw []byte `json:"raw"`
+	ID      string    `json:"id"`
+	Raw     []byte    `json:"raw"`
+	Rotated time.Time `json:"rotated,omitzero"`
+}
+
+func (e *materialEvent) material() (*material, error) {
+	if len(e.Raw) != materialSize {
+		return nil, fmt.Errorf("key material %s has %d bytes, want %d", e.ID, len(e.Raw), materialSize)
+	}
+	m, err := newMaterial(e.ID, [materialSize]byte(e.Raw))
+	if err != nil {
+		return nil, err
+	}
+	m.rotated = e.Rotated
+	return m, nil
+}
+
+// rotatedEvent gives a key its newest material.
+type rotatedEvent struct {
+	Key      keyRef        `json:"key"`
+	Material materialEvent `json:"material"`
 }
 
 type policyEvent struct {
@@ -124,6 +154,8 @@ func (s *state) apply(e *event) error {
 		return s.applyGrant(e.Grant)
 	case e.Retired != nil:
 		return s.applyRetired(e.Retired)
+	case e.Rotated != nil:
+		return s.applyRotated(e.Rotated)
 	case e.Deletion != nil:
 		return s.applyDeletion(e.Deletion)
 	case e.Deleted != nil:
@@ -149,20 +181,22 @@ func (s *state) applyKey(e *keyEvent) error {
 		return err
 	}
 	set := &settings{enabled: e.Enabled, deletion: e.Deletion, policy: p}
+	kind, err := newKind(e.Spec, e.Usage)
+	if err != nil {
+		return err
+	}
 	for _, m := range e.Materials {
-		if len(m.Raw) != materialSize {
-			return fmt.Errorf("key material %s has %d bytes, want %d", m.ID, len(m.Raw), materialSize)
-		}
-		ready, err := newMaterial(m.ID, [materialSize]byte(m.Raw))
+		ready, err := m.material()
 		if err != nil {
 			return err
 		}
 		set.materials = append(set.materials, ready)
 	}
-	if _, exists := s.keys[e.Ref]; exists || len(set.materials) == 0 {
-		return fmt.Errorf("key %s exists already or has no material", e.Ref.arn())
+	if _, exists := s.keys[e.Ref]; exists || kind.symmetric() != (len(set.materials) > 0) {
+		return fmt.Errorf("key %s exists already, or has no material that it needs, or some that it does not", e.Ref.arn())
 	}
 	made := &key{
+		kind:        kind,
 		ref:         e.Ref,
 		arn:         e.Ref.arn(),
 		created:     e.Created,
@@ -213,6 +247,14 @@ func (s *state) applyRetired(e *retiredEvent) error {
 	}
 	k.grants.remove(g)
 	return nil
+}
+
+func (s *state) applyRotated(e *rotatedEvent) error {
+	m, err := e.Material.material()
+	if err != nil {
+		return err
+	}
+	return s.alter(e.Key, func(next *settings) { next.materials = append(slices.Clone(next.materials), m) })
 }
 
 func (s *state) applyDeletion(e *deletionEvent) error {
@@ -282,8 +324,9 @@ func (k *key) event() *keyEvent {
 		Deletion:    k.settings.deletion,
 		Policy:      k.settings.policy.text,
 	}
+	e.describe(k.kind)
 	for _, m := range k.settings.materials {
-		e.Materials = append(e.Materials, materialEvent{m.id, m.raw[:]})
+		e.Materials = append(e.Materials, materialEvent{m.id, m.raw[:], m.rotated})
 	}
 	return e
 }

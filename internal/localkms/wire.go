@@ -68,6 +68,10 @@ func newOperations() map[string]operation {
 		"ScheduleKeyDeletion": serve((*KMS).scheduleKeyDeletion),
 		"CancelKeyDeletion":   serve((*KMS).cancelKeyDeletion),
 
+		"RotateKeyOnDemand":    serve((*KMS).rotateKeyOnDemand),
+		"GetKeyRotationStatus": serve((*KMS).getKeyRotationStatus),
+		"ListKeyRotations":     serve((*KMS).listKeyRotations),
+
 		"CreateAlias": serve((*KMS).createAlias),
 		"ListAliases": serve((*KMS).listAliases),
 
@@ -91,9 +95,9 @@ func newOperations() map[string]operation {
 const unsupported = ` ConnectCustomKeyStore CreateCustomKeyStore Decapsulate DeleteAlias
  DeleteCustomKeyStore DeleteImportedKeyMaterial DeriveSharedSecret DescribeCustomKeyStores DisableKeyRotation
  DisconnectCustomKeyStore EnableKeyRotation Encapsulate GenerateDataKeyPair
- GenerateDataKeyPairWithoutPlaintext GenerateMac GenerateRandom GetKeyLastUsage GetKeyRotationStatus
- GetParametersForImport GetPublicKey ImportKeyMaterial ListKeyPolicies ListKeyRotations ListKeys
- ListResourceTags ReplicateKey RotateKeyOnDemand Sign
+ GenerateDataKeyPairWithoutPlaintext GenerateMac GenerateRandom GetKeyLastUsage
+ GetParametersForImport GetPublicKey ImportKeyMaterial ListKeyPolicies ListKeys
+ ListResourceTags ReplicateKey Sign
  TagResource UntagResource UpdateAlias UpdateCustomKeyStore UpdateKeyDescription UpdatePrimaryRegion Verify
  VerifyMac `
 

@@ -27,6 +27,7 @@ var served = []string{
 	"CreateKey", "DescribeKey", "EnableKey", "DisableKey", "GetKeyPolicy", "PutKeyPolicy", "CreateAlias", "ListAliases",
 	"Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "ReEncrypt", "CreateGrant", "ListGrants", "RetireGrant",
 	"RevokeGrant", "ListRetirableGrants", "ScheduleKeyDeletion", "CancelKeyDeletion",
+	"RotateKeyOnDemand", "GetKeyRotationStatus", "ListKeyRotations",
 }
 
 type answer struct {
@@ -165,6 +166,9 @@ var required = map[string][]string{
 	"CreateGrant":                     {"GrantId", "GrantToken"},
 	"ScheduleKeyDeletion":             {"DeletionDate", "KeyId", "KeyState", "PendingWindowInDays"},
 	"CancelKeyDeletion":               {"KeyId"},
+	"RotateKeyOnDemand":               {"KeyId"},
+	"GetKeyRotationStatus":            {"KeyId", "KeyRotationEnabled"},
+	"ListKeyRotations":                {"Rotations.KeyId", "Rotations.KeyMaterialId", "Rotations.KeyMaterialState", "Rotations.RotationDate", "Rotations.RotationType", "Truncated", "NextMarker"},
 	"ListRetirableGrants":             {"Grants.Constraints.EncryptionContextSubset", "Grants.CreationDate", "Grants.GrantId", "Grants.GranteePrincipal", "Grants.IssuingAccount", "Grants.KeyId", "Grants.Name", "Grants.Operations", "Grants.RetiringPrincipal", "Truncated", "NextMarker"},
 	"ListGrants":                      {"Grants.Constraints.EncryptionContextSubset", "Grants.CreationDate", "Grants.GrantId", "Grants.GranteePrincipal", "Grants.IssuingAccount", "Grants.KeyId", "Grants.Name", "Grants.Operations", "Grants.RetiringPrincipal", "Truncated", "NextMarker"},
 }
@@ -270,6 +274,10 @@ func answers(t *testing.T) map[string][]byte {
 	in.Name = aws.String("o")
 	g = must[*kms.CreateGrantOutput](t)(c.CreateGrant(ctx, in))
 	must[*kms.RetireGrantOutput](t)(c.RetireGrant(ctx, &kms.RetireGrantInput{GrantToken: g.GrantToken}))
+	must[*kms.RotateKeyOnDemandOutput](t)(c.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: key}))
+	must[*kms.RotateKeyOnDemandOutput](t)(c.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: key}))
+	must[*kms.GetKeyRotationStatusOutput](t)(c.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: key}))
+	must[*kms.ListKeyRotationsOutput](t)(c.ListKeyRotations(ctx, &kms.ListKeyRotationsInput{KeyId: key, Limit: aws.Int32(1)}))
 	must[*kms.ScheduleKeyDeletionOutput](t)(c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: key}))
 	must[*kms.DescribeKeyOutput](t)(c.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: key}))
 	must[*kms.CancelKeyDeletionOutput](t)(c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: key}))
