@@ -5,8 +5,17 @@ import (
 	"unicode/utf8"
 )
 
-// maxReason bounds the text that people give for an audited act; ours.
-const maxReason = 1024
+// maxReason bounds the text that people give for an audited act, in characters;
+// ours.
+const maxReason = 512
+
+// validateReason checks why somebody asks for an audited act; "" is allowed.
+func validateReason(reason string) error {
+	if utf8.RuneCountInString(reason) > maxReason {
+		return invalidField(ReasonFieldInvalid, "reason", "must have at most %d characters", maxReason)
+	}
+	return nil
+}
 
 // ValidateKeyChange checks what a ChangeKey call says of the key: a full key or
 // alias ARN (ids and alias names mean another key in another account), and a
@@ -15,10 +24,7 @@ func ValidateKeyChange(kmsKey, reason string) error {
 	if _, ok := parseKeyARN(kmsKey); !ok {
 		return invalidField(ReasonKeyARNInvalid, "kms_key", "must be a full KMS key ARN or alias ARN (arn:aws:kms:REGION:ACCOUNT:key/ID)")
 	}
-	if reason == "" || utf8.RuneCountInString(reason) > maxReason {
-		return invalidField(ReasonFieldInvalid, "reason", "must have 1 to %d characters: it goes into the audit log", maxReason)
-	}
-	return nil
+	return validateReason(reason)
 }
 
 // CheckKey holds what DescribeKey says of a key against a domain: a symmetric,

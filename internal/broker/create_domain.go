@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 	"unicode/utf8"
 )
@@ -20,11 +21,14 @@ type NewDomain struct {
 
 // Limits of a domain's own fields; ours.
 const (
-	maxDisplayName   = 256
-	maxLabels        = 64
-	maxKeyAccounts   = 16
-	maxImportSources = 16
+	maxDisplayName   = 128
+	maxLabels        = 32
+	maxLabelValue    = 256
+	maxKeyAccounts   = 20
+	maxImportSources = 20
 )
+
+var labelKeyPattern = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
 
 // CreateDomain registers a domain without a key: its owner needs the uid to
 // write the key policy first. The worker's own grant is registered with it, so
@@ -92,6 +96,11 @@ func (in NewDomain) validate() error {
 	}
 	if len(in.Labels) > maxLabels {
 		return invalidField(ReasonFieldInvalid, "domain.labels", "must have at most %d entries", maxLabels)
+	}
+	for key, value := range in.Labels {
+		if !labelKeyPattern.MatchString(key) || utf8.RuneCountInString(value) > maxLabelValue {
+			return invalidField(ReasonFieldInvalid, "domain.labels", "must have keys that match %s and values of at most %d characters", labelKeyPattern, maxLabelValue)
+		}
 	}
 	if len(in.KeyAccounts) > maxKeyAccounts {
 		return invalidField(ReasonFieldInvalid, "domain.key_accounts", "must have at most %d entries", maxKeyAccounts)

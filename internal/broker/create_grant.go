@@ -23,7 +23,7 @@ type NewGrant struct {
 // Limits of a grant's life; ours. A grant that nobody renews ends.
 const (
 	MinGrantTTL = time.Minute
-	MaxGrantTTL = 366 * 24 * time.Hour
+	MaxGrantTTL = 365 * 24 * time.Hour
 )
 
 // maxGrantee is KMS's limit of a principal, in characters (KMS API Reference,

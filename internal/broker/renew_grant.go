@@ -24,6 +24,9 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 	if in.TTL < MinGrantTTL || in.TTL > MaxGrantTTL {
 		return GrantView{}, invalidField(ReasonFieldInvalid, "ttl", "must be %s to %s", MinGrantTTL, MaxGrantTTL)
 	}
+	if err := validateReason(in.Reason); err != nil {
+		return GrantView{}, err
+	}
 	var g Grant
 	var repeat bool
 	err := b.store.Update(ctx, func(tx Tx) error {

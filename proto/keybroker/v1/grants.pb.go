@@ -169,7 +169,7 @@ type Grant struct {
 	Constraints *Grant_Constraints `protobuf:"bytes,5,opt,name=constraints,proto3" json:"constraints,omitempty"`
 	// Absent means INVENTORY_BROKER. Immutable.
 	Inventory Grant_Inventory `protobuf:"varint,6,opt,name=inventory,proto3,enum=keybroker.v1.Grant_Inventory" json:"inventory,omitempty"`
-	// How long the grant shall live, from now: 1 second to 365 days. Required in
+	// How long the grant shall live, from now: 60 seconds to 365 days. Required in
 	// CreateGrant. Input only: answers have expire_time instead.
 	Ttl *durationpb.Duration `protobuf:"bytes,7,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// When the broker retires the grant (UTC). KMS itself knows no expiry: the
@@ -448,7 +448,7 @@ type RenewGrantRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "domains/{domain_id}/grants/{grant_id}". Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// How long the grant shall live, from now: 1 second to 365 days. It never
+	// How long the grant shall live, from now: 60 seconds to 365 days. It never
 	// shortens a life: an earlier end than the present one is ignored. Required.
 	Ttl *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// etag of the grant that the caller looked at. Empty: whatever it is now.
@@ -602,7 +602,7 @@ const file_keybroker_v1_grants_proto_rawDesc = "" +
 	"operations\x12A\n" +
 	"\vconstraints\x18\x05 \x01(\v2\x1f.keybroker.v1.Grant.ConstraintsR\vconstraints\x12E\n" +
 	"\tinventory\x18\x06 \x01(\x0e2\x1d.keybroker.v1.Grant.InventoryB\b\xbaH\x05\x82\x01\x02\x10\x01R\tinventory\x12A\n" +
-	"\x03ttl\x18\a \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xc8\x01\x01\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b\x01R\x03ttl\x12;\n" +
+	"\x03ttl\x18\a \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xc8\x01\x01\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b<R\x03ttl\x12;\n" +
 	"\vexpire_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12/\n" +
 	"\x05state\x18\t \x01(\x0e2\x19.keybroker.v1.Grant.StateR\x05state\x12!\n" +
@@ -646,7 +646,7 @@ const file_keybroker_v1_grants_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/grants/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\"\xba\x02\n" +
 	"\x11RenewGrantRequest\x12n\n" +
 	"\x04name\x18\x01 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/grants/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12A\n" +
-	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xc8\x01\x01\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b\x01R\x03ttl\x12\x1b\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xc8\x01\x01\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b<R\x03ttl\x12\x1b\n" +
 	"\x04etag\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12 \n" +
 	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x123\n" +
 	"\n" +
