@@ -43,7 +43,7 @@ func JobName(d DomainID, j JobID) string { return d.Name() + "/reencryptionJobs/
 
 var (
 	domainIDPattern   = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	grantIDPattern    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+	grantIDPattern    = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 	dataKeyIDPattern  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 	keyARNPattern     = regexp.MustCompile(`^arn:(aws|aws-cn|aws-us-gov):kms:([a-z0-9-]{1,32}):([0-9]{12}):(key|alias)/([A-Za-z0-9:/_-]{1,256})$`)
 	roleARNPattern    = regexp.MustCompile(`^arn:(aws|aws-cn|aws-us-gov):iam::([0-9]{12}):role/([\x21-\x7e]{1,512}/)?([A-Za-z0-9+=,.@_-]{1,64})$`)
@@ -113,9 +113,12 @@ func splitName(field, name string, collections ...string) ([]string, error) {
 	ids := make([]string, len(collections))
 	for i, c := range collections {
 		id := parts[2*i+1]
-		pattern := grantIDPattern
-		if c == "domains" {
+		pattern := grantIDPattern // and jobs', which are minted
+		switch c {
+		case "domains":
 			pattern = domainIDPattern
+		case "dataKeys":
+			pattern = dataKeyIDPattern
 		}
 		if parts[2*i] != c || !pattern.MatchString(id) {
 			return nil, nameError(field, want)
