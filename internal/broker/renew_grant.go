@@ -14,10 +14,11 @@ type RenewGrant struct {
 	ID      GrantID
 	TTL     time.Duration
 	Etag    string // "" renews whatever version is there
-	Reason  string
+	Reason  string // needed for a grant that the customer took away
 }
 
-// RenewGrant gives a grant a new end, counted from now, and fresh tokens. What
+// RenewGrant gives a grant a new end, counted from now, and fresh tokens. It
+// never shortens a life: of two renewals the later end wins, in any order. What
 // KMS no longer shows of it is made again: this call, with its reason, is the
 // only way back for a grant that the customer took away.
 func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (GrantView, error) {
@@ -79,7 +80,13 @@ func renew(tx Tx, in RenewGrant, g *Grant, name string) error {
 	if g.State != GrantActive && g.State != GrantRevokedByCustomer {
 		return precondition(ReasonGrantEnded, name, "the grant is %s and cannot be renewed: create another", g.State)
 	}
-	g.State, g.ExpireTime = GrantActive, tx.Now().Add(in.TTL)
+	if g.State == GrantRevokedByCustomer && in.Reason == "" {
+		return invalidField(ReasonFieldInvalid, "reason", "must say why a grant that the customer revoked is made again")
+	}
+	g.State = GrantActive
+	if end := tx.Now().Add(in.TTL); end.After(g.ExpireTime) {
+		g.ExpireTime = end
+	}
 	return nil
 }
 

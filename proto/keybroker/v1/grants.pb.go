@@ -449,12 +449,12 @@ type RenewGrantRequest struct {
 	// "domains/{domain_id}/grants/{grant_id}". Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How long the grant shall live, from now: 60 seconds to 365 days. It never
-	// shortens a life: an earlier end than the present one is ignored. Required.
+	// shortens a life: an end earlier than the present one is ignored. Required.
 	Ttl *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// etag of the grant that the caller looked at. Empty: whatever it is now.
 	Etag string `protobuf:"bytes,3,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Why, for the audit trail; at most 512 characters. Required for a grant that
-	// the customer revoked.
+	// Why, for the audit trail; at most 512 characters. Required for a grant in
+	// STATE_REVOKED_BY_CUSTOMER (FIELD_INVALID).
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
 	// characters without spaces, unique per caller and method.
