@@ -1,15 +1,32 @@
 package broker
 
 import (
+	"fmt"
+	"io"
+	"log/slog"
 	"maps"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
 
 // Context is an encryption context: KMS's additional authenticated data. It is
-// public (CloudTrail shows it) yet stays out of our logs and errors.
+// public (CloudTrail shows it), yet its values stay out of our logs and errors:
+// printed, a Context tells its keys only. Its JSON form has the values.
 type Context map[string]string
+
+// String tells the keys, sorted.
+func (c Context) String() string { return fmt.Sprintf("%q", slices.Sorted(maps.Keys(c))) }
+
+// GoString is String.
+func (c Context) GoString() string { return c.String() }
+
+// Format is String under every verb.
+func (c Context) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, c.String()) }
+
+// LogValue is String, for log handlers.
+func (c Context) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 // A Pair is one entry of an encryption context.
 type Pair struct {

@@ -121,8 +121,11 @@ const (
 
 // KMSError is a failure of one KMS call.
 type KMSError struct {
-	Class     KMSClass
-	Code      string // KMS's own, e.g. DisabledException; "" where no answer came
+	Class KMSClass
+	// Code is KMS's own, e.g. DisabledException, or the adapter's where it refused
+	// the call or the answer itself, e.g. ReservedPairMissing, RegionNotAllowed;
+	// "" where no answer came.
+	Code      string
 	Operation string
 	Key       KeyARN // the key that KMS's message names, "" if none
 	RequestID string

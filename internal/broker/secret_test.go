@@ -25,6 +25,26 @@ func TestSecretsSayNothing(t *testing.T) {
 	}
 }
 
+// A context tells its keys and no value, in whatever it is printed.
+func TestContextsTellNoValues(t *testing.T) {
+	c := broker.Context{"tenant": "canary"}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+		for _, v := range []any{c, broker.NewDataKey{Context: c}, broker.NewGrant{Constraint: broker.Constraint{Subset: c}},
+			broker.ImportDataKeys{Items: []broker.ImportItem{{SourceContext: c}}}, broker.ReEncrypt{SourceContext: c}} {
+			text := fmt.Sprintf(verb, v)
+			if strings.Contains(text, "canary") || strings.Contains(text, "63616e617279") || !strings.Contains(text, "tenant") {
+				t.Errorf("%s of %T printed %s", verb, v, text)
+			}
+		}
+	}
+	var out bytes.Buffer
+	slog.New(slog.NewTextHandler(&out, nil)).Info("test", "context", c, "call", broker.NewDataKey{Context: c})
+	slog.New(slog.NewJSONHandler(&out, nil)).Info("test", "context", c)
+	if strings.Contains(out.String(), "canary") {
+		t.Errorf("logged %s", out.String())
+	}
+}
+
 func TestSecretsSayNothingToLogs(t *testing.T) {
 	view := broker.GrantView{Tokens: []broker.Secret{broker.Secret("canary")}}
 	var out bytes.Buffer
