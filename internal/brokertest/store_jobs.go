@@ -82,7 +82,7 @@ func testJobs(t *testing.T, b *storeBench) {
 func testJobLists(t *testing.T, b *storeBench) {
 	alpha, beta := b.domain("alpha"), b.domain("beta")
 	b.refused(broker.ErrNotFound, "the last job of a domain without any", func(ctx context.Context, tx rotation.Tx) error {
-		_, err := tx.LastJob(ctx, alpha.UID)
+		_, err := tx.LastKeyChange(ctx, alpha.UID)
 		return err
 	})
 	for i, c := range []struct {
@@ -121,7 +121,7 @@ func testJobLists(t *testing.T, b *storeBench) {
 		if err != nil {
 			return err
 		}
-		last, err := tx.LastJob(ctx, alpha.UID)
+		last, err := tx.LastKeyChange(ctx, alpha.UID)
 		equal(t, "the newest job", last.ID, "job-6")
 		return err
 	})

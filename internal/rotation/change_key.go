@@ -3,6 +3,7 @@ package rotation
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/keybroker/keybroker/internal/broker"
 )
@@ -15,43 +16,55 @@ type ChangeKey struct {
 	KMSKey string
 	Etag   string // the domain's; needed for every key but the first
 	Reason string
+	// AllowInaccessibleSource lets the domain switch although an older key cannot
+	// be read: new data is safe at once, and the job waits for the old key.
+	AllowInaccessibleSource bool
 }
 
 // ChangeKey accepts a change: phase 0 of the protocol, one transaction. The
-// domain's epoch does not move yet; the job does the rest.
+// domain's epoch does not move yet; the job does the rest. A change that is
+// still PREPARING gives way to the new one.
 func (e *Engine) ChangeKey(ctx context.Context, caller broker.Caller, in ChangeKey) (JobView, error) {
 	if err := broker.ValidateKeyChange(in.KMSKey, in.Reason); err != nil {
 		return JobView{}, err
 	}
+	return e.jobVerb(ctx, caller, in.Request, in.Domain, func(tx Tx, d broker.Domain) (Job, error) {
+		return e.accept(ctx, tx, caller, d, in)
+	})
+}
+
+// jobVerb runs a verb that ends in a job, in one transaction that holds the
+// domain alone; a repeated request answers the job that it ended in before.
+func (e *Engine) jobVerb(ctx context.Context, caller broker.Caller, r broker.Request, id broker.DomainID, verb func(Tx, broker.Domain) (Job, error)) (JobView, error) {
 	var view JobView
 	err := e.store.Update(ctx, func(tx Tx) error {
-		d, err := tx.Domain(ctx, in.Domain)
+		d, err := tx.Domain(ctx, id)
 		if err != nil {
-			return notFound(err, broker.ReasonDomainNotFound, in.Domain.Name())
+			return notFound(err, broker.ReasonDomainNotFound, id.Name())
 		}
-		name, err := broker.Begin(ctx, tx, caller, in.Request)
+		name, err := broker.Begin(ctx, tx, caller, r)
 		if err != nil {
 			return err
 		}
 		if name != "" {
-			_, id, err := broker.ParseJobName("name", name)
+			_, job, err := broker.ParseJobName("name", name)
 			if err != nil {
 				return err
 			}
-			view, err = readJob(ctx, tx, in.Domain, id)
+			view, err = readJob(ctx, tx, id, job)
 			return err
 		}
-		if err := tx.LockDomain(ctx, d.UID, broker.Shared); err != nil {
+		if err := tx.LockDomain(ctx, d.UID, broker.Exclusive); err != nil {
 			return err
 		}
 		if d, err = tx.DomainByUID(ctx, d.UID); err != nil {
 			return err
 		}
-		j, err := e.accept(ctx, tx, caller, d, in)
+		j, err := verb(tx, d)
 		if err != nil {
 			return err
 		}
-		if err := broker.Finish(ctx, tx, caller, in.Request, broker.JobName(d.ID, j.ID)); err != nil {
+		if err := broker.Finish(ctx, tx, caller, r, broker.JobName(d.ID, j.ID)); err != nil {
 			return err
 		}
 		view, err = readJob(ctx, tx, d.ID, j.ID)
@@ -65,47 +78,77 @@ func (e *Engine) ChangeKey(ctx context.Context, caller broker.Caller, in ChangeK
 }
 
 // accept decides what the call means: the open or failed job for the same key,
-// or a new job.
+// the end of a change that is taken back, or a new job.
 func (e *Engine) accept(ctx context.Context, tx Tx, caller broker.Caller, d broker.Domain, in ChangeKey) (Job, error) {
-	last, err := tx.LastJob(ctx, d.UID)
+	last, err := tx.LastKeyChange(ctx, d.UID)
 	if err != nil && !errors.Is(err, broker.ErrNotFound) {
 		return Job{}, err
 	}
-	known := err == nil
-	if known && sameKey(last, in.KMSKey) {
+	if err == nil && last.Undo == "" && sameKey(last, in.KMSKey) {
 		switch {
 		case last.Open():
 			return last, nil
 		case last.State == Failed && last.Phase != Preparing:
-			return e.resume(ctx, tx, caller, d, last, in)
-		case last.State == Succeeded:
-			return Job{}, keyUnchanged(d)
+			return e.resumeFailed(ctx, tx, caller, d, last, in.Reason)
 		}
 	}
-	if known && last.Open() {
-		return Job{}, &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonKeyChangeInProgress,
-			Resource: broker.JobName(d.ID, last.ID), Detail: "a key change of this domain is under way: wait until its job has ended"}
+	preparing, err := preparingJob(ctx, tx, d)
+	if err != nil {
+		return Job{}, err
 	}
 	if in.KMSKey == string(d.KMSKey) {
-		return Job{}, keyUnchanged(d)
+		if preparing == nil {
+			return Job{}, &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonKeyUnchanged, Resource: d.ID.Name(),
+				Detail: "the domain has this key already: there is nothing to change"}
+		}
+		return e.takeBack(ctx, tx, caller, &d, *preparing, Cancelled, in.Reason)
 	}
-	if d.Epoch > 0 && in.Etag == "" {
-		return Job{}, &broker.Error{Kind: broker.ErrInvalid, Reason: broker.ReasonEtagRequired, Resource: d.ID.Name(), Detail: "the request is invalid",
-			Violations: []broker.Violation{{Field: "etag", Description: "must be that of the domain, which has a key already: read the domain and repeat the call with its etag"}}}
+	if err := checkEtag(d, in.Etag); err != nil {
+		return Job{}, err
 	}
-	if d.Epoch > 0 && in.Etag != d.Etag() {
-		return Job{}, &broker.Error{Kind: broker.ErrConflict, Reason: broker.ReasonEtagMismatch, Resource: d.ID.Name(),
-			Detail: "the etag is not the domain's present one: read the domain again and repeat the call with its etag"}
+	if preparing != nil {
+		if _, err := e.takeBack(ctx, tx, caller, &d, *preparing, Superseded, in.Reason); err != nil {
+			return Job{}, err
+		}
+	}
+	if err := e.endSideJobs(ctx, tx, caller, d, Superseded); err != nil {
+		return Job{}, err
 	}
 	return e.open(ctx, tx, caller, d, in)
 }
 
-func keyUnchanged(d broker.Domain) error {
-	return &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonKeyUnchanged, Resource: d.ID.Name(),
-		Detail: "the domain has this key already: there is nothing to change"}
+// sameKey: the key itself, or the alias by which an open job was asked for. What
+// an alias points to may have changed since a job ended.
+func sameKey(j Job, given string) bool {
+	if strings.Contains(given, ":alias/") {
+		return j.Open() && given == j.TargetGiven
+	}
+	return given == j.TargetGiven || given == string(j.TargetKey)
 }
 
-func sameKey(j Job, given string) bool { return given == j.TargetGiven || given == string(j.TargetKey) }
+func checkEtag(d broker.Domain, etag string) error {
+	switch {
+	case d.Epoch == 0 || etag == d.Etag():
+		return nil
+	case etag == "":
+		return &broker.Error{Kind: broker.ErrInvalid, Reason: broker.ReasonEtagRequired, Resource: d.ID.Name(),
+			Detail: "a change of the key needs the domain's etag: read the domain and send it"}
+	}
+	return &broker.Error{Kind: broker.ErrConflict, Reason: broker.ReasonEtagMismatch, Resource: d.ID.Name(),
+		Detail: "the etag is not the domain's present one: read the domain again and repeat the call with its etag"}
+}
+
+// preparingJob gives the change that may still be taken back, nil if none.
+func preparingJob(ctx context.Context, tx Tx, d broker.Domain) (*Job, error) {
+	if d.KeyChange.Job == "" {
+		return nil, nil
+	}
+	j, err := tx.Job(ctx, JobRef{Domain: d.UID, ID: d.KeyChange.Job})
+	if err != nil {
+		return nil, err
+	}
+	return &j, nil
+}
 
 // open stores the new job, in PREPARING, and tells the domain's writers of it.
 // The target's ARN is known once DescribeKey has resolved it.
@@ -113,7 +156,8 @@ func (e *Engine) open(ctx context.Context, tx Tx, caller broker.Caller, d broker
 	j := Job{
 		Domain: d.UID, ID: broker.JobID(e.cfg.NewID()), Kind: KindKeyChange, Phase: Preparing, State: Running,
 		SourceEpoch: d.Epoch, SourceKey: d.KMSKey, TargetEpoch: d.LastEpoch + 1, TargetGiven: in.KMSKey,
-		Reason: in.Reason, Caller: caller.Subject, Version: 1, CreateTime: tx.Now(), UpdateTime: tx.Now(),
+		Reason: in.Reason, Caller: caller.Subject, AllowInaccessibleSource: in.AllowInaccessibleSource,
+		Version: 1, CreateTime: tx.Now(), UpdateTime: tx.Now(),
 	}
 	if err := tx.InsertJob(ctx, j); err != nil {
 		return Job{}, err
@@ -125,22 +169,6 @@ func (e *Engine) open(ctx context.Context, tx Tx, caller broker.Caller, d broker
 	}
 	return j, tx.Audit(ctx, e.event(caller.Subject, "domains.changeKey", d, j, broker.AuditIntended, map[string]string{
 		"kms_key": in.KMSKey, "reason": in.Reason}))
-}
-
-// resume takes a failed job up again where it stands: its poison rows are tried
-// anew.
-func (e *Engine) resume(ctx context.Context, tx Tx, caller broker.Caller, d broker.Domain, j Job, in ChangeKey) (Job, error) {
-	if err := tx.DeleteFailures(ctx, j.Ref()); err != nil {
-		return Job{}, err
-	}
-	if err := e.insertShards(ctx, tx, j, nil); err != nil {
-		return Job{}, err
-	}
-	j.Phase, j.State, j.FailReason, j.FailMessage = Reencrypting, Running, "", ""
-	if err := tx.UpdateJob(ctx, j); err != nil {
-		return Job{}, err
-	}
-	return j, tx.Audit(ctx, e.event(caller.Subject, "reencryptionJobs.resume", d, j, broker.AuditDone, map[string]string{"reason": in.Reason}))
 }
 
 func (e *Engine) event(caller, action string, d broker.Domain, j Job, outcome broker.AuditOutcome, detail map[string]string) broker.AuditEvent {

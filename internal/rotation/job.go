@@ -11,7 +11,11 @@ import (
 type Kind string
 
 // The kinds of jobs.
-const KindKeyChange Kind = "KEY_CHANGE" // from one KMS key to another
+const (
+	KindKeyChange   Kind = "KEY_CHANGE"   // from one KMS key to another
+	KindKeyMaterial Kind = "KEY_MATERIAL" // to the newest material of the same key
+	KindVerify      Kind = "VERIFY"       // nothing moves: every row is given to KMS
+)
 
 // Phase is how far a key change has come. A pause or a block keeps it.
 type Phase string
@@ -71,8 +75,16 @@ type Job struct {
 	SourceEpoch, TargetEpoch broker.Epoch
 	SourceKey, TargetKey     broker.KeyARN
 	TargetGiven              string
-	Reason                   string // the caller's, for people
-	Caller                   string
+	// TargetMaterial is the key material that a KEY_MATERIAL job moves to.
+	TargetMaterial string
+	Reason         string // the caller's, for people
+	Caller         string
+	// AllowInaccessibleSource lets the switch happen although an older key cannot
+	// be read; AcceptMismatch goes on although many rows are poison.
+	AllowInaccessibleSource, AcceptMismatch bool
+	// Undo is the final state of a change that is being taken back before its
+	// switch, "" if none is.
+	Undo State
 
 	// FailReason and FailMessage say why State is Failed.
 	FailReason  broker.Reason
@@ -154,6 +166,8 @@ type Failure struct {
 	Class   broker.KMSClass
 	Message string
 	Time    time.Time
+	// Acknowledged: the domain's owner has given the row up (it is ABANDONED).
+	Acknowledged bool
 }
 
 // A Move is the new form of a row. It is stored only if the row is still

@@ -13,7 +13,7 @@ import (
 // all grants on it, can everything be moved to it? Until the switch the domain
 // stays as it was; a failure here undoes what was made.
 func (e *Engine) prepare(ctx context.Context, j Job) (Job, error) {
-	if j.FailReason != "" {
+	if j.Undo != "" {
 		return e.undo(ctx, j)
 	}
 	if j.TargetKey == "" {
@@ -238,6 +238,9 @@ func (e *Engine) dryRun(ctx context.Context, p plan, j Job, tokens []broker.Secr
 		if !broker.ClassOf(err).LostAccess() {
 			return err
 		}
+		if j.AllowInaccessibleSource && j.Phase == Preparing {
+			continue
+		}
 		if used, countErr := e.hasRows(ctx, p, source); countErr != nil || !used {
 			if countErr != nil {
 				return countErr
@@ -277,61 +280,4 @@ func (e *Engine) hasRows(ctx context.Context, p plan, key broker.KeyARN) (bool, 
 		return err
 	})
 	return used, err
-}
-
-// undoOnFailure begins the undoing of a change that failed before its switch:
-// no grant is wanted on the new key from this transaction on.
-func (e *Engine) undoOnFailure(ctx context.Context, j Job, cause error) (Job, error) {
-	var h *hold
-	if !errors.As(cause, &h) || h.State != Failed {
-		return j, cause
-	}
-	err := e.store.Update(ctx, func(tx Tx) error {
-		if err := tx.LockDomain(ctx, j.Domain, broker.Exclusive); err != nil {
-			return err
-		}
-		keys, err := tx.DomainKeys(ctx, j.Domain)
-		if err != nil {
-			return err
-		}
-		if k, ok := broker.KeyOfEpoch(keys, j.TargetEpoch); ok {
-			k.State = broker.KeyAbandoned
-			if err := tx.UpdateDomainKey(ctx, k); err != nil {
-				return err
-			}
-		}
-		d, err := tx.DomainByUID(ctx, j.Domain)
-		if err != nil {
-			return err
-		}
-		if d.KeyChange.Job == j.ID {
-			d.KeyChange = broker.KeyChange{}
-			if err := tx.UpdateDomain(ctx, d); err != nil {
-				return err
-			}
-		}
-		j.FailReason, j.FailMessage = h.Reason, h.Message
-		if err := tx.UpdateJob(ctx, j); err != nil {
-			return err
-		}
-		j, err = tx.Job(ctx, j.Ref())
-		return err
-	})
-	return j, err
-}
-
-// undo retires what was made on the new key, then lets the job fail.
-func (e *Engine) undo(ctx context.Context, j Job) (Job, error) {
-	ours := func(k broker.KMSGrant) bool { return k.Epoch == j.TargetEpoch }
-	open, err := e.broker.ResolveIntents(ctx, j.Domain, ours)
-	if err != nil {
-		return j, err
-	}
-	if _, err := e.broker.RetireEpochs(ctx, j.Domain, ours); err != nil {
-		return j, err
-	}
-	if open > 0 {
-		return j, waitUntil(time.Time{}, "grants that KMS has not answered for must show, or prove absent, first")
-	}
-	return j, failWith(j.FailReason, "%s", j.FailMessage)
 }

@@ -131,14 +131,17 @@ func (e *Engine) logFailure(ctx context.Context, message string, err error, args
 	}
 }
 
-// OpenJob gives the domain's job that is not final, "" if there is none.
+// OpenJob gives the domain's newest job that is not final, nor being taken back;
+// "" if there is none.
 func (e *Engine) OpenJob(ctx context.Context, d broker.DomainUID) (id broker.JobID, err error) {
 	err = e.store.View(ctx, func(tx Tx) error {
-		j, err := tx.LastJob(ctx, d)
-		if err == nil && j.Open() {
-			id = j.ID
+		jobs, err := tx.UnfinishedJobs(ctx, d)
+		for _, j := range jobs {
+			if j.Open() && j.Undo == "" {
+				id = j.ID // the newest
+			}
 		}
-		return notFoundIsNil(err)
+		return err
 	})
 	return id, err
 }

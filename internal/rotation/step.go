@@ -174,7 +174,7 @@ func (e *Engine) applyHold(j *Job, before Job, h *hold, now time.Time) {
 		if before.State == Blocked && before.Block.Reason == h.Reason {
 			j.Block.Since = before.Block.Since
 		}
-	case Failed:
+	case Failed, Cancelled, Superseded:
 		j.FailReason, j.FailMessage = h.Reason, h.Message
 	default:
 		j.State = keepState(*j)

@@ -34,8 +34,11 @@ type Tx interface {
 	OpenJobs(ctx context.Context, limit int) ([]Job, error)
 	// ListJobs gives up to limit jobs of a domain with an id greater than after.
 	ListJobs(ctx context.Context, d broker.DomainUID, after broker.JobID, limit int) ([]Job, error)
-	// LastJob gives the domain's newest job, broker.ErrNotFound if it has none.
-	LastJob(ctx context.Context, d broker.DomainUID) (Job, error)
+	// LastKeyChange gives the domain's newest key change, broker.ErrNotFound if it
+	// has none.
+	LastKeyChange(ctx context.Context, d broker.DomainUID) (Job, error)
+	// UnfinishedJobs gives a domain's jobs that are open or FAILED, oldest first.
+	UnfinishedJobs(ctx context.Context, d broker.DomainUID) ([]Job, error)
 
 	// LeaseJob takes the job for owner if its lease has run out or is owner's:
 	// Seq is raised, Until becomes Now + ttl, and the job as it then stands is
@@ -56,7 +59,8 @@ type Tx interface {
 	Shards(ctx context.Context, r JobRef) ([]Shard, error)
 	Progress(ctx context.Context, r JobRef) (Progress, error)
 	// ClaimShard takes one unfinished shard, whose lease has run out, of a job
-	// that is RUNNING in REENCRYPTING: Seq is raised and Until becomes Now + ttl.
+	// that is RUNNING in REENCRYPTING, or is of kind VERIFY: Seq is raised and
+	// Until becomes Now + ttl.
 	// If the lease it takes over was not released, Again is set.
 	// broker.ErrNotFound if there is none.
 	ClaimShard(ctx context.Context, owner string, ttl time.Duration) (Shard, Job, error)
@@ -68,9 +72,14 @@ type Tx interface {
 	RenewShard(ctx context.Context, s Shard, ttl time.Duration) error
 
 	// PendingDataKeys gives up to limit rows of the shard's range, with an id
-	// greater than the shard's cursor and an epoch below target, that are no
-	// recorded Failure of this job in their present version.
+	// greater than the shard's cursor and an epoch below target, that are neither
+	// abandoned nor a recorded Failure of this job in their present version.
 	PendingDataKeys(ctx context.Context, s Shard, target broker.Epoch, limit int) ([]broker.DataKey, error)
+	// MaterialDataKeys is PendingDataKeys for a KEY_MATERIAL job: rows of epoch with
+	// another key material than target, last updated before t.
+	MaterialDataKeys(ctx context.Context, s Shard, epoch broker.Epoch, target string, t time.Time, limit int) ([]broker.DataKey, error)
+	// ShardDataKeys gives up to limit rows of the shard's range beyond its cursor.
+	ShardDataKeys(ctx context.Context, s Shard, limit int) ([]broker.DataKey, error)
 	// MoveDataKeys stores the moves in the order given and tells for each whether
 	// its row was still as it had been read.
 	MoveDataKeys(ctx context.Context, d broker.DomainUID, target broker.Epoch, moves []Move) ([]bool, error)
@@ -82,12 +91,23 @@ type Tx interface {
 	AddFailures(ctx context.Context, f []Failure) error // replaces those of the same row
 	// Failures gives up to limit failures of a job with a data key greater than after.
 	Failures(ctx context.Context, r JobRef, after broker.DataKeyID, limit int) ([]Failure, error)
+	// DeleteFailures forgets those that are not acknowledged.
 	DeleteFailures(ctx context.Context, r JobRef) error
+	// AbandonDataKey marks a failure as acknowledged and its row as abandoned, if
+	// the row is still the one that failed; false if it is not.
+	AbandonDataKey(ctx context.Context, f Failure) (bool, error)
 	AddMoved(ctx context.Context, r JobRef, counts []MaterialCount) error // adds to those stored
 	Moved(ctx context.Context, r JobRef) ([]MaterialCount, error)
 
 	// UsesOfKey tells what, in any domain, still refers to the key ARN.
 	UsesOfKey(ctx context.Context, key broker.KeyARN) ([]KeyUse, error)
+
+	// ShredDataKeys removes up to limit rows of a domain, with tombstones, and gives
+	// their number.
+	ShredDataKeys(ctx context.Context, d broker.DomainUID, limit int) (int, error)
+	// DeletedDomains gives up to limit DELETED domains that still have rows, or KMS
+	// grants that may exist.
+	DeletedDomains(ctx context.Context, limit int) ([]broker.Domain, error)
 
 	// TakePeriodic takes the periodic task name for owner if it is due, that is
 	// every has passed since it was last taken; false if it is not.
@@ -107,6 +127,9 @@ type KeyUse struct {
 	// Grants counts KMS grants that may exist, Intents those of them without an
 	// answer, Rows the wrapped data keys.
 	Grants, Intents, Rows int64
+	// Abandoned counts rows under the key that their owner has given up; they are
+	// not among Rows.
+	Abandoned int64
 	// ImportSource says that the domain may import blobs made under it.
 	ImportSource bool
 }

@@ -41,10 +41,13 @@ func (e *Engine) switchKey(ctx context.Context, j Job) (Job, error) {
 		if err := moveEpoch(ctx, tx, d, j); err != nil {
 			return err
 		}
+		if err := e.supersede(ctx, tx, d, j); err != nil {
+			return err
+		}
 		next := j
 		next.Phase, next.State, next.Block = Reencrypting, Running, Block{}
 		next.SwitchTime, next.EstimatedRows, next.WaitMessage = tx.Now(), rows, ""
-		if err := e.insertShards(ctx, tx, next, bounds); err != nil {
+		if err := e.replaceShards(ctx, tx, next, bounds, false); err != nil {
 			return err
 		}
 		if err := tx.UpdateJob(ctx, next); err != nil {
@@ -126,8 +129,38 @@ func moveEpoch(ctx context.Context, tx Tx, d broker.Domain, j Job) error {
 	return tx.UpdateDomain(ctx, d)
 }
 
-// insertShards stores the ranges between the bounds, all of them unfinished.
-func (e *Engine) insertShards(ctx context.Context, tx Tx, j Job, bounds []broker.DataKeyID) error {
+// supersede ends the domain's earlier key changes: their rows, clocks and older
+// keys are this job's now. Rows that they moved last may still be in readers'
+// hands, so their max_read_delay counts from now.
+func (e *Engine) supersede(ctx context.Context, tx Tx, d broker.Domain, by Job) error {
+	jobs, err := tx.UnfinishedJobs(ctx, d.UID)
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		if j.ID == by.ID || j.Kind != KindKeyChange || j.Phase == Preparing {
+			continue
+		}
+		if _, err := e.end(ctx, tx, broker.System, d, j, Superseded); err != nil {
+			return err
+		}
+		if !j.LastMoveTime.IsZero() {
+			if err := tx.TouchJob(ctx, by.Ref()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// replaceShards stores the ranges between the bounds, all of them unfinished, in
+// place of those that the job had. What was counted so far is carried over, so
+// that progress never goes back; with afresh, failures are counted anew.
+func (e *Engine) replaceShards(ctx context.Context, tx Tx, j Job, bounds []broker.DataKeyID, afresh bool) error {
+	sofar, err := tx.Progress(ctx, j.Ref())
+	if err != nil {
+		return err
+	}
 	shards := make([]Shard, 0, len(bounds)+1)
 	var low broker.DataKeyID
 	for _, b := range bounds {
@@ -135,5 +168,9 @@ func (e *Engine) insertShards(ctx context.Context, tx Tx, j Job, bounds []broker
 		low = b
 	}
 	shards = append(shards, Shard{Domain: j.Domain, Job: j.ID, Index: len(shards), Low: low, Cursor: low})
+	shards[0].Done, shards[0].Relabelled = sofar.Done, sofar.Relabelled
+	if !afresh {
+		shards[0].Failed = sofar.Failed
+	}
 	return tx.InsertShards(ctx, shards)
 }

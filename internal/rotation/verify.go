@@ -89,6 +89,9 @@ func (e *Engine) fullPass(ctx context.Context, j Job) (passResult, error) {
 }
 
 func (e *Engine) seeRow(out *passResult, row broker.DataKey, target broker.Epoch, poison map[broker.DataKeyID]int64) {
+	if row.Abandoned {
+		return
+	}
 	out.rows++
 	if row.Epoch < target {
 		if version, ok := poison[row.ID]; ok && version == row.Version {
@@ -139,7 +142,7 @@ func (e *Engine) sweepAgain(ctx context.Context, j Job, pass passResult) (Job, e
 		return j, err
 	}
 	err = e.store.Update(ctx, func(tx Tx) error {
-		if err := e.insertShards(ctx, tx, j, bounds); err != nil {
+		if err := e.replaceShards(ctx, tx, j, bounds, false); err != nil {
 			return err
 		}
 		next := j

@@ -151,10 +151,3 @@ func notFound(err error, reason broker.Reason, resource string) error {
 	}
 	return err
 }
-
-func notFoundIsNil(err error) error {
-	if errors.Is(err, broker.ErrNotFound) {
-		return nil
-	}
-	return err
-}

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/rotation"
@@ -9,11 +10,11 @@ import (
 
 const dataKeyColumns = `
 	domain_uid, data_key_id, data_key_uid, ciphertext, context, key_spec, key_epoch,
-	key_material_id, kms_request_id, version, create_time, update_time`
+	key_material_id, kms_request_id, abandoned, version, create_time, update_time`
 
 func scanDataKey(r row) (k broker.DataKey, err error) {
 	err = r.Scan(&k.Domain, &k.ID, &k.UID, (*[]byte)(&k.Ciphertext), fromJSON(&k.Context), &k.KeySpec, &k.Epoch,
-		&k.KeyMaterialID, &k.KMSRequestID, &k.Version, at{&k.CreateTime}, at{&k.UpdateTime})
+		&k.KeyMaterialID, &k.KMSRequestID, &k.Abandoned, &k.Version, at{&k.CreateTime}, at{&k.UpdateTime})
 	return k, err
 }
 
@@ -32,10 +33,10 @@ func (t *txn) InsertDataKey(ctx context.Context, k broker.DataKey) error {
 	}
 	n, err := t.exec(ctx, "insert data key", `
 		insert into data_key (`+dataKeyColumns+`)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 		on conflict do nothing`,
 		k.Domain, k.ID, k.UID, []byte(k.Ciphertext), mapText(k.Context), k.KeySpec, k.Epoch,
-		k.KeyMaterialID, k.KMSRequestID, k.Version, micros(k.CreateTime), micros(k.UpdateTime))
+		k.KeyMaterialID, k.KMSRequestID, k.Abandoned, k.Version, micros(k.CreateTime), micros(k.UpdateTime))
 	if err == nil && n == 0 {
 		return alreadyExists("data key")
 	}
@@ -79,30 +80,69 @@ func (t *txn) DeleteDataKey(ctx context.Context, k broker.DataKey) error {
 	return err
 }
 
+// shardScan is a keyset scan along the primary key that ends after limit rows or
+// at the shard's upper bound. It leaves out the job's recorded failures, as long
+// as their rows are what they were. $1 to $4 are its own.
+const shardScan = `
+	select ` + dataKeyColumns + `
+	from data_key
+	where domain_uid = $1 and data_key_id > $2 and data_key_id <= $3
+		and not exists (
+			select 1
+			from job_failure
+			where job_failure.domain_uid = data_key.domain_uid
+				and job_failure.job_id = $4
+				and job_failure.data_key_id = data_key.data_key_id
+				and job_failure.data_key_uid = data_key.data_key_uid
+				and job_failure.version = data_key.version)`
+
 // afterAllIDs sorts after every id: ids are of [A-Za-z0-9._-].
 const afterAllIDs broker.DataKeyID = "\x7f"
 
-// PendingDataKeys implements rotation.Tx: a keyset scan along the primary key
-// that ends after limit rows or at the shard's upper bound.
-func (t *txn) PendingDataKeys(ctx context.Context, s rotation.Shard, target broker.Epoch, limit int) ([]broker.DataKey, error) {
+func shardArgs(s rotation.Shard, more ...any) []any {
 	high := s.High
 	if high == "" {
 		high = afterAllIDs
 	}
-	return all(ctx, t, "list pending data keys", scanDataKey, `
-		select `+dataKeyColumns+`
-		from data_key
-		where domain_uid = $1 and data_key_id > $2 and data_key_id <= $3 and key_epoch < $4
-			and not exists (
-				select 1
-				from job_failure
-				where job_failure.domain_uid = data_key.domain_uid
-					and job_failure.job_id = $5
-					and job_failure.data_key_id = data_key.data_key_id
-					and job_failure.data_key_uid = data_key.data_key_uid
-					and job_failure.version = data_key.version)
+	return append([]any{s.Domain, max(s.Low, s.Cursor), high, s.Job}, more...)
+}
+
+// PendingDataKeys implements rotation.Tx.
+func (t *txn) PendingDataKeys(ctx context.Context, s rotation.Shard, target broker.Epoch, limit int) ([]broker.DataKey, error) {
+	return all(ctx, t, "list pending data keys", scanDataKey, shardScan+`
+			and key_epoch < $5 and abandoned = 0
 		order by data_key_id
-		limit $6`, s.Domain, max(s.Low, s.Cursor), high, target, s.Job, limit)
+		limit $6`, shardArgs(s, target, limit)...)
+}
+
+// MaterialDataKeys implements rotation.Tx.
+func (t *txn) MaterialDataKeys(ctx context.Context, s rotation.Shard, epoch broker.Epoch, target string, before time.Time, limit int) ([]broker.DataKey, error) {
+	return all(ctx, t, "list data keys of older material", scanDataKey, shardScan+`
+			and key_epoch = $5 and key_material_id <> $6 and update_time < $7 and abandoned = 0
+		order by data_key_id
+		limit $8`, shardArgs(s, epoch, target, micros(before), limit)...)
+}
+
+// ShardDataKeys implements rotation.Tx.
+func (t *txn) ShardDataKeys(ctx context.Context, s rotation.Shard, limit int) ([]broker.DataKey, error) {
+	return all(ctx, t, "list data keys of shard", scanDataKey, shardScan+`
+			and abandoned = 0
+		order by data_key_id
+		limit $5`, shardArgs(s, limit)...)
+}
+
+// ShredDataKeys implements rotation.Tx.
+func (t *txn) ShredDataKeys(ctx context.Context, d broker.DomainUID, limit int) (int, error) {
+	rows, err := t.ListDataKeys(ctx, d, "", limit)
+	if err != nil {
+		return 0, err
+	}
+	for _, k := range rows {
+		if err := t.DeleteDataKey(ctx, k); err != nil {
+			return 0, err
+		}
+	}
+	return len(rows), nil
 }
 
 // MoveDataKeys implements rotation.Tx.

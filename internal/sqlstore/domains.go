@@ -44,7 +44,7 @@ func (t *txn) Domain(ctx context.Context, id broker.DomainID) (broker.Domain, er
 	return one(ctx, t, "read domain", "domain", scanDomain, `
 		select `+domainColumns+`
 		from domain
-		where domain_id = $1`, id)
+		where domain_id = $1 and state <> 'DELETED'`, id)
 }
 
 // DomainByUID implements broker.Tx.
@@ -60,9 +60,27 @@ func (t *txn) ListDomains(ctx context.Context, after broker.DomainID, limit int)
 	return all(ctx, t, "list domains", scanDomain, `
 		select `+domainColumns+`
 		from domain
-		where domain_id > $1
+		where domain_id > $1 and state <> 'DELETED'
 		order by domain_id
 		limit $2`, after, limit)
+}
+
+// DeletedDomains implements rotation.Tx.
+func (t *txn) DeletedDomains(ctx context.Context, limit int) ([]broker.Domain, error) {
+	return all(ctx, t, "list deleted domains", scanDomain, `
+		select `+domainColumns+`
+		from domain
+		where state = 'DELETED' and (
+			exists (
+				select 1
+				from data_key
+				where data_key.domain_uid = domain.domain_uid)
+			or exists (
+				select 1
+				from kms_grant
+				where kms_grant.domain_uid = domain.domain_uid and kms_grant.state in ('INTENDED', 'LIVE', 'RETIRING')))
+		order by domain_uid
+		limit $1`, limit)
 }
 
 // UpdateDomain implements broker.Tx. It leaves alone what never changes: the

@@ -11,12 +11,12 @@ import (
 func (t *txn) AddFailures(ctx context.Context, failures []rotation.Failure) error {
 	for _, f := range failures {
 		if _, err := t.exec(ctx, "insert failure", `
-			insert into job_failure (domain_uid, job_id, data_key_id, data_key_uid, version, class, message, fail_time)
-			values ($1, $2, $3, $4, $5, $6, $7, $8)
+			insert into job_failure (domain_uid, job_id, data_key_id, data_key_uid, version, class, message, fail_time, acknowledged)
+			values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 			on conflict (domain_uid, job_id, data_key_id) do update
 			set data_key_uid = excluded.data_key_uid, version = excluded.version, class = excluded.class,
-				message = excluded.message, fail_time = excluded.fail_time`,
-			f.Domain, f.Job, f.DataKey, f.UID, f.Version, f.Class, f.Message, micros(f.Time)); err != nil {
+				message = excluded.message, fail_time = excluded.fail_time, acknowledged = excluded.acknowledged`,
+			f.Domain, f.Job, f.DataKey, f.UID, f.Version, f.Class, f.Message, micros(f.Time), f.Acknowledged); err != nil {
 			return err
 		}
 	}
@@ -26,10 +26,10 @@ func (t *txn) AddFailures(ctx context.Context, failures []rotation.Failure) erro
 // Failures implements rotation.Tx.
 func (t *txn) Failures(ctx context.Context, r rotation.JobRef, after broker.DataKeyID, limit int) ([]rotation.Failure, error) {
 	return all(ctx, t, "list failures", func(r row) (f rotation.Failure, err error) {
-		err = r.Scan(&f.Domain, &f.Job, &f.DataKey, &f.UID, &f.Version, &f.Class, &f.Message, at{&f.Time})
+		err = r.Scan(&f.Domain, &f.Job, &f.DataKey, &f.UID, &f.Version, &f.Class, &f.Message, at{&f.Time}, &f.Acknowledged)
 		return f, err
 	}, `
-		select domain_uid, job_id, data_key_id, data_key_uid, version, class, message, fail_time
+		select domain_uid, job_id, data_key_id, data_key_uid, version, class, message, fail_time, acknowledged
 		from job_failure
 		where domain_uid = $1 and job_id = $2 and data_key_id > $3
 		order by data_key_id
@@ -40,8 +40,25 @@ func (t *txn) Failures(ctx context.Context, r rotation.JobRef, after broker.Data
 func (t *txn) DeleteFailures(ctx context.Context, r rotation.JobRef) error {
 	_, err := t.exec(ctx, "delete failures", `
 		delete from job_failure
-		where domain_uid = $1 and job_id = $2`, r.Domain, r.ID)
+		where domain_uid = $1 and job_id = $2 and not acknowledged`, r.Domain, r.ID)
 	return err
+}
+
+// AbandonDataKey implements rotation.Tx.
+func (t *txn) AbandonDataKey(ctx context.Context, f rotation.Failure) (bool, error) {
+	n, err := t.exec(ctx, "abandon data key", `
+		update data_key
+		set abandoned = 1, update_time = $5
+		where domain_uid = $1 and data_key_id = $2 and data_key_uid = $3 and version = $4`,
+		f.Domain, f.DataKey, f.UID, f.Version, micros(t.now))
+	if err != nil || n == 0 {
+		return false, err
+	}
+	_, err = t.exec(ctx, "acknowledge failure", `
+		update job_failure
+		set acknowledged = 1
+		where domain_uid = $1 and job_id = $2 and data_key_id = $3`, f.Domain, f.Job, f.DataKey)
+	return err == nil, err
 }
 
 // AddMoved implements rotation.Tx.

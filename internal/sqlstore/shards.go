@@ -104,7 +104,7 @@ func (t *txn) ClaimShard(ctx context.Context, owner string, ttl time.Duration) (
 		from job
 		join shard on shard.domain_uid = job.domain_uid and shard.job_id = job.job_id
 		where job.state in ('RUNNING', 'PAUSED', 'BLOCKED')
-			and job.state = 'RUNNING' and job.phase = 'REENCRYPTING'
+			and job.state = 'RUNNING' and (job.phase = 'REENCRYPTING' or job.kind = 'VERIFY')
 			and not shard.finished and shard.lease_until <= $1
 		order by shard.lease_until, job.create_time, shard.domain_uid, shard.job_id, shard.shard_index
 		limit $2`, micros(t.now), claimCandidates)

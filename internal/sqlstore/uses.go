@@ -23,7 +23,7 @@ func (t *txn) UsesOfKey(ctx context.Context, key broker.KeyARN) ([]rotation.KeyU
 	}
 	var found []rotation.KeyUse
 	for _, u := range uses {
-		if len(u.Epochs) > 0 || u.Preparing != "" || u.Grants > 0 || u.Rows > 0 || u.ImportSource {
+		if len(u.Epochs) > 0 || u.Preparing != "" || u.Grants > 0 || u.Rows > 0 || u.Abandoned > 0 || u.ImportSource {
 			found = append(found, *u)
 		}
 	}
@@ -71,8 +71,10 @@ func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, uses keyUses) 
 		if counted {
 			continue
 		}
-		use.Rows, err = one(ctx, t, "count rows of key", "count", scanInt, `
-			select count(*)
+		_, err = one(ctx, t, "count rows of key", "count", func(r row) (struct{}, error) {
+			return struct{}{}, r.Scan(&use.Rows, &use.Abandoned)
+		}, `
+			select count(case when abandoned = 0 then 1 end), count(case when abandoned = 1 then 1 end)
 			from data_key
 			where domain_uid = $1 and key_epoch in (
 				select key_epoch

@@ -50,7 +50,7 @@ type machine struct {
 	acme, other broker.Domain
 	legacy      broker.KeyARN
 	keys        []broker.KeyARN // the customer's; a change goes to any of them
-	job         broker.JobID    // the open one, "" if none
+	jobs        []broker.JobID  // those that have not been seen to end, oldest first
 
 	plain      map[broker.DataKeyID][]byte // acknowledged and not deleted: I2, I9
 	otherPlain []byte
@@ -90,6 +90,9 @@ func TestKeyChangeModel(t *testing.T) {
 			"read":           m.read,
 			"delete":         m.remove,
 			"change key":     m.changeKey,
+			"pause":          m.pause,
+			"resume":         m.resume,
+			"cancel":         m.cancel,
 			"create amid":    m.createAmid,
 			"import amid":    m.importAmid,
 			"delete amid":    m.deleteAmid,
@@ -321,22 +324,47 @@ func (m *machine) renew(t *rapid.T) {
 
 // --- actions: the owner of the key, the engine, the world ---
 
+// changeKey: to any key, at any time. A change in PREPARING gives way; the
+// present key takes it back.
 func (m *machine) changeKey(t *rapid.T) {
-	m.sawJob(t)
 	d, _, err := m.bench.Broker.GetDomain(m.ctx, harness.Caller, domain)
 	fatal(t, err)
 	target := rapid.SampledFrom(m.keys).Draw(t, "target")
 	view, err := m.bench.ChangeKey(m.ctx, domain, target)
-	switch reason := broker.ReasonOf(err); {
-	case m.job != "" && (err == nil || reason == broker.ReasonKeyChangeInProgress):
+	if target == d.KMSKey && broker.ReasonOf(err) == broker.ReasonKeyUnchanged {
 		return
-	case target == d.KMSKey && reason == broker.ReasonKeyUnchanged:
-		return
-	case err != nil:
+	}
+	if err != nil {
 		t.Fatalf("change to %s: %v", target, err)
 	}
-	m.job = view.ID
+	if !slices.Contains(m.jobs, view.ID) {
+		m.jobs = append(m.jobs, view.ID)
+	}
 	delete(m.safe, target)
+}
+
+// act calls a verb on one of the open jobs; refusals must be one of reasons.
+func (m *machine) act(t *rapid.T, verb func(context.Context, broker.Caller, rotation.JobAct) (rotation.JobView, error), reasons ...broker.Reason) {
+	if len(m.jobs) == 0 {
+		t.Skip("no job")
+	}
+	id := rapid.SampledFrom(m.jobs).Draw(t, "job")
+	_, err := verb(m.ctx, harness.Caller, rotation.JobAct{Domain: domain, Job: id, Reason: "model"})
+	if err != nil && !slices.Contains(reasons, broker.ReasonOf(err)) {
+		t.Fatalf("verb on job %s: %v", id, err)
+	}
+}
+
+func (m *machine) pause(t *rapid.T) {
+	m.act(t, m.bench.Engine.PauseJob, broker.ReasonJobEnded)
+}
+
+func (m *machine) resume(t *rapid.T) {
+	m.act(t, m.bench.Engine.ResumeJob, broker.ReasonJobEnded)
+}
+
+func (m *machine) cancel(t *rapid.T) {
+	m.act(t, m.bench.Engine.CancelJob, broker.ReasonJobEnded, broker.ReasonJobNotCancellable)
 }
 
 func (m *machine) step(t *rapid.T) {
@@ -344,7 +372,7 @@ func (m *machine) step(t *rapid.T) {
 	if err != nil && !m.wire.tookHold() {
 		t.Fatalf("step: %v", err)
 	}
-	m.sawJob(t)
+	m.sawJobs(t)
 }
 
 func (m *machine) stepALot(t *rapid.T) {
@@ -361,18 +389,29 @@ func (m *machine) workOn(t *rapid.T) {
 		if err != nil && !m.wire.tookHold() {
 			t.Fatalf("step: %v", err)
 		}
-		m.sawJob(t)
-		if m.job == "" || moved {
+		m.sawJobs(t)
+		if len(m.jobs) == 0 || moved {
 			continue
 		}
-		view, err := m.bench.Engine.GetJob(m.ctx, harness.Caller, domain, m.job)
-		fatal(t, err)
-		if wait := view.WaitUntil.Sub(m.bench.Clock.Now()); wait > longest {
+		wait := m.nextWait(t)
+		if wait > longest {
 			return
-		} else if wait > 0 {
-			m.bench.Clock.Advance(wait)
+		}
+		m.bench.Clock.Advance(max(wait, 0))
+	}
+}
+
+// nextWait gives the shortest time that an open job waits for, 0 if none does.
+func (m *machine) nextWait(t *rapid.T) time.Duration {
+	shortest := time.Duration(0)
+	for _, id := range m.jobs {
+		view, err := m.bench.Engine.GetJob(m.ctx, harness.Caller, domain, id)
+		fatal(t, err)
+		if wait := view.WaitUntil.Sub(m.bench.Clock.Now()); wait > 0 && (shortest == 0 || wait < shortest) {
+			shortest = wait
 		}
 	}
+	return shortest
 }
 
 // createAmid and importAmid let the engine work between KMS's answer to a
@@ -429,26 +468,53 @@ func (m *machine) restart(t *rapid.T) { fatal(t, m.bench.Restart(m.cfg)) }
 
 func (m *machine) loseAnswer(t *rapid.T) { m.wire.loseNext(rapid.IntRange(0, 6).Draw(t, "after")) }
 
-// sawJob notes the end of a job, and holds it against I3.
-func (m *machine) sawJob(t *rapid.T) {
-	if m.job == "" {
-		return
-	}
-	view, err := m.bench.Engine.GetJob(m.ctx, harness.Caller, domain, m.job)
-	fatal(t, err)
-	switch view.State {
-	case rotation.Running:
-		return
-	case rotation.Blocked:
-		t.Fatalf("job blocked although nothing is wrong: %+v", view.Block)
-	case rotation.Failed:
-		if view.FailReason != broker.ReasonKeyUnchanged {
-			t.Fatalf("job failed: %s %s", view.FailReason, view.FailMessage)
+// sawJobs notes which jobs have ended, and holds each end against what it
+// promises.
+func (m *machine) sawJobs(t *rapid.T) {
+	m.jobs = slices.DeleteFunc(m.jobs, func(id broker.JobID) bool {
+		view, err := m.bench.Engine.GetJob(m.ctx, harness.Caller, domain, id)
+		fatal(t, err)
+		switch view.State {
+		case rotation.Blocked:
+			t.Fatalf("job blocked although nothing is wrong: %+v", view.Block)
+		case rotation.Failed:
+			if view.FailReason != broker.ReasonKeyUnchanged {
+				t.Fatalf("job failed: %s %s", view.FailReason, view.FailMessage)
+			}
+			m.checkUndone(t, view)
+		case rotation.Cancelled, rotation.Superseded:
+			if view.Phase == rotation.Preparing {
+				m.checkUndone(t, view)
+			}
+		case rotation.Succeeded:
+			m.checkSucceeded(t, view)
 		}
-	case rotation.Succeeded:
-		m.checkSucceeded(t, view)
+		return !view.Open()
+	})
+}
+
+// checkUndone: a change that ended before its switch left nothing at KMS (I7).
+func (m *machine) checkUndone(t *rapid.T, view rotation.JobView) {
+	m.eachGrant(t, func(key broker.KeyARN, name string, parts broker.GrantNameParts) {
+		if parts.Epoch == view.TargetEpoch {
+			t.Fatalf("I7: job %s is %s, and KMS shows its grant %s on %s", view.ID, view.State, name, key)
+		}
+	})
+}
+
+// eachGrant gives the domain's grants as KMS lists them to the keys' owner.
+func (m *machine) eachGrant(t *rapid.T, see func(broker.KeyARN, string, broker.GrantNameParts)) {
+	for _, key := range m.keys {
+		names, err := m.bench.GrantsAt(m.ctx, key, m.acme)
+		fatal(t, err)
+		for _, name := range names {
+			parts, ok := m.bench.Broker.ParseKMSGrantName(name)
+			if !ok {
+				t.Fatalf("KMS shows a grant %q that is no Name of ours", name)
+			}
+			see(key, name, parts)
+		}
 	}
-	m.job = ""
 }
 
 // checkSucceeded is I3: no row and no live grant of this domain is left below
@@ -460,16 +526,11 @@ func (m *machine) checkSucceeded(t *rapid.T, view rotation.JobView) {
 			t.Fatalf("I3: job succeeded with %d rows under epoch %d", n, e)
 		}
 	}
-	for _, key := range m.keys {
-		names, err := m.bench.GrantsAt(m.ctx, key, m.acme)
-		fatal(t, err)
-		for _, name := range names {
-			parts, ok := m.bench.Broker.ParseKMSGrantName(name)
-			if !ok || parts.Epoch < view.TargetEpoch {
-				t.Fatalf("I3: job to epoch %d succeeded, and KMS shows %s on %s", view.TargetEpoch, name, key)
-			}
+	m.eachGrant(t, func(key broker.KeyARN, name string, parts broker.GrantNameParts) {
+		if parts.Epoch < view.TargetEpoch {
+			t.Fatalf("I3: job to epoch %d succeeded, and KMS shows %s on %s", view.TargetEpoch, name, key)
 		}
-	}
+	})
 }
 
 func (m *machine) rowsByEpoch(t *rapid.T) map[broker.Epoch]int64 {
@@ -614,17 +675,23 @@ func (m *machine) checkCalls(t *rapid.T) {
 	}
 }
 
-// drainOut lets an open job end: whatever happened, it must succeed.
+// drainOut lets the open jobs end: whatever happened, the newest change that was
+// not taken back must succeed.
 func (m *machine) drainOut(t *rapid.T) {
 	m.wire.loseNext(-1)
-	if m.job == "" {
-		return
+	for _, id := range slices.Clone(m.jobs) {
+		_, err := m.bench.Engine.ResumeJob(m.ctx, harness.Caller, rotation.JobAct{Domain: domain, Job: id})
+		if err != nil && broker.ReasonOf(err) != broker.ReasonJobEnded {
+			t.Fatal(err)
+		}
 	}
-	view, err := m.bench.Finish(m.ctx, domain, m.job)
-	fatal(t, err)
-	if view.State != rotation.Succeeded && view.FailReason != broker.ReasonKeyUnchanged {
-		t.Fatalf("the job did not end well: %s in %s: %s %s", view.State, view.Phase, view.FailReason, view.FailMessage)
+	for _, id := range slices.Clone(m.jobs) {
+		view, err := m.bench.Finish(m.ctx, domain, id)
+		fatal(t, err)
+		if view.State == rotation.Failed && view.FailReason != broker.ReasonKeyUnchanged {
+			t.Fatalf("the job did not end well: %s in %s: %s %s", view.State, view.Phase, view.FailReason, view.FailMessage)
+		}
 	}
-	m.sawJob(t)
+	m.sawJobs(t)
 	m.report(t)
 }

@@ -177,30 +177,142 @@ func unchanged(t *testing.T, b *harness.Bench, d broker.Domain, old, target brok
 	}
 }
 
-// Until a change can be superseded, another one is refused while a job is open,
-// and the same one answers the same job.
+// The same change answers the same job; another one takes the place of a change
+// in PREPARING; the present key takes it back; a stale etag changes nothing.
 func TestChangeDuringChange(t *testing.T) {
 	ctx := t.Context()
 	b := newBench(t, harness.Config{})
-	if _, _, err := b.Onboard(ctx, "acme"); err != nil {
+	d, first, err := b.Onboard(ctx, "acme")
+	if err != nil {
 		t.Fatal(err)
 	}
+	createKeys(t, b, "acme", 6)
 	second := must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))
 	third := must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))
 	job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", second))
 	if same := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", second)); same.ID != job.ID {
 		t.Errorf("the same change again made job %s, want %s", same.ID, job.ID)
 	}
-	if _, err := b.ChangeKey(ctx, "acme", third); broker.ReasonOf(err) != broker.ReasonKeyChangeInProgress {
-		t.Errorf("another change: %v, want %s", err, broker.ReasonKeyChangeInProgress)
+	workUntil(t, b, job, func(v rotation.JobView) bool { return v.TargetKey != "" })
+	other := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", third))
+	if view := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); view.State != rotation.Superseded {
+		t.Errorf("the first change ended %s, want %s", view.State, rotation.Superseded)
 	}
-	must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID))
-	if _, err := b.ChangeKey(ctx, "acme", second); broker.ReasonOf(err) != broker.ReasonKeyUnchanged {
+	if names := must[[]string](t)(b.GrantsAt(ctx, second, d)); len(names) != 0 {
+		t.Errorf("the superseded change left %v on its key", names)
+	}
+	back := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", first))
+	if back.ID != other.ID {
+		t.Errorf("the present key made job %s, want %s taken back", back.ID, other.ID)
+	}
+	if view := must[rotation.JobView](t)(b.Finish(ctx, "acme", other.ID)); view.State != rotation.Cancelled {
+		t.Errorf("the second change ended %s, want %s", view.State, rotation.Cancelled)
+	}
+	unchanged(t, b, d, first, third)
+	if _, err := b.ChangeKey(ctx, "acme", first); broker.ReasonOf(err) != broker.ReasonKeyUnchanged {
 		t.Errorf("the present key again: %v, want %s", err, broker.ReasonKeyUnchanged)
 	}
-	stale := rotation.ChangeKey{Domain: "acme", KMSKey: string(third), Etag: "1", Reason: "stale"}
-	if _, err := b.Engine.ChangeKey(ctx, harness.Caller, stale); broker.ReasonOf(err) != broker.ReasonEtagMismatch {
-		t.Errorf("a stale etag: %v, want %s (I13)", err, broker.ReasonEtagMismatch)
+	for etag, want := range map[string]broker.Reason{"1": broker.ReasonEtagMismatch, "": broker.ReasonEtagRequired} {
+		in := rotation.ChangeKey{Domain: "acme", KMSKey: string(third), Etag: etag, Reason: "stale"}
+		if _, err := b.Engine.ChangeKey(ctx, harness.Caller, in); broker.ReasonOf(err) != want {
+			t.Errorf("etag %q: %v, want %s (I13)", etag, err, want)
+		}
+	}
+}
+
+// A change after the switch of another takes its rows over, wherever they are:
+// in REENCRYPTING, in DRAINING, back to the first key, and over a superseder.
+func TestSupersedeAfterSwitch(t *testing.T) {
+	for _, at := range []rotation.Phase{rotation.Reencrypting, rotation.Draining} {
+		t.Run(string(at), func(t *testing.T) {
+			ctx := t.Context()
+			b := newBench(t, harness.Config{})
+			d, first, err := b.Onboard(ctx, "acme")
+			if err != nil {
+				t.Fatal(err)
+			}
+			createKeys(t, b, "acme", 30)
+			serviceGrant(t, b, "acme", "Decrypt", "GenerateDataKey")
+			keys := []broker.KeyARN{first}
+			var jobs []rotation.JobView
+			for range 2 {
+				keys = append(keys, must[broker.KeyARN](t)(b.NewKey(ctx, "acme")))
+			}
+			for _, target := range []broker.KeyARN{keys[1], keys[2], first} {
+				job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", target))
+				jobs = append(jobs, job)
+				if target != first {
+					workUntil(t, b, job, func(v rotation.JobView) bool {
+						return v.Phase == at && (at != rotation.Reencrypting || v.Progress.Done > 0)
+					})
+				}
+				if at == rotation.Reencrypting && target != first { // so that rows stay behind under each key
+					must[rotation.JobView](t)(b.Engine.PauseJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: job.ID}))
+				}
+			}
+			last := must[rotation.JobView](t)(b.Finish(ctx, "acme", jobs[2].ID))
+			if last.State != rotation.Succeeded {
+				t.Fatalf("the last change ended %s in %s: %s", last.State, last.Phase, last.FailMessage)
+			}
+			for _, j := range jobs[:2] {
+				if v := must[rotation.JobView](t)(b.Engine.GetJob(ctx, harness.Caller, "acme", j.ID)); v.State != rotation.Superseded {
+					t.Errorf("change to %s ended %s, want %s", v.TargetKey, v.State, rotation.Superseded)
+				}
+			}
+			for _, v := range must[[]broker.DataKeyView](t)(b.Broker.ListDataKeys(ctx, harness.Caller, "acme", broker.DataKeyCursor{}, 100)) {
+				if v.KMSKey != first {
+					t.Errorf("%s is under %s", v.ID, v.KMSKey)
+				}
+			}
+			if at == rotation.Reencrypting && last.Progress.Relabelled == 0 {
+				t.Error("rows that never left the first key should be relabelled without a call")
+			}
+			for _, key := range keys[1:] {
+				if names := must[[]string](t)(b.GrantsAt(ctx, key, d)); len(names) != 0 {
+					t.Errorf("grants left on %s: %v", key, names)
+				}
+			}
+		})
+	}
+}
+
+// Pause stops a job within a batch and keeps its phase; resume goes on. Cancel
+// is for changes that have not switched, and says so otherwise.
+func TestPauseResumeCancel(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	if _, _, err := b.Onboard(ctx, "acme"); err != nil {
+		t.Fatal(err)
+	}
+	createKeys(t, b, "acme", 20)
+	next := must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))
+	job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", next))
+	act := rotation.JobAct{Domain: "acme", Job: job.ID, Reason: "test"}
+	workUntil(t, b, job, func(v rotation.JobView) bool { return v.Progress.Done > 0 })
+	paused := must[rotation.JobView](t)(b.Engine.PauseJob(ctx, harness.Caller, act))
+	for range 20 {
+		must[bool](t)(b.Step(ctx))
+		b.Clock.Advance(time.Minute)
+	}
+	still := must[rotation.JobView](t)(b.Engine.GetJob(ctx, harness.Caller, "acme", job.ID))
+	if still.State != rotation.Paused || still.Phase != rotation.Reencrypting || still.Progress != paused.Progress {
+		t.Errorf("while paused: %s in %s, %+v (was %+v)", still.State, still.Phase, still.Progress, paused.Progress)
+	}
+	if _, err := b.Engine.CancelJob(ctx, harness.Caller, act); broker.ReasonOf(err) != broker.ReasonJobNotCancellable {
+		t.Errorf("cancel after the switch: %v, want %s", err, broker.ReasonJobNotCancellable)
+	}
+	must[rotation.JobView](t)(b.Engine.ResumeJob(ctx, harness.Caller, act))
+	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded || v.Progress.Done != 20 {
+		t.Errorf("after resume: %s, %d rows", v.State, v.Progress.Done)
+	}
+	for _, verb := range []func() error{
+		func() error { _, err := b.Engine.PauseJob(ctx, harness.Caller, act); return err },
+		func() error { _, err := b.Engine.ResumeJob(ctx, harness.Caller, act); return err },
+		func() error { _, err := b.Engine.CancelJob(ctx, harness.Caller, act); return err },
+	} {
+		if err := verb(); broker.ReasonOf(err) != broker.ReasonJobEnded {
+			t.Errorf("a verb on an ended job: %v, want %s", err, broker.ReasonJobEnded)
+		}
 	}
 }
 

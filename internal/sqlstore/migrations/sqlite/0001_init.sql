@@ -35,9 +35,10 @@ create table domain (
 	update_time        integer not null,
 	constraint domain_pk primary key (domain_uid),
 	constraint domain_id_unique unique (domain_id),
-	constraint domain_state_known check (state in ('PENDING_KEY', 'ACTIVE', 'KEY_INACCESSIBLE'))
+	constraint domain_state_known check (state in ('PENDING_KEY', 'ACTIVE', 'KEY_INACCESSIBLE', 'DELETED'))
 ) strict;
 
+create index domain_deleted on domain (domain_uid) where state = 'DELETED';
 create index domain_changing on domain (change_key) where change_job <> '';
 create index domain_importing on domain (domain_uid) where import_sources <> '[]';
 
@@ -68,11 +69,13 @@ create table data_key (
 	key_epoch       integer not null,
 	key_material_id text    not null,
 	kms_request_id  text    not null,
+	abandoned       integer not null,
 	version         integer not null,
 	create_time     integer not null,
 	update_time     integer not null,
 	constraint data_key_pk primary key (domain_uid, data_key_id),
 	constraint data_key_domain foreign key (domain_uid) references domain (domain_uid),
+	constraint data_key_abandoned_bool check (abandoned in (0, 1)),
 	constraint data_key_ciphertext_size check (length(ciphertext) between 1 and 6144)
 ) strict, without rowid;
 
@@ -178,8 +181,12 @@ create table job (
 	source_key       text    not null,
 	target_key       text    not null,
 	target_given     text    not null,
+	target_material  text    not null,
 	reason           text    not null,
 	caller           text    not null,
+	allow_inaccessible integer not null,
+	accept_mismatch  integer not null,
+	undo             text    not null,
 	fail_reason      text    not null,
 	fail_message     text    not null,
 	wait_message     text    not null,
@@ -203,7 +210,7 @@ create table job (
 	end_time         integer not null,
 	constraint job_pk primary key (domain_uid, job_id),
 	constraint job_domain foreign key (domain_uid) references domain (domain_uid),
-	constraint job_kind_known check (kind in ('KEY_CHANGE')),
+	constraint job_kind_known check (kind in ('KEY_CHANGE', 'KEY_MATERIAL', 'VERIFY')),
 	constraint job_phase_known check (phase in ('PREPARING', 'REENCRYPTING', 'DRAINING', 'VERIFYING', 'RETIRING')),
 	constraint job_state_known check (state in ('RUNNING', 'PAUSED', 'BLOCKED', 'SUCCEEDED', 'FAILED', 'CANCELLED', 'SUPERSEDED'))
 ) strict;
@@ -240,6 +247,7 @@ create table job_failure (
 	class        text    not null,
 	message      text    not null,
 	fail_time    integer not null,
+	acknowledged integer not null,
 	constraint job_failure_pk primary key (domain_uid, job_id, data_key_id),
 	constraint job_failure_job foreign key (domain_uid, job_id) references job (domain_uid, job_id)
 ) strict, without rowid;

@@ -1,0 +1,158 @@
+// Command bench measures the broker against its performance targets, side by
+// side with what it is compared to, and prints one table. It asserts nothing:
+// a missed target is a line of the table. docs/performance.md says how to read
+// it.
+//
+//	make bench                 the default lines
+//	make bench ARGS=-quick     tiny sizes: shows that it works, measures nothing
+//	BENCH=full make bench      the million-row lines too
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/pprof"
+	"time"
+)
+
+// sizes is how much is measured.
+type sizes struct {
+	rows, rounds         int // of the durable job beside the bare loop
+	slowRows, slowRounds int // of the same against a KMS that takes its time
+	domains              []int
+	domainRounds         int
+	creates, createRound int
+	rateTime             time.Duration // per operation and number of workers
+}
+
+func quickSizes() sizes {
+	return sizes{rows: 300, rounds: 1, slowRows: 100, slowRounds: 1, domains: []int{100, 400}, domainRounds: 1,
+		creates: 20, createRound: 1, rateTime: 20 * time.Millisecond}
+}
+
+func defaultSizes() sizes {
+	return sizes{rows: 20_000, rounds: 5, slowRows: 8_000, slowRounds: 3, domains: []int{10_000, 200_000}, domainRounds: 2,
+		creates: 1000, createRound: 5, rateTime: 1500 * time.Millisecond}
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// run is the program, or one of the processes that it starts of itself.
+func run(ctx context.Context, args []string, out, progress io.Writer) error {
+	if len(args) > 0 {
+		if part, ok := parts()[args[0]]; ok {
+			return part(ctx, args[1:], out)
+		}
+	}
+	set := flag.NewFlagSet("bench", flag.ContinueOnError)
+	set.SetOutput(progress)
+	quick := set.Bool("quick", false, "tiny sizes, to see that it works; the figures mean nothing")
+	full := set.Bool("full", os.Getenv("BENCH") == "full", "a domain of 1,000,000 rows too; so does BENCH=full")
+	output := set.String("o", "bench.json", "the `file` that gets every figure")
+	profiles := set.String("profile", "", "the `directory` for CPU profiles of what is compared; they cost a little themselves")
+	parent := set.String("dir", "", "the `directory` for databases, which are removed; empty takes the system's temporary one")
+	if err := set.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return err
+	}
+	if set.NArg() > 0 {
+		return fmt.Errorf("unknown argument %q", set.Arg(0))
+	}
+	size := defaultSizes()
+	if *quick {
+		size = quickSizes()
+	}
+	if *full {
+		size.domains = append(size.domains, 1_000_000)
+	}
+	dir, err := os.MkdirTemp(*parent, "keybroker-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b := bench{size: size, dir: dir, profiles: *profiles, progress: progress, start: time.Now()}
+	if err := b.all(ctx); err != nil {
+		return err
+	}
+	if err := b.report.writeJSON(*output); err != nil {
+		return err
+	}
+	b.say("done; every figure is in %s", *output)
+	return b.report.writeTable(out)
+}
+
+// parts are the processes that a bench starts of itself, by their first argument.
+func parts() map[string]func(context.Context, []string, io.Writer) error {
+	return map[string]func(context.Context, []string, io.Writer) error{
+		partKMS: serveKMS, partChange: changeOnce, partRPC: callRPCs,
+	}
+}
+
+// A bench is one run.
+type bench struct {
+	size     sizes
+	dir      string
+	profiles string
+	progress io.Writer
+	start    time.Time
+	kms      *remoteKMS
+	report   report
+}
+
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(b.progress, "%5.0f s  %s\n", time.Since(b.start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func (b *bench) all(ctx context.Context) (err error) {
+	if b.kms, err = startKMS(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.kms.stop()) }()
+	for _, part := range []func(context.Context) error{
+		b.sideBySide, b.sideBySideSlow, b.domainSizes, b.createDataKey, b.kmsRates,
+	} {
+		if err := part(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// profiled runs fn under the CPU profiler, if that was asked for.
+func (b *bench) profiled(name string, fn func() error) (err error) {
+	if b.profiles == "" {
+		return fn()
+	}
+	f, err := os.Create(filepath.Join(b.profiles, name+".pprof"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return err
+	}
+	defer pprof.StopCPUProfile()
+	return fn()
+}
+
+// newDir makes a directory for one database.
+func (b *bench) newDir(name string) (string, error) {
+	dir := filepath.Join(b.dir, name)
+	return dir, os.Mkdir(dir, 0o700)
+}

@@ -1,0 +1,143 @@
+//go:build unix
+
+package devserver
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A Server is one process.
+type Server struct {
+	API       string // host:port of gRPC; set once Ready has returned nil
+	AWSConfig string // path of the file with the profiles customer and service
+	Started   time.Time
+
+	cmd   *exec.Cmd
+	ready chan struct{}
+	done  chan struct{}
+	err   error // of Wait; read after done
+}
+
+// The line that serve --dev prints last, to be pasted into a shell.
+var exportLine = regexp.MustCompile(`^export A=(\S+) AWS_CONFIG_FILE=(\S+)$`)
+
+// Spawn starts a process on a data directory, on ports that the kernel chooses.
+// What the process logs is appended to logFile.
+func Spawn(bin, data, logFile string) (*Server, error) {
+	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close() //nolint:errcheck // the process has its own descriptor
+	// Not CommandContext: how and when it ends is the test's business.
+	cmd := exec.Command(bin, "serve", "--dev", "--data", data,
+		"--listen", "127.0.0.1:0", "--kms-listen", "127.0.0.1:0", "--admin", "off")
+	cmd.Env = Environ()
+	cmd.Stderr = log
+	cmd.SysProcAttr = ownGroup()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cmd: cmd, ready: make(chan struct{}), done: make(chan struct{}), Started: time.Now()}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		defer close(s.done)
+		s.read(out)
+		s.err = cmd.Wait() // only after the pipe was read to its end
+	}()
+	return s, nil
+}
+
+// Environ is this process's environment without what would make the server, or
+// the aws CLI, somebody at real AWS.
+func Environ() []string {
+	var env []string
+	for _, e := range os.Environ() {
+		if !strings.HasPrefix(e, "AWS_") && !strings.HasPrefix(e, "KUBERNETES_") && !strings.HasPrefix(e, "OTEL_") {
+			env = append(env, e)
+		}
+	}
+	return env
+}
+
+func (s *Server) read(out io.Reader) {
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if m := exportLine.FindStringSubmatch(lines.Text()); m != nil {
+			s.API, s.AWSConfig = m[1], m[2]
+			close(s.ready)
+			break
+		}
+	}
+	_, _ = io.Copy(io.Discard, out) // until the process has ended
+}
+
+// Ready waits until the server has said that it serves.
+func (s *Server) Ready(ctx context.Context) error {
+	select {
+	case <-s.ready:
+		return nil
+	case <-s.done:
+		return fmt.Errorf("the broker ended before it served: %w", s.err)
+	case <-ctx.Done():
+		return fmt.Errorf("the broker does not serve: %w", context.Cause(ctx))
+	}
+}
+
+// Done is closed when the process has ended and was reaped.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Signal sends a signal to the whole process group. A process that has ended
+// is no error.
+func (s *Server) Signal(sig syscall.Signal) error {
+	select {
+	case <-s.done:
+		return nil // its number may be another's by now
+	default:
+	}
+	err := syscall.Kill(-s.cmd.Process.Pid, sig)
+	if errors.Is(err, syscall.ESRCH) {
+		return nil
+	}
+	return err
+}
+
+// Kill ends the process at once, as kill -9 does, and reaps it.
+func (s *Server) Kill() error {
+	err := s.Signal(syscall.SIGKILL)
+	if err == nil {
+		<-s.done
+	}
+	return err
+}
+
+// Stop asks the process to end and gives its error, if its exit code was not 0.
+func (s *Server) Stop(ctx context.Context) error {
+	if err := s.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	select {
+	case <-s.done:
+		return s.err
+	case <-ctx.Done():
+		return errors.Join(context.Cause(ctx), s.Kill())
+	}
+}
+
+// Err says how a process that is Done has ended.
+func (s *Server) Err() error {
+	<-s.done
+	return s.err
+}
