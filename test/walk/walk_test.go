@@ -117,8 +117,7 @@ func needTools(t *testing.T, tools ...string) {
 func bash(ctx context.Context, dir, script string, env []string) (string, error) {
 	cmd := exec.CommandContext(ctx, "bash", "-c", script)
 	cmd.Dir, cmd.Env = dir, env
-	// A pipeline hangs on its longest-lived part: the whole group ends.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = devserver.OwnGroup() // a pipeline ends with its longest-lived part
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

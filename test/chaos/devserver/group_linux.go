@@ -2,9 +2,9 @@ package devserver
 
 import "syscall"
 
-// ownGroup puts the process into a group of its own, so that nothing of it can
+// OwnGroup puts the process into a group of its own, so that nothing of it can
 // be left behind, and lets it die with us: a test that runs into its timeout
 // panics without any cleanup.
-func ownGroup() *syscall.SysProcAttr {
+func OwnGroup() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }

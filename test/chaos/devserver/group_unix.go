@@ -4,6 +4,6 @@ package devserver
 
 import "syscall"
 
-// ownGroup puts the process into a group of its own, so that nothing of it can
+// OwnGroup puts the process into a group of its own, so that nothing of it can
 // be left behind.
-func ownGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+func OwnGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

@@ -44,7 +44,7 @@ func Spawn(bin, data, logFile string) (*Server, error) {
 		"--listen", "127.0.0.1:0", "--kms-listen", "127.0.0.1:0", "--admin", "off")
 	cmd.Env = Environ()
 	cmd.Stderr = log
-	cmd.SysProcAttr = ownGroup()
+	cmd.SysProcAttr = OwnGroup()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
