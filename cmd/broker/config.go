@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/keybroker/keybroker/internal/awskms"
 	"github.com/keybroker/keybroker/internal/broker"
 )
 
@@ -199,6 +200,14 @@ func (c Config) broker() broker.Config {
 			GrantVisibility: time.Duration(*c.Windows.GrantVisibility), MaxStoreDelay: time.Duration(*c.Windows.MaxStoreDelay),
 			MaxReadDelay: time.Duration(*c.Windows.MaxReadDelay), BackupRetention: time.Duration(*c.Windows.BackupRetention),
 		},
+	}
+}
+
+// assumeRoles is the part of the configuration that says who the broker is.
+func (c Config) assumeRoles() awskms.AssumeRoles {
+	return awskms.AssumeRoles{
+		RegistrarRole: c.RegistrarRole, WorkerRole: c.WorkerRole, SessionName: "keybroker-" + c.Deployment,
+		Region: c.AWSRegion, Profile: c.AWSProfile,
 	}
 }
 

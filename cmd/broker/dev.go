@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/keybroker/keybroker/internal/awskms"
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/demo"
 	"github.com/keybroker/keybroker/internal/localkms"
@@ -37,6 +38,12 @@ func devWorker() account {
 
 func (a account) demo() demo.Account {
 	return demo.Account{ARN: a.arn, AccessKeyID: a.accessKeyID, SecretAccessKey: a.secret}
+}
+
+// devRoles are known to the embedded KMS alone.
+func devRoles() awskms.Roles {
+	key := func(a account) awskms.AccessKey { return awskms.AccessKey{ID: a.accessKeyID, Secret: a.secret} }
+	return awskms.StaticRoles(key(devRegistrar()), key(devWorker()))
 }
 
 func devPrincipals() []localkms.Principal {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/keybroker/keybroker/internal/awskms"
 	"github.com/keybroker/keybroker/internal/demo"
 	"github.com/keybroker/keybroker/internal/localkms"
 )
@@ -153,7 +154,7 @@ func (c command) serveConfig(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	roles, err := assumedRoles(ctx, config)
+	roles, err := awskms.AssumedRoles(ctx, config.assumeRoles())
 	if err != nil {
 		return err
 	}

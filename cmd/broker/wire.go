@@ -39,7 +39,7 @@ type wiring struct {
 	lease, probe, poll, sweep time.Duration
 
 	mayBeBroad  bool // see Config.OneAccountMayBeBroad
-	roles       roles
+	roles       awskms.Roles
 	region      string   // of key identifiers that name none; "" refuses those
 	regions     []string // that may be called; empty: any
 	kmsEndpoint string   // "": AWS's own
@@ -112,7 +112,7 @@ func (a *app) wireKMS(w wiring) error {
 	}
 	w.telemetry.metrics.watchPacer(pace)
 	config := awskms.Config{
-		Registrar: w.roles.registrar, Worker: w.roles.worker, ReservedKey: w.broker.ReservedKey,
+		Registrar: w.roles.Registrar, Worker: w.roles.Worker, ReservedKey: w.broker.ReservedKey,
 		BaseEndpoint: w.kmsEndpoint, FIPS: w.fips, Region: w.region, Regions: w.regions,
 		CallTimeout: w.broker.KMSCallTimeout, Jitter: mathrand.Float64, Pacer: pace,
 		Observe: w.telemetry.metrics.kms, Now: time.Now, Tracer: w.telemetry.tracers.Tracer(scope),
