@@ -71,7 +71,7 @@ func newApp(ctx context.Context, w wiring) (_ *app, err error) {
 	}()
 	tracer := w.telemetry.tracers.Tracer(scope)
 	if a.store, err = sqlstore.OpenSQLite(ctx, w.database, sqlstore.Config{
-		Now: time.Now, Logger: w.log, Tracer: tracer, Meter: w.telemetry.meters.Meter(scope),
+		Now: time.Now, Random: rand.Reader, Logger: w.log, Tracer: tracer, Meter: w.telemetry.meters.Meter(scope),
 	}); err != nil {
 		return nil, err
 	}

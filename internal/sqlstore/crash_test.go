@@ -3,6 +3,7 @@ package sqlstore_test
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"fmt"
 	"os"
@@ -26,7 +27,7 @@ func writeUntilKilled() bool {
 		return false
 	}
 	ctx := context.Background()
-	s, err := sqlstore.OpenSQLite(ctx, path, sqlstore.Config{Now: brokertest.NewStoreClock().Now})
+	s, err := sqlstore.OpenSQLite(ctx, path, sqlstore.Config{Now: brokertest.NewStoreClock().Now, Random: rand.Reader})
 	if err != nil {
 		panic(err)
 	}

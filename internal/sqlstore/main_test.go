@@ -1,6 +1,7 @@
 package sqlstore_test
 
 import (
+	"crypto/rand"
 	"path/filepath"
 	"testing"
 	"time"
@@ -20,7 +21,7 @@ func TestMain(m *testing.M) {
 // open opens a store in a file and closes it at the end of the test.
 func open(t testing.TB, path string, now func() time.Time) *sqlstore.Store {
 	t.Helper()
-	s, err := sqlstore.OpenSQLite(t.Context(), path, sqlstore.Config{Now: now})
+	s, err := sqlstore.OpenSQLite(t.Context(), path, sqlstore.Config{Now: now, Random: rand.Reader})
 	if err != nil {
 		t.Fatal(err)
 	}

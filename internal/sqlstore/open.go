@@ -58,7 +58,7 @@ func OpenSQLite(ctx context.Context, path string, cfg Config) (*Store, error) {
 
 // newStore fills in what the configuration leaves out.
 func newStore(d dialect, cfg Config) (*Store, error) {
-	s := &Store{dialect: d, log: cfg.Logger, tracer: cfg.Tracer}
+	s := &Store{dialect: d, random: cfg.Random, log: cfg.Logger, tracer: cfg.Tracer}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

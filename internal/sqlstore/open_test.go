@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"flag"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -133,6 +134,18 @@ func TestSecret(t *testing.T) {
 	}
 	if _, err := one.Secret(t.Context(), "page-token", 16); err == nil {
 		t.Error("a secret of another size is given out")
+	}
+	for name, random := range map[string]io.Reader{"no source": nil, "a dry one": strings.NewReader("short")} {
+		s, err := sqlstore.OpenSQLite(t.Context(), path, sqlstore.Config{Now: time.Now, Random: random})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Secret(t.Context(), "third", 32); err == nil {
+			t.Errorf("%s: a secret is given out", name)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

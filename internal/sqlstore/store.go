@@ -3,8 +3,9 @@ package sqlstore
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"time"
 
@@ -20,6 +21,9 @@ import (
 type Config struct {
 	// Now is the clock. On SQLite it is the judge of every stored time.
 	Now func() time.Time
+	// Random gives unpredictable bytes, as crypto/rand.Reader does. Only Secret
+	// needs it.
+	Random io.Reader
 	// Logger gets what goes wrong between the store and its engine; nil drops it.
 	Logger *slog.Logger
 	// Tracer makes one span per transaction; nil makes none.
@@ -31,6 +35,7 @@ type Config struct {
 // Store is an open vault. It is safe for concurrent use.
 type Store struct {
 	dialect dialect
+	random  io.Reader
 	log     *slog.Logger
 	tracer  trace.Tracer
 	retries metric.Int64Counter
@@ -62,9 +67,12 @@ func (s *Store) Close() error { return s.dialect.close() }
 // in the database, so that every replica has the same. It fails if the name
 // holds another number of bytes.
 func (s *Store) Secret(ctx context.Context, name string, n int) ([]byte, error) {
+	if s.random == nil {
+		return nil, errors.New("mint secret: Config.Random must be set")
+	}
 	minted := make([]byte, n)
-	if _, err := rand.Read(minted); err != nil {
-		return nil, err
+	if _, err := io.ReadFull(s.random, minted); err != nil {
+		return nil, fmt.Errorf("mint secret: %w", err)
 	}
 	var kept []byte
 	err := s.run(ctx, "store.secret", false, func(t *txn) error {
