@@ -132,7 +132,7 @@ func keyRetirementMessage(k rotation.KeyRetirement) *keybrokerv1.KeyRetirement {
 	}
 	for _, b := range k.Blockers {
 		m.Blockers = append(m.Blockers, &keybrokerv1.KeyRetirement_Blocker{Kind: blockerKinds[b.Kind], Resource: b.Resource,
-			Count: max(b.Count, 1), Message: b.Message, Until: timestamp(b.Until)})
+			Count: b.Count, Message: b.Message, Until: timestamp(b.Until)})
 	}
 	for _, c := range k.Moved {
 		m.RowsMoved = append(m.RowsMoved, &keybrokerv1.KeyRetirement_RowsMoved{SourceKeyMaterialId: c.SourceMaterial,

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -85,14 +84,18 @@ func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn
 		if retention := e.broker.Windows().BackupRetention; retention > 0 && !j.LastMoveTime.IsZero() {
 			v.SafeAfter = latest(v.SafeAfter, j.LastMoveTime.Add(retention))
 			if tx.Now().Before(v.SafeAfter) {
-				v.Blockers = append(v.Blockers, Blocker{Kind: BlockBackup, Until: v.SafeAfter,
+				v.Blockers = append(v.Blockers, Blocker{Kind: BlockBackup, Count: 1, Until: v.SafeAfter,
 					Message: "a backup from before the last move, if it is restored, needs the key"})
 			}
 		}
 		v.Safe = len(v.Blockers) == 0
 	}
+	since := "the job's end"
+	if !v.SafeAfter.IsZero() {
+		since = v.SafeAfter.UTC().Format(time.RFC3339)
+	}
 	v.Confirm = []string{
-		fmt.Sprintf("CloudTrail shows no successful use of %s by the broker's roles or your services after %s", arn, v.SafeAfter.UTC().Format(time.RFC3339)),
+		fmt.Sprintf("CloudTrail shows no successful use of %s by the broker's roles or your services after %s", arn, since),
 		"kms:ListGrants on the key shows no grant whose Name begins with kb/ of this deployment",
 		"disable the key first and watch for DisabledException before you schedule its deletion",
 	}
@@ -141,11 +144,9 @@ func blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn broker.K
 	return out, nil
 }
 
-// seal renders the report canonically (fixed field order, UTC times, no spaces)
-// and hashes it.
+// seal renders the report as canonical JSON and hashes it.
 func seal(r *Report) error {
-	r.Canonical, r.SHA256 = "", ""
-	raw, err := json.Marshal(r)
+	raw, err := canonical(*r)
 	if err != nil {
 		return fmt.Errorf("render the report: %w", err)
 	}

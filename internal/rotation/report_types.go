@@ -13,8 +13,8 @@ type Report struct {
 	Job          broker.JobID
 	Keys         []KeyRetirement
 	EvaluateTime time.Time
-	// Canonical is the report as canonical JSON, SHA256 its hash in hex: the form
-	// that the audit row holds the hash of.
+	// Canonical is the report as canonical JSON (report_json.go), SHA256 its hash
+	// in hex: the form that the audit row holds the hash of.
 	Canonical string
 	SHA256    string
 }

@@ -874,8 +874,9 @@ type RetirementReport struct {
 	// SHA-256 of canonical_json, 64 lower-case hex digits. It is also in the
 	// audit trail.
 	ReportSha256 string `protobuf:"bytes,4,opt,name=report_sha256,json=reportSha256,proto3" json:"report_sha256,omitempty"`
-	// The report's content as JSON with sorted keys and no spaces: what to file,
-	// and what the hash is about.
+	// name, entries and evaluate_time as canonical JSON (RFC 8785: sorted keys, no
+	// spaces) under the field names of this definition, 64-bit integers as
+	// numbers, absent times left out: what to file, and what the hash is about.
 	CanonicalJson string `protobuf:"bytes,5,opt,name=canonical_json,json=canonicalJson,proto3" json:"canonical_json,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -1,0 +1,57 @@
+package rotation
+
+import (
+	"bytes"
+	"encoding/json"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// canonical renders a report's content as RFC 8785 (JSON Canonicalization
+// Scheme) would: keys sorted, no spaces, nothing escaped that need not be. The
+// names are those of the API's RetirementReport; a time that is absent there is
+// absent here. All numbers are integers, so their form is plain. The one
+// difference, U+2028 and U+2029 escaped, concerns no text of ours or of KMS's.
+func canonical(r Report) ([]byte, error) {
+	entries := make([]object, len(r.Keys))
+	for i, k := range r.Keys {
+		entries[i] = k.object()
+	}
+	report := object{"name": broker.JobName(r.Domain, r.Job) + "/retirementReport", "entries": entries}
+	report.setTime("evaluate_time", r.EvaluateTime)
+	var out bytes.Buffer
+	e := json.NewEncoder(&out)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(report); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), nil
+}
+
+// An object is one of JSON; the encoder sorts its keys.
+type object map[string]any
+
+func (o object) setTime(name string, t time.Time) {
+	if !t.IsZero() {
+		o[name] = t.UTC().Format(time.RFC3339Nano)
+	}
+}
+
+func (k KeyRetirement) object() object {
+	blockers := make([]object, len(k.Blockers))
+	for i, b := range k.Blockers {
+		blockers[i] = object{"kind": "KIND_" + string(b.Kind), "resource": b.Resource, "count": b.Count, "message": b.Message}
+		blockers[i].setTime("until", b.Until)
+	}
+	moved := make([]object, len(k.Moved))
+	for i, m := range k.Moved {
+		moved[i] = object{"source_key_material_id": m.SourceMaterial, "destination_key_material_id": m.NewMaterial, "rows": m.Rows}
+	}
+	out := object{"kms_key": string(k.Key), "safe_to_retire": k.Safe, "blockers": blockers, "rows_moved": moved,
+		"grants_retired": k.GrantsRetired, "confirm": append([]string{}, k.Confirm...)}
+	out.setTime("safe_after", k.SafeAfter)
+	out.setTime("listed_time", k.ListTime)
+	out.setTime("last_row_moved_time", k.LastMoveTime)
+	return out
+}
