@@ -75,9 +75,17 @@ func (k *KMS) tokenGrants(tokens []string) ([]string, error) {
 func (k *KMS) grantAllows(r *request, key *key, a *access, tokenGrants []string) bool {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
+	hidden := false
+	seen := func(g *grant) bool {
+		if k.visible(g, r) || slices.Contains(tokenGrants, g.ID) {
+			return true
+		}
+		hidden = hidden || !r.now.Before(g.Created.Add(k.grantDelay))
+		return false
+	}
 	for _, grantee := range []string{r.caller.arn, r.caller.root()} {
 		for g := range key.grants.candidates(grantee, a) {
-			if g.permits(a) && (k.visible(g, r) || slices.Contains(tokenGrants, g.ID)) {
+			if g.permits(a) && seen(g) {
 				return true
 			}
 		}
@@ -85,13 +93,22 @@ func (k *KMS) grantAllows(r *request, key *key, a *access, tokenGrants []string)
 			break
 		}
 	}
+	for _, g := range r.plan.lingering(key.grants, r.now) {
+		if r.caller.matches(g.Grantee) && g.permits(a) && seen(g) {
+			r.injected(injectedRetired)
+			return true
+		}
+	}
+	if hidden {
+		r.injected(injectedHidden)
+	}
 	return false
 }
 
 // visible reports whether a grant has become consistent. The rest of the world
 // sees it only then.
 func (k *KMS) visible(g *grant, r *request) bool {
-	return !r.now.Before(g.Created.Add(k.grantDelay))
+	return !r.now.Before(g.Created.Add(r.plan.grantDelay(g.Created, k.grantDelay)))
 }
 
 // permits reports whether the grant allows an operation as it is asked for.

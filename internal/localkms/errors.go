@@ -11,6 +11,7 @@ import (
 const (
 	codeAccessDenied          = "AccessDeniedException"
 	codeAlreadyExists         = "AlreadyExistsException"
+	codeDependencyTimeout     = "DependencyTimeoutException"
 	codeDisabled              = "DisabledException"
 	codeDryRun                = "DryRunOperationException"
 	codeIncompleteSignature   = "IncompleteSignatureException"
@@ -22,12 +23,14 @@ const (
 	codeInvalidKeyUsage       = "InvalidKeyUsageException"
 	codeInvalidMarker         = "InvalidMarkerException"
 	codeInvalidState          = "KMSInvalidStateException"
+	codeKeyUnavailable        = "KeyUnavailableException"
 	codeLimitExceeded         = "LimitExceededException"
 	codeMalformedPolicy       = "MalformedPolicyDocumentException"
 	codeMissingAuthentication = "MissingAuthenticationTokenException"
 	codeNotAuthorized         = "NotAuthorizedException"
 	codeNotFound              = "NotFoundException"
 	codeSerialization         = "SerializationException"
+	codeThrottling            = "ThrottlingException"
 	codeUnknownOperation      = "UnknownOperationException"
 	codeUnrecognizedClient    = "UnrecognizedClientException"
 	codeUnsupportedOperation  = "UnsupportedOperationException"
@@ -42,11 +45,14 @@ type apiError struct {
 
 func (e *apiError) Error() string { return e.code + ": " + e.message }
 
-// status is 400 for every error of a caller, whatever the code, and 500 for
-// ours. Clients of KMS tell errors apart by code.
+// status is 400 for every error of a caller, whatever the code, and 500 or
+// 503 for ours. Clients of KMS tell errors apart by code.
 func (e *apiError) status() int {
-	if e.code == codeInternal {
+	switch e.code {
+	case codeInternal, codeKeyUnavailable:
 		return http.StatusInternalServerError
+	case codeDependencyTimeout:
+		return http.StatusServiceUnavailable
 	}
 	return http.StatusBadRequest
 }
@@ -63,7 +69,7 @@ func asFault(err error) *apiError {
 	if errors.As(err, &f) {
 		return f
 	}
-	return &apiError{codeInternal, "The request was rejected because an internal exception occurred."}
+	return &apiError{codeInternal, injectable[codeInternal]}
 }
 
 func errDryRun() error {

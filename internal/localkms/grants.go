@@ -1,6 +1,7 @@
 package localkms
 
 import (
+	"cmp"
 	"iter"
 	"maps"
 	"slices"
@@ -148,6 +149,13 @@ type grantSet struct {
 	byRetiring map[string][]*grant
 	byName     map[string][]*grant
 	buckets    map[bucket][]*grant
+	ended      []endedGrant // in no index: Faults.RetireDelay keeps them alive for a while
+}
+
+// endedGrant is a grant that was retired or revoked.
+type endedGrant struct {
+	*grant
+	until time.Time // when nobody uses it any more
 }
 
 func newGrantSet() *grantSet {
@@ -208,6 +216,25 @@ func (s *grantSet) remove(g *grant) {
 	if g.needsNoContext() {
 		drop(s.buckets, bucket{grantee: g.Grantee, kind: unbound}, g)
 	}
+}
+
+// linger keeps a removed grant alive until some time, and forgets those whose
+// time is over.
+func (s *grantSet) linger(g *grant, now, until time.Time) {
+	s.ended = slices.DeleteFunc(s.ended, func(old endedGrant) bool { return !now.Before(old.until) })
+	s.ended = append(s.ended, endedGrant{g, until})
+}
+
+// withEnded adds those of the ended grants that are asked for to a list, in order
+// of Seq. It takes ended for its own, and leaves list alone.
+func withEnded(list, ended []*grant, asked func(*grant) bool) []*grant {
+	ended = slices.DeleteFunc(ended, func(g *grant) bool { return !asked(g) })
+	if len(ended) == 0 {
+		return list
+	}
+	whole := slices.Concat(list, ended)
+	slices.SortFunc(whole, func(a, b *grant) int { return cmp.Compare(a.Seq, b.Seq) })
+	return whole
 }
 
 func drop[K comparable](index map[K][]*grant, at K, g *grant) {

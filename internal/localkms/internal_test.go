@@ -261,7 +261,7 @@ func TestReplayOfEveryPrefix(t *testing.T) {
 		{{Alias: &aliasEvent{aliasRef{ref.Account, ref.Region, "alias/a"}, ref, when}}},
 		{{Grant: &grantEvent{ref, grantOf("g1", 1)}}, {Grant: &grantEvent{ref, grantOf("g2", 2)}}}, // one sync, two changes
 		{{Enabled: &enabledEvent{ref, false}}},
-		{{Retired: &retiredEvent{ref, "g1"}}},
+		{{Retired: &retiredEvent{Key: ref, GrantID: "g1"}}},
 		{{Rotated: &rotatedEvent{ref, newMaterialEvent(when)}}},
 		{{Deletion: &deletionEvent{ref, when}}},
 		{{Deletion: &deletionEvent{Key: ref}}},

@@ -14,7 +14,8 @@
 // request. The signature itself is not verified, so a listener must not be
 // reachable by anyone who is not trusted.
 //
-// What it never does. It starts no goroutine and no timer, takes no nonce and no
+// What it never does. It starts no goroutine, and no timer but to hold up a request
+// that [Faults] delays; it takes no nonce and no
 // key material from outside, holds no lock while it encrypts, and never shows
 // plaintext or ciphertext to [Config.Observe]. Key material lies unencrypted in
 // its directory, which is closed to other users: it protects development data.
@@ -37,10 +38,12 @@
 package localkms
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -66,8 +69,15 @@ type Config struct {
 	// [DefaultGrantsPerKey].
 	GrantsPerKey int
 
+	// Faults are in force from the start. SetFaults replaces them.
+	Faults Faults
+
 	// Now tells the time. Required.
 	Now func() time.Time
+
+	// Sleep waits for a while, or until the context is done, whose error it then
+	// returns. Only Faults.Latency uses it. Nil is a timer.
+	Sleep func(context.Context, time.Duration) error
 
 	// Observe is told of each request after it was served and before it is
 	// answered. It is called under no lock, by the goroutine of the request, so
@@ -109,6 +119,12 @@ type Call struct {
 
 	DryRun    bool
 	ErrorCode string // empty when the request succeeded
+
+	// Injected are the faults that befell the request, with commas between them:
+	// quota, latency, the code of an error, disabled-key, lost-answer, hidden-grant
+	// (only Faults.GrantDelay kept a grant from allowing it), and retired-grant (only
+	// Faults.RetireDelay let a grant allow it).
+	Injected string
 }
 
 // Constraint is the encryption context constraint of a grant: at most one of
@@ -125,9 +141,11 @@ type KMS struct {
 	grantDelay   time.Duration
 	grantsPerKey int
 	observe      func(Call)
+	sleep        func(context.Context, time.Duration) error
 	callers      map[string]*identity // by access key id; never changes
 	operations   map[string]operation // by name; never changes
 	journal      *journal             // nil when there is no directory
+	plan         atomic.Pointer[plan] // nil when there are no faults
 
 	mu    sync.RWMutex // guards state
 	state *state
@@ -137,7 +155,7 @@ var _ http.Handler = (*KMS)(nil)
 
 // New opens a KMS, with the state that Config.Dir holds. It fails without a
 // clock, on a principal that is no IAM user, role or account root, on an access
-// key id used twice, on a directory that another KMS has open, and on a damaged
+// key id used twice, on faults that SetFaults refuses, on a directory that another KMS has open, and on a damaged
 // journal. A journal that ends in the middle of a record, as a crash leaves it,
 // is not damaged: the incomplete record was never acknowledged and is dropped.
 func New(cfg Config) (*KMS, error) {
@@ -153,11 +171,18 @@ func New(cfg Config) (*KMS, error) {
 		grantDelay:   cfg.GrantDelay,
 		grantsPerKey: cfg.GrantsPerKey,
 		observe:      cfg.Observe,
+		sleep:        cfg.Sleep,
 		callers:      callers,
 		operations:   newOperations(),
 	}
 	if k.grantsPerKey == 0 {
 		k.grantsPerKey = DefaultGrantsPerKey
+	}
+	if k.sleep == nil {
+		k.sleep = sleep
+	}
+	if err := k.SetFaults(cfg.Faults); err != nil {
+		return nil, err
 	}
 	if cfg.Dir == "" {
 		k.state = newState(newTokenSecret())

@@ -85,9 +85,11 @@ func newKMS(t testing.TB, cfg localkms.Config) *localkms.KMS {
 }
 
 // as returns the real AWS client of a principal.
-func as(h http.Handler, arn string) *kms.Client { return in(h, arn, region) }
+func as(h http.Handler, arn string, options ...func(*kms.Options)) *kms.Client {
+	return in(h, arn, region, options...)
+}
 
-func in(h http.Handler, arn, region string) *kms.Client {
+func in(h http.Handler, arn, region string, options ...func(*kms.Options)) *kms.Client {
 	return kms.New(kms.Options{
 		Region:           region,
 		HTTPClient:       &http.Client{Transport: localkms.RoundTripper(h)},
@@ -95,7 +97,7 @@ func in(h http.Handler, arn, region string) *kms.Client {
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: accessKeyOf(arn), SecretAccessKey: "secret"}, nil
 		}),
-	})
+	}, options...)
 }
 
 // newKey makes a key in the customer's account and returns its ARN.

@@ -27,7 +27,7 @@ func (k *KMS) retireGrant(r *request, in *retireGrantInput) (*empty, error) {
 		return nil, err
 	}
 	r.call.KeyARN, r.call.GrantID = claim.Key.arn(), claim.GrantID
-	return &empty{}, k.endGrant(claim, in.DryRun, func(g *grant) error {
+	return &empty{}, k.endGrant(r, claim, in.DryRun, func(g *grant) error {
 		if !g.retirableBy(r.caller) {
 			return errDenied(r.caller.arn, "RetireGrant", claim.Key.arn(), "because no resource-based policy allows the kms:RetireGrant action")
 		}
@@ -36,7 +36,7 @@ func (k *KMS) retireGrant(r *request, in *retireGrantInput) (*empty, error) {
 }
 
 // endGrant removes a grant, if the caller may. It works in every key state.
-func (k *KMS) endGrant(claim grantClaim, dryRun bool, may func(*grant) error) error {
+func (k *KMS) endGrant(r *request, claim grantClaim, dryRun bool, may func(*grant) error) error {
 	return k.change(func(s *state) (*event, error) {
 		key, err := s.get(claim.Key)
 		if err != nil {
@@ -52,7 +52,11 @@ func (k *KMS) endGrant(claim grantClaim, dryRun bool, may func(*grant) error) er
 		if dryRun {
 			return nil, errDryRun()
 		}
-		return &event{Retired: &retiredEvent{claim.Key, g.ID}}, nil
+		e := &retiredEvent{Key: claim.Key, GrantID: g.ID}
+		if r.plan != nil {
+			e.now, e.until = r.now, r.now.Add(r.plan.faults.RetireDelay)
+		}
+		return &event{Retired: e}, nil
 	})
 }
 
@@ -103,5 +107,5 @@ func (k *KMS) revokeGrant(r *request, in *revokeGrantInput) (*empty, error) {
 		return nil, err
 	}
 	claim := grantClaim{Key: key.ref, GrantID: *in.GrantID}
-	return &empty{}, k.endGrant(claim, in.DryRun, func(*grant) error { return nil })
+	return &empty{}, k.endGrant(r, claim, in.DryRun, func(*grant) error { return nil })
 }

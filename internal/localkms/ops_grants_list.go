@@ -24,6 +24,10 @@ func (in *listGrantsInput) validate(v *validation) {
 	v.text(in.Marker, "marker", maxMarker)
 }
 
+func (in *listGrantsInput) asksFor(g *grant) bool {
+	return (in.GrantID == nil || g.ID == *in.GrantID) && (in.GranteePrincipal == nil || g.Grantee == *in.GranteePrincipal)
+}
+
 type grantEntry struct {
 	Constraints       *grantConstraints `json:",omitempty"`
 	CreationDate      epoch
@@ -83,15 +87,16 @@ func (k *KMS) grantPage(r *request, key resolved, in *listGrantsInput, last uint
 	list := key.grants.all
 	switch {
 	case in.GrantID != nil && key.grants.byID[*in.GrantID] == nil:
-		return nil, false
+		list = nil
 	case in.GrantID != nil:
 		list = []*grant{key.grants.byID[*in.GrantID]}
 	case in.GranteePrincipal != nil:
 		list = key.grants.byGrantee[*in.GranteePrincipal]
 	}
+	list = withEnded(list, r.plan.lingering(key.grants, r.now), in.asksFor)
 	limit := pageSize(in.Limit)
 	for _, g := range list[after(list, last):] {
-		if !k.visible(g, r) || (in.GranteePrincipal != nil && g.Grantee != *in.GranteePrincipal) {
+		if !k.visible(g, r) || !in.asksFor(g) {
 			continue
 		}
 		if len(page) == limit {
@@ -199,7 +204,7 @@ func (k *KMS) retirable(r *request, principal, lastKey string, lastSeq uint64, m
 	defer k.mu.RUnlock()
 	var found []keyedGrant
 	for _, key := range k.state.retirableKeys(r, principal, lastKey) {
-		list := key.grants.byRetiring[principal]
+		list := key.grants.toRetire(r, principal)
 		if key.arn == lastKey {
 			list = list[after(list, lastSeq):]
 		}
@@ -215,13 +220,18 @@ func (k *KMS) retirable(r *request, principal, lastKey string, lastSeq uint64, m
 	return found
 }
 
+// toRetire returns the grants that a principal is to retire, in order of Seq.
+func (s *grantSet) toRetire(r *request, principal string) []*grant {
+	return withEnded(s.byRetiring[principal], r.plan.lingering(s, r.now), func(g *grant) bool { return g.Retiring == principal })
+}
+
 // retirableKeys returns the keys of a region that have grants which a principal
 // is to retire, by ARN from a first one on.
 func (s *state) retirableKeys(r *request, principal, first string) []*key {
 	return slices.SortedFunc(func(yield func(*key) bool) {
 		for key := range maps.Values(s.keys) {
 			if key.ref.Region == r.region && key.arn >= first && !key.settings.gone(r.now) &&
-				len(key.grants.byRetiring[principal]) > 0 && !yield(key) {
+				len(key.grants.toRetire(r, principal)) > 0 && !yield(key) {
 				return
 			}
 		}

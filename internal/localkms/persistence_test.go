@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io/fs"
 	"os"
@@ -190,6 +191,37 @@ func TestCrash(t *testing.T) {
 	}
 	if reached != len(states)-1 {
 		t.Errorf("the whole journal leads to state %d of %d", reached, len(states)-1)
+	}
+}
+
+// A journal that the program wrote before there were deletions, rotations and keys
+// of other kinds opens to the same state. It is what script left, then.
+func TestOldJournal(t *testing.T) {
+	dir := t.TempDir()
+	old, err := os.ReadFile("testdata/journal_v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "journal"), old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	blob, err := base64.StdEncoding.DecodeString("ATExMTEyMjIyMzMzM2pMNxraQkpytSNqME9Hl2ECXnjRuYHZRvTfT3t3Pofk/XAvPfiSNZgOEYG/zy6JPba6ub1JQ9aR4O2x6ngiI9xI" +
+		"WX2BqI7eaNjT72xOHy38CXVzLXdlc3QtMsI/ANfwK8bBzzZvXDqQTP9OszqpysRW2pc/KmmsahRGBg==")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // as it was, and as it is written now
+		h := reopen(t, dir)
+		c, ctx := as(h, admin), t.Context()
+		meta := must[*kms.DescribeKeyOutput](t)(c.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: aws.String("alias/papers")})).KeyMetadata
+		if meta.KeyState != types.KeyStateDisabled || meta.KeySpec != types.KeySpecSymmetricDefault || len(grantsOf(t, h, admin, *meta.Arn)) != 1 {
+			t.Errorf("%s, %s, %d grants", meta.KeyState, meta.KeySpec, len(grantsOf(t, h, admin, *meta.Arn)))
+		}
+		must[*kms.EnableKeyOutput](t)(c.EnableKey(ctx, &kms.EnableKeyInput{KeyId: meta.Arn}))
+		rotate(t, c, *meta.Arn)
+		must[*kms.DecryptOutput](t)(as(h, worker).Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob, EncryptionContext: pairs("a", "1")}))
+		must[*kms.DisableKeyOutput](t)(c.DisableKey(ctx, &kms.DisableKeyInput{KeyId: meta.Arn}))
+		closeKMS(t, h)
 	}
 }
 

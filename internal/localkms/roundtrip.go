@@ -2,6 +2,8 @@ package localkms
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -9,7 +11,8 @@ import (
 
 // RoundTripper returns a transport that calls h in the goroutine of the request:
 // no socket, no timer, no other goroutine, so it works under testing/synctest. A
-// request whose context is done is not handed to h.
+// request whose context is done is not handed to h. When h drops the connection,
+// as a lost answer does, the request fails with what a client reads then: io.EOF.
 func RoundTripper(h http.Handler) http.RoundTripper {
 	return inProcess{h}
 }
@@ -33,8 +36,28 @@ func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 		in.Host = req.URL.Host
 	}
 	rec := &recorder{header: http.Header{}}
-	t.handler.ServeHTTP(rec, in)
-	return rec.response(req), nil
+	if answers(t.handler, rec, in) {
+		return rec.response(req), nil
+	}
+	if err := req.Context().Err(); err != nil {
+		return nil, err
+	}
+	return nil, errDropped
+}
+
+var errDropped = fmt.Errorf("the server closed the connection without an answer: %w", io.EOF)
+
+// answers reports whether h answered.
+func answers(h http.Handler, w http.ResponseWriter, r *http.Request) (answered bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			if err, ok := v.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
+				panic(v)
+			}
+		}
+	}()
+	h.ServeHTTP(w, r)
+	return true
 }
 
 // recorder is a ResponseWriter that keeps what was written.

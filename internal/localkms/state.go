@@ -122,6 +122,9 @@ type grantEvent struct {
 type retiredEvent struct {
 	Key     keyRef `json:"key"`
 	GrantID string `json:"grantId"`
+
+	// Not of the journal: when the grant was retired, and until when it lingers.
+	now, until time.Time
 }
 
 // deletionEvent plans the deletion of a key, or with a zero date cancels it.
@@ -246,6 +249,9 @@ func (s *state) applyRetired(e *retiredEvent) error {
 		return fmt.Errorf("key %s has no grant %s to retire", k.arn, e.GrantID)
 	}
 	k.grants.remove(g)
+	if e.now.Before(e.until) {
+		k.grants.linger(g, e.now, e.until)
+	}
 	return nil
 }
 

@@ -27,6 +27,9 @@ type request struct {
 	region string
 	now    time.Time
 	call   Call // what Observe will be told
+
+	plan    *plan // the faults that were in force when the work began; may be nil
+	dropped bool  // the answer does not get through
 }
 
 // operation decodes a body, validates it and serves it.
@@ -101,7 +104,8 @@ const unsupported = ` ConnectCustomKeyStore CreateCustomKeyStore Decapsulate Del
  TagResource UntagResource UpdateAlias UpdateCustomKeyStore UpdateKeyDescription UpdatePrimaryRegion Verify
  VerifyMac `
 
-// ServeHTTP answers one AWS JSON 1.1 request.
+// ServeHTTP answers one AWS JSON 1.1 request. An answer that is to be lost ends
+// with a panic of http.ErrAbortHandler, which closes the connection.
 func (k *KMS) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	r := &request{now: k.now()}
 	r.call.RequestID = newUUID()
@@ -109,6 +113,9 @@ func (k *KMS) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	status, body := encode(out, err, &r.call)
 	if k.observe != nil {
 		k.observe(r.call)
+	}
+	if r.dropped {
+		panic(http.ErrAbortHandler)
 	}
 	h := w.Header()
 	h.Set("Content-Type", contentType)
@@ -137,6 +144,11 @@ func (k *KMS) dispatch(r *request, hr *http.Request) (any, error) {
 	body, err := readBody(hr)
 	if err != nil {
 		return nil, err
+	}
+	if r.plan = k.plan.Load(); r.plan != nil {
+		if err := k.inject(hr.Context(), r, body); err != nil {
+			return nil, err
+		}
 	}
 	return run(k, r, body)
 }
