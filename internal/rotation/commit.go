@@ -27,7 +27,7 @@ func (w *shardWork) commit(ctx context.Context, out batchResult, release bool) (
 		if tally, err = w.storeRows(ctx, tx, out); err != nil {
 			return err
 		}
-		next.Done += int64(tally.moved)
+		next.Done += int64(tally.moved + tally.verified)
 		next.Relabelled += int64(tally.relabelled)
 		next.Failed += int64(tally.failed)
 		next.Again = next.Again || tally.conflicts > 0 || out.retryLater > 0
@@ -36,6 +36,9 @@ func (w *shardWork) commit(ctx context.Context, out batchResult, release bool) (
 			ttl = 0
 		}
 		if state, err = tx.CommitShard(ctx, next, ttl); err != nil {
+			return err
+		}
+		if err := w.doubt(ctx, tx, &out, tally); err != nil {
 			return err
 		}
 		return w.block(ctx, tx, out)
@@ -72,7 +75,7 @@ func (w *shardWork) advance(s *Shard, out batchResult) {
 
 // A tally counts what became of a batch's rows. relabelled is part of moved.
 type tally struct {
-	moved, relabelled, failed, conflicts int
+	moved, relabelled, verified, failed, conflicts int
 }
 
 func (w *shardWork) storeRows(ctx context.Context, tx Tx, out batchResult) (tally, error) {
@@ -84,6 +87,8 @@ func (w *shardWork) storeRows(ctx context.Context, tx Tx, out batchResult) (tall
 		switch o := &out.outcomes[i]; {
 		case o.move != nil:
 			moves, byMove = append(moves, *o.move), append(byMove, o)
+		case o.verified:
+			t.verified++
 		case o.failure != nil:
 			f := *o.failure
 			f.Time = tx.Now()
@@ -140,6 +145,32 @@ func (w *shardWork) record(ctx context.Context, tx Tx, moves []Move, outcomes []
 	root := merkleRoot(leaves)
 	return tx.Audit(ctx, w.engine.event(broker.System.Subject, "dataKeys.reencrypt", w.plan.domain, w.job, broker.AuditDone,
 		map[string]string{"rows": strconv.Itoa(t.moved), "merkle_root": hex.EncodeToString(root[:]), "kms_key": string(w.job.TargetKey)}))
+}
+
+// doubtAt and doubtShare: that many poison rows, and that share of the job, are
+// no accident; the context or the key that the domain records is wrong then.
+const (
+	doubtAt    = 20
+	doubtShare = 0.01
+)
+
+// doubt blocks a job whose rows turn out to be poison one after the other,
+// unless somebody said to go on over them.
+func (w *shardWork) doubt(ctx context.Context, tx Tx, out *batchResult, t tally) error {
+	if t.failed == 0 || w.job.Kind == KindVerify || out.lost != nil {
+		return nil
+	}
+	j, err := tx.Job(ctx, w.job.Ref())
+	if err != nil || j.AcceptMismatch {
+		return err
+	}
+	p, err := tx.Progress(ctx, w.job.Ref())
+	if err != nil || p.Failed < doubtAt || float64(p.Failed) < doubtShare*float64(j.EstimatedRows) {
+		return err
+	}
+	out.lost = blockOn(From, broker.ReasonContextOrKeyMismatch,
+		"KMS cannot read %d rows: their key or context is not what the domain records; ResumeReencryptionJob goes on over them", p.Failed)
+	return nil
 }
 
 // block stores the loss of access on the job, unless it is blocked already or

@@ -108,7 +108,7 @@ func (w *shardWork) batch(ctx context.Context, release bool) (goOn bool, err err
 	var begun time.Time
 	err = w.engine.store.View(ctx, func(tx Tx) error {
 		begun = tx.Now()
-		rows, err = tx.PendingDataKeys(ctx, w.shard, w.job.TargetEpoch, w.engine.cfg.BatchRows)
+		rows, err = w.pendingRows(ctx, tx)
 		return err
 	})
 	if err != nil {
@@ -132,15 +132,17 @@ type batchResult struct {
 	lost       error // the loss of access that stops the job, as a hold
 }
 
-// A rowOutcome is exactly one of: a move, a failure, or neither (left for later).
+// A rowOutcome is exactly one of: a move, a row that KMS can read (of a VERIFY
+// job), a failure, or none of them (left for later).
 type rowOutcome struct {
-	move    *Move
-	relabel bool
-	source  broker.KeyARN
-	oldID   string // the source's key material id
-	failure *Failure
-	lost    error
-	lostOn  broker.KeyARN
+	move     *Move
+	verified bool
+	relabel  bool
+	source   broker.KeyARN
+	oldID    string // the source's key material id
+	failure  *Failure
+	lost     error
+	lostOn   broker.KeyARN
 }
 
 // moveRows gives the rows to KMS, several at a time, in order, until they are
@@ -176,7 +178,7 @@ func (w *shardWork) moveRows(ctx context.Context, rows []broker.DataKey) batchRe
 	out := batchResult{rows: rows[:next], outcomes: outcomes[:next], end: next == len(rows) && len(rows) < e.cfg.BatchRows}
 	for i := range out.outcomes {
 		o := &out.outcomes[i]
-		if o.move == nil && o.failure == nil {
+		if o.move == nil && o.failure == nil && !o.verified {
 			out.retryLater++
 		}
 		if o.lost != nil && out.lost == nil {
@@ -193,19 +195,21 @@ func (w *shardWork) moveRow(ctx, timed context.Context, row broker.DataKey) rowO
 	if !ok {
 		return rowOutcome{failure: w.failure(row, "", fmt.Errorf("the domain never had epoch %d", row.Epoch))}
 	}
-	if key.KMSKey == w.job.TargetKey {
+	if w.job.Kind == KindKeyChange && key.KMSKey == w.job.TargetKey {
 		return rowOutcome{relabel: true, source: key.KMSKey, oldID: row.KeyMaterialID, move: &Move{ID: row.ID, UID: row.UID,
 			Version: row.Version, FromEpoch: row.Epoch, Ciphertext: row.Ciphertext, KeyMaterialID: row.KeyMaterialID, KMSRequestID: row.KMSRequestID}}
 	}
 	source := key.KMSKey
 	for backoff := 50 * time.Millisecond; ; backoff *= 2 {
 		made, err := w.reencrypt(ctx, row, source)
-		if broker.ClassOf(err) == broker.KMSIncorrectKey {
+		if w.job.Kind == KindKeyChange && broker.ClassOf(err) == broker.KMSIncorrectKey {
 			if made, source, err = w.tryOtherKeys(ctx, row, key.KMSKey); err == nil {
 				w.engine.cfg.Logger.WarnContext(ctx, "row was under another key than recorded", "job", w.job.ID, "data_key", row.ID)
 			}
 		}
 		switch class := broker.ClassOf(err); {
+		case err == nil && w.job.Kind == KindVerify:
+			return rowOutcome{verified: true}
 		case err == nil:
 			return rowOutcome{source: source, oldID: made.SourceKeyMaterialID, move: &Move{ID: row.ID, UID: row.UID, Version: row.Version,
 				FromEpoch: row.Epoch, Ciphertext: made.Ciphertext, KeyMaterialID: made.DestinationKeyMaterialID, KMSRequestID: made.RequestID}}
@@ -222,14 +226,16 @@ func (w *shardWork) moveRow(ctx, timed context.Context, row broker.DataKey) rowO
 	}
 }
 
+// reencrypt is the one call of the engine: from source to the target or, in a
+// VERIFY job, to source itself. The adapter has compared the keys in the answer.
 func (w *shardWork) reencrypt(ctx context.Context, row broker.DataKey, source broker.KeyARN) (broker.ReEncrypted, error) {
 	full := contextOf(row, w.plan.domain)
-	made, err := w.engine.worker.ReEncrypt(ctx, broker.ReEncrypt{Ciphertext: row.Ciphertext, SourceKey: source,
-		SourceContext: full, DestinationKey: w.job.TargetKey, DestinationContext: full})
-	if err == nil && made.DestinationKey != w.job.TargetKey {
-		err = fmt.Errorf("KMS answered with key %s instead of %s", made.DestinationKey, w.job.TargetKey)
+	destination := w.job.TargetKey
+	if w.job.Kind == KindVerify {
+		destination = source
 	}
-	return made, err
+	return w.engine.worker.ReEncrypt(ctx, broker.ReEncrypt{Ciphertext: row.Ciphertext, SourceKey: source,
+		SourceContext: full, DestinationKey: destination, DestinationContext: full})
 }
 
 // tryOtherKeys asks the domain's other keys that are not retired, the target

@@ -79,7 +79,7 @@ func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn
 	if v.Blockers, err = blockers(ctx, tx, j, d, arn); err != nil {
 		return v, err
 	}
-	if len(v.Blockers) == 0 {
+	if !stands(v.Blockers) {
 		v.SafeAfter = j.EndTime
 		if retention := e.broker.Windows().BackupRetention; retention > 0 && !j.LastMoveTime.IsZero() {
 			v.SafeAfter = latest(v.SafeAfter, j.LastMoveTime.Add(retention))
@@ -88,7 +88,7 @@ func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn
 					Message: "a backup from before the last move, if it is restored, needs the key"})
 			}
 		}
-		v.Safe = len(v.Blockers) == 0
+		v.Safe = !stands(v.Blockers)
 	}
 	since := "the job's end"
 	if !v.SafeAfter.IsZero() {
@@ -102,6 +102,11 @@ func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn
 	return v, nil
 }
 
+// stands reports whether any of them stands against retiring the key.
+func stands(blockers []Blocker) bool {
+	return slices.ContainsFunc(blockers, func(b Blocker) bool { return b.Kind != BlockAbandoned })
+}
+
 func latest(a, b time.Time) time.Time {
 	if b.After(a) {
 		return b
@@ -112,7 +117,11 @@ func latest(a, b time.Time) time.Time {
 // blockers lists what stands against retiring a key, in this domain and others.
 func blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn broker.KeyARN) ([]Blocker, error) {
 	var out []Blocker
-	if !reportReady(j) {
+	keys, err := tx.DomainKeys(ctx, j.Domain)
+	if err != nil {
+		return nil, err
+	}
+	if !reportReady(j, keys, arn) {
 		out = append(out, Blocker{Kind: BlockJob, Resource: broker.JobName(d, j.ID), Count: 1,
 			Message: fmt.Sprintf("the key change is %s in %s; it must succeed first", j.State, j.Phase)})
 	}
@@ -124,6 +133,9 @@ func blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn broker.K
 		name := u.DomainID.Name()
 		if u.Rows > 0 {
 			out = append(out, Blocker{Kind: BlockRows, Resource: name, Count: u.Rows, Message: "wrapped data keys are under this key"})
+		}
+		if u.Abandoned > 0 {
+			out = append(out, Blocker{Kind: BlockAbandoned, Resource: name, Count: u.Abandoned, Message: "wrapped data keys under this key cannot be read, and were given up"})
 		}
 		if live := u.Grants - u.Intents; live > 0 {
 			out = append(out, Blocker{Kind: BlockGrants, Resource: name, Count: live, Message: "KMS grants on this key are live"})

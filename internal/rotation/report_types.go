@@ -50,6 +50,9 @@ const (
 	BlockJob          BlockerKind = "JOB"    // the job, or another, is not done with it
 	BlockImportSource BlockerKind = "IMPORT_SOURCE"
 	BlockBackup       BlockerKind = "BACKUP_RETENTION"
+	// BlockAbandoned names rows that their owner has given up; it does not stand
+	// against retiring the key.
+	BlockAbandoned BlockerKind = "ABANDONED_ROWS"
 )
 
 // A Blocker is one thing that needs the key.

@@ -78,9 +78,9 @@ func (e *Engine) countRetired(ctx context.Context, j *Job, n int) error {
 	})
 }
 
-// closeEpochs forbids every new intent and store under the older keys. A last
-// look for rows is part of the same transaction's fence: a writer that comes
-// after it reads the closed state, and one that came before is seen.
+// closeEpochs forbids every new intent and import under the older keys. The
+// exclusive lock makes it exact: a writer that comes after it reads the closed
+// state, and one that came before has stored under the present key.
 func (e *Engine) closeEpochs(ctx context.Context, j Job) (Job, error) {
 	err := e.store.Update(ctx, func(tx Tx) error {
 		if err := tx.LockDomain(ctx, j.Domain, broker.Exclusive); err != nil {
@@ -131,7 +131,7 @@ func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, e
 				continue
 			}
 			found++
-			if _, err := e.registrar.RetireGrant(ctx, arn, l.ID); err != nil {
+			if err := e.retireLeftover(ctx, p.domain, j, arn, l); err != nil {
 				return j, e.blockedFrom(j, err)
 			}
 		}
@@ -140,6 +140,27 @@ func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, e
 		return j, e.countRetired(ctx, &j, found)
 	}
 	return e.succeed(ctx, p, j, now)
+}
+
+// retireLeftover retires a grant that only KMS's listing knows of, with the two
+// audit events of every act at KMS.
+func (e *Engine) retireLeftover(ctx context.Context, d broker.Domain, j Job, key broker.KeyARN, l broker.ListedGrant) error {
+	audit := func(outcome broker.AuditOutcome, requestID string) error {
+		return e.store.Update(ctx, func(tx Tx) error {
+			event := e.event(broker.System.Subject, "kms.RetireGrant", d, j, outcome,
+				map[string]string{"kms_key": string(key), "kms_grant_id": l.ID, "name": l.Name})
+			event.KMSRequestID = requestID
+			return tx.Audit(ctx, event)
+		})
+	}
+	if err := audit(broker.AuditIntended, ""); err != nil {
+		return err
+	}
+	requestID, err := e.registrar.RetireGrant(ctx, key, l.ID)
+	if err != nil {
+		return err
+	}
+	return audit(broker.AuditDone, requestID)
 }
 
 // olderKeys are the ARNs of every epoch below the target that is not retired.

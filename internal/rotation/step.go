@@ -81,7 +81,7 @@ func (e *Engine) StepJob(ctx context.Context, r JobRef) (moved bool, err error) 
 			err = errors.Join(err, release)
 		}
 	}()
-	if !j.Open() || j.State == Paused {
+	if !j.Open() || j.State == Paused || j.Block.Reason == broker.ReasonContextOrKeyMismatch {
 		return false, nil
 	}
 	after, err := e.phase(ctx, j)
@@ -91,6 +91,9 @@ func (e *Engine) StepJob(ctx context.Context, r JobRef) (moved bool, err error) 
 // phase runs the present phase and gives the job as it shall be stored, or as
 // the phase itself has stored it.
 func (e *Engine) phase(ctx context.Context, j Job) (Job, error) {
+	if j.Kind != KindKeyChange {
+		return e.sideJob(ctx, j)
+	}
 	switch j.Phase {
 	case Preparing:
 		return e.prepare(ctx, j)
@@ -194,7 +197,7 @@ func due(j Job, now time.Time) bool {
 	case Running:
 		return !now.Before(j.WaitUntil)
 	case Blocked:
-		return !now.Before(j.Block.NextProbe)
+		return j.Block.Reason != broker.ReasonContextOrKeyMismatch && !now.Before(j.Block.NextProbe)
 	}
 	return false
 }

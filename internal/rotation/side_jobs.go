@@ -1,0 +1,146 @@
+package rotation
+
+import (
+	"context"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// materialSettling is how long a data key may be on its way from KMS to the
+// store: rows stored within it after a KEY_MATERIAL job began may still be under
+// older material, and the job waits it out before it looks for the last time.
+const materialSettling = time.Minute
+
+// NewJob is a CreateReencryptionJob call.
+type NewJob struct {
+	Request broker.Request
+	Domain  broker.DomainID
+	Kind    Kind // KindKeyMaterial or KindVerify
+	Reason  string
+}
+
+// CreateJob starts a job about the domain's present key: KEY_MATERIAL moves the
+// rows to its newest key material, which KMS's own rotation never does; VERIFY
+// gives every row to KMS. Neither touches the epoch or a grant, and both end
+// when a ChangeKey is accepted.
+func (e *Engine) CreateJob(ctx context.Context, caller broker.Caller, in NewJob) (JobView, error) {
+	if in.Kind != KindKeyMaterial && in.Kind != KindVerify {
+		return JobView{}, &broker.Error{Kind: broker.ErrInvalid, Reason: broker.ReasonFieldInvalid, Detail: "the request is invalid",
+			Violations: []broker.Violation{{Field: "reencryption_job.kind", Description: "must be KIND_KEY_MATERIAL or KIND_VERIFY; a key change begins with ChangeKey"}}}
+	}
+	d, _, err := e.broker.GetDomain(ctx, caller, in.Domain)
+	if err != nil {
+		return JobView{}, err
+	}
+	if d.Epoch == 0 {
+		return JobView{}, &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonDomainPendingKey, Resource: d.ID.Name(),
+			Detail: "the domain has no key yet: call ChangeKey, and wait until it is ACTIVE"}
+	}
+	j := Job{Domain: d.UID, ID: broker.JobID(e.cfg.NewID()), Kind: in.Kind, Phase: Reencrypting, State: Running,
+		SourceEpoch: d.Epoch, TargetEpoch: d.Epoch, SourceKey: d.KMSKey, TargetKey: d.KMSKey, TargetGiven: d.KMSKeyGiven,
+		Reason: in.Reason, Caller: caller.Subject, Version: 1}
+	if in.Kind == KindVerify {
+		j.Phase = Verifying
+	} else {
+		meta, err := e.registrar.DescribeKey(ctx, string(d.KMSKey))
+		if err != nil {
+			return JobView{}, broker.RefusedByKMS(err, d.ID.Name())
+		}
+		j.TargetMaterial = meta.CurrentKeyMaterialID
+	}
+	bounds, rows, err := e.sample(ctx, j)
+	if err != nil {
+		return JobView{}, err
+	}
+	j.EstimatedRows = rows
+	return e.jobVerb(ctx, caller, in.Request, in.Domain, func(tx Tx, now broker.Domain) (Job, error) {
+		return e.startSideJob(ctx, tx, caller, now, j, bounds)
+	})
+}
+
+func (e *Engine) startSideJob(ctx context.Context, tx Tx, caller broker.Caller, d broker.Domain, j Job, bounds []broker.DataKeyID) (Job, error) {
+	open, err := tx.UnfinishedJobs(ctx, d.UID)
+	if err != nil {
+		return Job{}, err
+	}
+	for _, o := range open {
+		if o.Open() {
+			return Job{}, &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonKeyChangeInProgress, Resource: broker.JobName(d.ID, o.ID),
+				Detail: "another job of this domain is under way: wait until it has ended"}
+		}
+	}
+	if d.Epoch != j.TargetEpoch {
+		return Job{}, broker.ErrConflict
+	}
+	j.CreateTime, j.UpdateTime, j.SwitchTime = tx.Now(), tx.Now(), tx.Now()
+	if err := tx.InsertJob(ctx, j); err != nil {
+		return Job{}, err
+	}
+	if err := e.replaceShards(ctx, tx, j, bounds, false); err != nil {
+		return Job{}, err
+	}
+	return j, tx.Audit(ctx, e.event(caller.Subject, "reencryptionJobs.create", d, j, broker.AuditDone, map[string]string{
+		"kind": string(j.Kind), "reason": j.Reason}))
+}
+
+// sideJob is every step of a job that is no key change: it waits for its shards,
+// and then says how they ended.
+func (e *Engine) sideJob(ctx context.Context, j Job) (Job, error) {
+	if j.State == Blocked {
+		p, err := e.readPlan(ctx, j)
+		if err == nil {
+			err = e.dryRun(ctx, p, j, nil)
+		}
+		return j, err // without an error settle makes it RUNNING
+	}
+	var progress Progress
+	var now time.Time
+	err := e.store.View(ctx, func(tx Tx) (err error) {
+		now = tx.Now()
+		progress, err = tx.Progress(ctx, j.Ref())
+		return err
+	})
+	if err != nil || progress.FinishedShards < progress.Shards {
+		return j, err
+	}
+	if j.Kind == KindKeyMaterial {
+		if settled := j.CreateTime.Add(materialSettling); now.Before(settled) {
+			return j, waitUntil(settled, "data keys that were on their way when the job began must be stored first")
+		}
+		left, err := e.olderMaterialLeft(ctx, j)
+		if err != nil {
+			return j, err
+		}
+		if left {
+			return e.sweepAgain(ctx, j, passResult{})
+		}
+	}
+	if progress.Failed > 0 {
+		return j, failWith(broker.ReasonRowsFailed, "%d rows cannot be read by KMS; they are listed as the job's failures", progress.Failed)
+	}
+	j.State, j.VerifiedRows = Succeeded, progress.Done
+	return j, nil
+}
+
+// olderMaterialLeft looks over the whole domain once more.
+func (e *Engine) olderMaterialLeft(ctx context.Context, j Job) (left bool, err error) {
+	err = e.store.View(ctx, func(tx Tx) error {
+		rows, err := tx.MaterialDataKeys(ctx, Shard{Domain: j.Domain, Job: j.ID}, j.TargetEpoch, j.TargetMaterial, j.CreateTime.Add(materialSettling), 1)
+		left = len(rows) > 0
+		return err
+	})
+	return left, err
+}
+
+// pendingRows gives the next rows of the shard that the job is about.
+func (w *shardWork) pendingRows(ctx context.Context, tx Tx) ([]broker.DataKey, error) {
+	limit := w.engine.cfg.BatchRows
+	switch w.job.Kind {
+	case KindKeyMaterial:
+		return tx.MaterialDataKeys(ctx, w.shard, w.job.TargetEpoch, w.job.TargetMaterial, w.job.CreateTime.Add(materialSettling), limit)
+	case KindVerify:
+		return tx.ShardDataKeys(ctx, w.shard, limit)
+	}
+	return tx.PendingDataKeys(ctx, w.shard, w.job.TargetEpoch, limit)
+}
