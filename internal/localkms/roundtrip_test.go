@@ -65,6 +65,45 @@ func TestRoundTripper(t *testing.T) {
 	}
 }
 
+// A handler that drops the connection is an error of the transport; any other
+// panic is the handler's own.
+func TestRoundTripperWithoutAnswer(t *testing.T) {
+	var reason any
+	client := &http.Client{Transport: localkms.RoundTripper(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("half an answer"))
+		panic(reason)
+	}))}
+	ctx, cancel := context.WithCancel(t.Context())
+	get := func() error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://kms.test/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(req)
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		return err
+	}
+	reason = http.ErrAbortHandler
+	if err := get(); !errors.Is(err, io.EOF) {
+		t.Errorf("dropped: %v", err)
+	}
+	reason = "a fault of the handler"
+	func() {
+		defer func() {
+			if got := recover(); got != reason {
+				t.Errorf("recovered %v", got)
+			}
+		}()
+		_ = get()
+	}()
+	cancel()
+	if err := get(); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+}
+
 // The whole service runs in a bubble, on the bubble's clock.
 func TestInSynctestBubble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
