@@ -73,7 +73,7 @@ func (l *look) readGrants(ctx context.Context) (map[string]grantRow, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer found.Close() //nolint:errcheck // Err tells
+	defer found.Close()
 	byName := map[string]grantRow{}
 	for found.Next() {
 		var name string
@@ -100,7 +100,7 @@ func (l *look) checkLive(ctx context.Context, made map[string][]string) error {
 	if err != nil {
 		return err
 	}
-	defer found.Close() //nolint:errcheck // Err tells
+	defer found.Close()
 	for found.Next() {
 		var uid string
 		var wraps bool
@@ -188,7 +188,7 @@ func (l *look) count(ctx context.Context, query string) (map[string]int, error) 
 	if err != nil {
 		return nil, err
 	}
-	defer found.Close() //nolint:errcheck // Err tells
+	defer found.Close()
 	counts := map[string]int{}
 	for found.Next() {
 		var op string

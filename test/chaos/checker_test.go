@@ -153,7 +153,7 @@ func copyFile(to, from string) error {
 	if err != nil {
 		return err
 	}
-	defer src.Close() //nolint:errcheck // only read
+	defer src.Close()
 	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 		return err
 	}
@@ -259,7 +259,7 @@ func (l *look) readRows(ctx context.Context) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer found.Close() //nolint:errcheck // Err tells
+	defer found.Close()
 	var rows []row
 	for found.Next() {
 		var r row

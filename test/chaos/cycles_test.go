@@ -79,7 +79,7 @@ func (s *story) cycle(ctx context.Context, m moment) error {
 	if err != nil {
 		return err
 	}
-	if err := wait(ctx, between(s.rng, 0, max(0, time.Until(until))+m.spread)); err != nil {
+	if err := wait(ctx, m.delay(s.rng, time.Until(until))); err != nil {
 		return err
 	}
 	s.work.burst(ctx, s.failed)

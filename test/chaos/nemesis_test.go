@@ -77,6 +77,18 @@ type moment struct {
 	// spread is how long the phase takes, about: after the wait that the job tells
 	// of, if it does.
 	spread time.Duration
+	// past is for a phase that is over before a watch shows it: the moment lies
+	// after that wait in the phase before, not within it.
+	past bool
+}
+
+// delay draws how long to wait in the phase, of which the job has told its wait.
+func (m moment) delay(rng *rand.Rand, waits time.Duration) time.Duration {
+	waits = max(0, waits)
+	if m.past {
+		return waits + between(rng, 0, m.spread)
+	}
+	return between(rng, 0, waits+m.spread)
 }
 
 // starting is the moment between exec and the first call that is served.
@@ -86,9 +98,9 @@ const starting = "STARTING"
 // them, so that few jobs serve many cycles: a job takes ten seconds, most of
 // them the waits that --dev has.
 func schedule(n int) []moment {
-	preparing, reencrypting := moment{"PREPARING", 1500 * time.Millisecond}, moment{"REENCRYPTING", 800 * time.Millisecond}
-	draining, verifying := moment{"DRAINING", 0}, moment{"VERIFYING", 100 * time.Millisecond}
-	retiring, start := moment{"RETIRING", 2 * time.Second}, moment{phase: starting}
+	preparing, reencrypting := moment{phase: "PREPARING", spread: 1500 * time.Millisecond}, moment{phase: "REENCRYPTING", spread: 800 * time.Millisecond}
+	draining, verifying := moment{phase: "DRAINING"}, moment{phase: "DRAINING", spread: 400 * time.Millisecond, past: true}
+	retiring, start := moment{phase: "RETIRING", spread: 1500 * time.Millisecond}, moment{phase: starting}
 	jobs := [][]moment{
 		{preparing, reencrypting, draining, verifying, retiring},
 		{preparing, reencrypting, start, reencrypting, retiring},

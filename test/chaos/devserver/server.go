@@ -38,7 +38,7 @@ func Spawn(bin, data, logFile string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close() //nolint:errcheck // the process has its own descriptor
+	defer log.Close() // the process has its own descriptor
 	// Not CommandContext: how and when it ends is the test's business.
 	cmd := exec.Command(bin, "serve", "--dev", "--data", data,
 		"--listen", "127.0.0.1:0", "--kms-listen", "127.0.0.1:0", "--admin", "off")
