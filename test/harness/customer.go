@@ -47,7 +47,10 @@ func (b *Bench) ChangeKey(ctx context.Context, id broker.DomainID, key broker.Ke
 
 // Step does one piece of whatever work there is: a step of each open job, or a
 // batch. It reports whether anything moved.
-func (b *Bench) Step(ctx context.Context) (moved bool, err error) {
+func (b *Bench) Step(ctx context.Context) (moved bool, err error) { return b.StepWith(ctx, b.Engine) }
+
+// StepWith is Step by one of the engines.
+func (b *Bench) StepWith(ctx context.Context, e *rotation.Engine) (moved bool, err error) {
 	var jobs []rotation.Job
 	err = b.Store.Rotation().View(ctx, func(tx rotation.Tx) (err error) {
 		jobs, err = tx.OpenJobs(ctx, 100)
@@ -57,13 +60,13 @@ func (b *Bench) Step(ctx context.Context) (moved bool, err error) {
 		return false, err
 	}
 	for _, j := range jobs {
-		stepped, err := b.Engine.StepJob(ctx, j.Ref())
+		stepped, err := e.StepJob(ctx, j.Ref())
 		if err != nil {
 			return moved, fmt.Errorf("step of job %s in %s: %w", j.ID, j.Phase, err)
 		}
 		moved = moved || stepped
 	}
-	worked, err := b.Engine.StepShard(ctx)
+	worked, err := e.StepShard(ctx)
 	return moved || worked, err
 }
 

@@ -82,6 +82,8 @@ type Bench struct {
 	Store  *sqlstore.Store
 	Broker *broker.Broker
 	Engine *rotation.Engine
+	// Other is a second replica's engine on the same database.
+	Other *rotation.Engine
 	// Customer and Service are AWS clients in those roles; WorkerKMS and
 	// RegistrarKMS are the broker's own, for checkers.
 	Customer, Service *kms.Client
@@ -172,7 +174,11 @@ func (b *Bench) wire(cfg Config) error {
 	if engine.Shards == 0 {
 		engine.Shards = 3
 	}
-	b.Engine, err = rotation.New(engine, b.Store.Rotation(), b.Broker, background, background)
+	if b.Engine, err = rotation.New(engine, b.Store.Rotation(), b.Broker, background, background); err != nil {
+		return err
+	}
+	engine.Owner = "other"
+	b.Other, err = rotation.New(engine, b.Store.Rotation(), b.Broker, background, background)
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 )
 
@@ -13,6 +14,8 @@ type faults struct {
 	next int // answers until the lost one; below 0 loses none
 	held bool
 	used bool
+
+	throttled int // calls to come that KMS throttles
 
 	hookOn string // the operation after whose next answer hook runs, once
 	hook   func()
@@ -39,6 +42,9 @@ func (f *faults) takeHook(r *http.Request, dry bool) func() {
 
 func (f *faults) wrap(road http.RoundTripper) http.RoundTripper {
 	return roundTrip(func(r *http.Request) (*http.Response, error) {
+		if f.throttle() {
+			return refusal("ThrottlingException"), nil
+		}
 		resp, err := road.RoundTrip(r)
 		// A dry run never succeeds (AWS answers DryRunOperationException).
 		if hook := f.takeHook(r, err != nil || resp.StatusCode != http.StatusOK); hook != nil {
@@ -51,6 +57,31 @@ func (f *faults) wrap(road http.RoundTripper) http.RoundTripper {
 		_ = resp.Body.Close()
 		return nil, errLost
 	})
+}
+
+// throttleNext has KMS throttle the broker's next n calls, before it does any work.
+func (f *faults) throttleNext(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.throttled = n
+}
+
+func (f *faults) throttle() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.throttled == 0 {
+		return false
+	}
+	f.throttled--
+	f.held = true
+	return true
+}
+
+// refusal is an error in the form that KMS gives it.
+func refusal(code string) *http.Response {
+	body := `{"__type":"` + code + `","message":"Rate exceeded"}`
+	return &http.Response{StatusCode: http.StatusBadRequest, Body: io.NopCloser(strings.NewReader(body)),
+		Header: http.Header{"Content-Type": {"application/x-amz-json-1.1"}, "X-Amzn-Requestid": {"throttled"}}}
 }
 
 var errLost = errors.New("connection reset by peer")
