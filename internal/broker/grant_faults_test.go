@@ -126,7 +126,11 @@ func TestNoOrphansUnderFaults(t *testing.T) {
 	}
 	for first, fault := range faults {
 		for nth := range 2 {
-			for _, then := range []string{"nothing", "repeat", "lost", "unsent", "disabled", "restart"} {
+			repeats := []string{"nothing", "repeat", "lost", "unsent", "disabled", "restart"}
+			if first == "disabled" || first == "throttled" {
+				repeats = repeats[:2] // KMS did nothing: less can go wrong
+			}
+			for _, then := range repeats {
 				t.Run(fmt.Sprint(first, nth, then), func(t *testing.T) {
 					b := newActive(t)
 					key := b.domain("acme").KMSKey
