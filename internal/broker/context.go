@@ -96,7 +96,7 @@ func validateContextValue(field, key, value string) error {
 	}
 	for _, r := range value {
 		if r < 0x20 || (r >= 0x7f && r < 0xa0) || r > 0xff {
-			return invalidField(ReasonContextKeyInvalid, field, "the value of key %q holds a character that a key policy cannot express (use printable ASCII or Latin-1)", key)
+			return invalidField(ReasonContextValueInvalid, field, "the value of key %q holds a character that a key policy cannot express (use printable ASCII or Latin-1)", key)
 		}
 	}
 	return nil

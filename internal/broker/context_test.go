@@ -214,13 +214,13 @@ func TestContextRules(t *testing.T) {
 		"NUL in the key":           {broker.Context{"keybroker:domain\x00": "v"}, broker.ReasonContextKeyInvalid},
 		"not the prefix":           {broker.Context{"keybroker": "v"}, ""},
 		"fold duplicates":          {broker.Context{"Tenant": "a", "tenant": "b"}, broker.ReasonContextDuplicateKey},
-		"NUL in the value":         {broker.Context{"a": "v\x00"}, broker.ReasonContextKeyInvalid},
-		"line feed in the value":   {broker.Context{"a": "v\n"}, broker.ReasonContextKeyInvalid},
-		"DEL in the value":         {broker.Context{"a": "\x7f"}, broker.ReasonContextKeyInvalid},
-		"C1 control in the value":  {broker.Context{"a": "\u0085"}, broker.ReasonContextKeyInvalid},
-		"beyond Latin-1":           {broker.Context{"a": "\u0100"}, broker.ReasonContextKeyInvalid},
-		"no UTF-8":                 {broker.Context{"a": "\xff"}, broker.ReasonContextKeyInvalid},
-		"combining (not NFC)":      {broker.Context{"a": "e\u0301"}, broker.ReasonContextKeyInvalid},
+		"NUL in the value":         {broker.Context{"a": "v\x00"}, broker.ReasonContextValueInvalid},
+		"line feed in the value":   {broker.Context{"a": "v\n"}, broker.ReasonContextValueInvalid},
+		"DEL in the value":         {broker.Context{"a": "\x7f"}, broker.ReasonContextValueInvalid},
+		"C1 control in the value":  {broker.Context{"a": "\u0085"}, broker.ReasonContextValueInvalid},
+		"beyond Latin-1":           {broker.Context{"a": "\u0100"}, broker.ReasonContextValueInvalid},
+		"no UTF-8":                 {broker.Context{"a": "\xff"}, broker.ReasonContextValueInvalid},
+		"combining (not NFC)":      {broker.Context{"a": "e\u0301"}, broker.ReasonContextValueInvalid},
 		"every character of a key": {broker.Context{"AZaz09_.:/@-": "v"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -253,7 +253,7 @@ func TestImportContexts(t *testing.T) {
 		"reserved prefix":               {broker.Context{"keybroker:x": "y"}, broker.ReasonContextKeyReserved, legacy},
 		"straggler called legacy":       {broker.Context{"keybroker:domain": "UID2345"}, broker.ReasonImportSourceNotAllowed, legacy},
 		"legacy called straggler":       {broker.Context{"tenant": "acme"}, broker.ReasonImportSourceNotAllowed, straggler},
-		"control character":             {broker.Context{"tenant": "a\x00"}, broker.ReasonContextKeyInvalid, legacy},
+		"control character":             {broker.Context{"tenant": "a\x00"}, broker.ReasonContextValueInvalid, legacy},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b, store, kms := newHeard(t)

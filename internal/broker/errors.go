@@ -65,6 +65,7 @@ const (
 
 	ReasonContextKeyReserved  Reason = "CONTEXT_KEY_RESERVED"
 	ReasonContextKeyInvalid   Reason = "CONTEXT_KEY_INVALID"
+	ReasonContextValueInvalid Reason = "CONTEXT_VALUE_INVALID"
 	ReasonContextDuplicateKey Reason = "CONTEXT_DUPLICATE_KEY"
 	ReasonContextTooLarge     Reason = "CONTEXT_TOO_LARGE"
 

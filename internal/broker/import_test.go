@@ -192,7 +192,7 @@ func TestImportRefusesItems(t *testing.T) {
 		{denied, broker.ReasonKeyAccessDenied, broker.ErrPrecondition},
 		{foreign, broker.ReasonContextKeyReserved, broker.ErrInvalid},
 		{unlisted, broker.ReasonImportSourceNotAllowed, broker.ErrInvalid},
-		{item("control", func(i *broker.ImportItem) { i.SourceContext = broker.Context{"tenant": "a\x00"} }), broker.ReasonContextKeyInvalid, broker.ErrInvalid},
+		{item("control", func(i *broker.ImportItem) { i.SourceContext = broker.Context{"tenant": "a\x00"} }), broker.ReasonContextValueInvalid, broker.ErrInvalid},
 		{claimed, broker.ReasonCiphertextWrongKey, broker.ErrInvalid},
 		{item("good2", func(*broker.ImportItem) {}), "", nil},
 	}

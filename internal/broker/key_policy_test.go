@@ -193,7 +193,7 @@ func TestKeyPolicyRefusals(t *testing.T) {
 		"import, reserved, folded":   {importing(broker.Context{"KEYBROKER:x": "y"}), broker.ReasonContextKeyReserved},
 		"import, a wide key":         {importing(broker.Context{"ключ": "y"}), broker.ReasonContextKeyInvalid},
 		"import, fold duplicates":    {importing(broker.Context{"A": "x", "a": "y"}), broker.ReasonContextDuplicateKey},
-		"import, control character":  {importing(broker.Context{"a": "\n"}), broker.ReasonContextKeyInvalid},
+		"import, control character":  {importing(broker.Context{"a": "\n"}), broker.ReasonContextValueInvalid},
 		"import, policy variable":    {importing(broker.Context{"a": "${kms:EncryptionContext:a}"}), broker.ReasonContextKeyInvalid},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -11,7 +11,9 @@ import (
 )
 
 var jobKinds = map[rotation.Kind]keybrokerv1.ReencryptionJob_Kind{
-	rotation.KindKeyChange: keybrokerv1.ReencryptionJob_KIND_KEY_CHANGE,
+	rotation.KindKeyChange:   keybrokerv1.ReencryptionJob_KIND_KEY_CHANGE,
+	rotation.KindKeyMaterial: keybrokerv1.ReencryptionJob_KIND_KEY_MATERIAL,
+	rotation.KindVerify:      keybrokerv1.ReencryptionJob_KIND_VERIFY,
 }
 
 var jobPhases = map[rotation.Phase]keybrokerv1.ReencryptionJob_Phase{

@@ -24,35 +24,39 @@ type enum struct {
 	set         func(f *fakeUseCases, value string)
 	field       string // path in the answer
 	notYet      []string
+	never       string // a room's value that the API never answers
 }
 
 func TestEveryEnumValue(t *testing.T) {
 	const job = `{"name":"domains/acme/reencryptionJobs/job1"}`
 	for _, e := range []enum{
 		{"../broker", "DomainState", keybrokerv1.Domain_State(0).Descriptor(), "STATE_", "DomainService/GetDomain", `{"name":"domains/acme"}`,
-			func(f *fakeUseCases, v string) { f.domain.State = broker.DomainState(v) }, "state", nil},
+			func(f *fakeUseCases, v string) { f.domain.State = broker.DomainState(v) }, "state", nil, "DELETED"},
 		{"../broker", "GrantState", keybrokerv1.Grant_State(0).Descriptor(), "STATE_", "GrantService/GetGrant", `{"name":"domains/acme/grants/orders"}`,
-			func(f *fakeUseCases, v string) { f.grant.State = broker.GrantState(v) }, "state", nil},
+			func(f *fakeUseCases, v string) { f.grant.State = broker.GrantState(v) }, "state", nil, ""},
 		{"../rotation", "Kind", keybrokerv1.ReencryptionJob_Kind(0).Descriptor(), "KIND_", "ReencryptionService/GetReencryptionJob", job,
-			func(f *fakeUseCases, v string) { f.job.Kind = rotation.Kind(v) }, "kind", nil},
+			func(f *fakeUseCases, v string) { f.job.Kind = rotation.Kind(v) }, "kind", nil, ""},
 		{"../rotation", "Phase", keybrokerv1.ReencryptionJob_Phase(0).Descriptor(), "PHASE_", "ReencryptionService/GetReencryptionJob", job,
-			func(f *fakeUseCases, v string) { f.job.Phase = rotation.Phase(v) }, "phase", nil},
+			func(f *fakeUseCases, v string) { f.job.Phase = rotation.Phase(v) }, "phase", nil, ""},
 		{"../rotation", "State", keybrokerv1.ReencryptionJob_State(0).Descriptor(), "STATE_", "ReencryptionService/GetReencryptionJob", job,
-			func(f *fakeUseCases, v string) { f.job.State = rotation.State(v) }, "state", nil},
+			func(f *fakeUseCases, v string) { f.job.State = rotation.State(v) }, "state", nil, ""},
 		{"../rotation", "Side", keybrokerv1.ReencryptionJob_Block_Side(0).Descriptor(), "SIDE_", "ReencryptionService/GetReencryptionJob", job,
 			func(f *fakeUseCases, v string) {
 				f.job.State, f.job.Block = rotation.Blocked, rotation.Block{Side: rotation.Side(v)}
-			}, "block.side", nil},
+			}, "block.side", nil, ""},
 		{"../rotation", "BlockerKind", keybrokerv1.KeyRetirement_Blocker_Kind(0).Descriptor(), "KIND_", "ReencryptionService/GetRetirementReport",
 			`{"name":"domains/acme/reencryptionJobs/job1/retirementReport"}`,
 			func(f *fakeUseCases, v string) { f.report.Keys[0].Blockers[0].Kind = rotation.BlockerKind(v) }, "entries.blockers.kind",
-			[]string{"SELF_INVENTORY", "ABANDONED_ROWS", "READ_DELAY", "GRANTS_UNLISTED"}},
+			[]string{"SELF_INVENTORY", "ABANDONED_ROWS", "READ_DELAY", "GRANTS_UNLISTED"}, ""},
 	} {
 		t.Run(e.goType, func(t *testing.T) {
 			values := constantsOf(t, e.dir, e.goType)
 			f := newFake()
 			d := serve(t, f, nil)
 			for _, v := range values {
+				if v == e.never {
+					continue
+				}
 				e.set(f, v)
 				answer, err := d.call(t.Context(), t, e.method, e.request)
 				if err != nil {

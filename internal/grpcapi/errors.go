@@ -19,11 +19,8 @@ import (
 // errorDomain is the domain of every ErrorInfo of ours.
 const errorDomain = "keybroker"
 
-// Reasons that only the door gives.
-const (
-	reasonInternal            broker.Reason = "INTERNAL"
-	reasonContextValueInvalid broker.Reason = "CONTEXT_VALUE_INVALID"
-)
+// reasonInternal is the one reason that only the door gives.
+const reasonInternal broker.Reason = "INTERNAL"
 
 // A status travels in HTTP/2 trailers, and many clients take 8 KiB of them.
 const (
@@ -136,7 +133,7 @@ func codeOfReason(r broker.Reason) (code codes.Code, ok bool) {
 		broker.ReasonEtagRequired, broker.ReasonRequestIDReused, broker.ReasonGranteeNotAllowed, broker.ReasonOperationNotAllowed,
 		broker.ReasonConstraintInvalid, broker.ReasonCiphertextInvalid, broker.ReasonCiphertextWrongKey,
 		broker.ReasonImportDuplicate, broker.ReasonContextKeyReserved, broker.ReasonContextKeyInvalid,
-		broker.ReasonContextDuplicateKey, broker.ReasonContextTooLarge, reasonContextValueInvalid,
+		broker.ReasonContextDuplicateKey, broker.ReasonContextTooLarge, broker.ReasonContextValueInvalid,
 		broker.ReasonKeyARNInvalid, broker.ReasonKeyRegionMismatch, broker.ReasonPolicyDocumentInvalid:
 		return codes.InvalidArgument, true
 	case broker.ReasonDomainNotFound, broker.ReasonGrantNotFound, broker.ReasonDataKeyNotFound,
@@ -149,7 +146,8 @@ func codeOfReason(r broker.Reason) (code codes.Code, ok bool) {
 		broker.ReasonKeyAccountNotAllowed, broker.ReasonKeyNotFound, broker.ReasonKeyNotSymmetric,
 		broker.ReasonKeyDisabled, broker.ReasonKeyStateInvalid, broker.ReasonKeyAccessDenied,
 		broker.ReasonKeyPolicyMissing, broker.ReasonKeyPolicyTooBroad, broker.ReasonPolicyTooLarge,
-		broker.ReasonRowsFailed:
+		broker.ReasonRowsFailed, broker.ReasonContextOrKeyMismatch, broker.ReasonDomainNotEmpty, broker.ReasonJobEnded,
+		broker.ReasonJobNotCancellable:
 		return codes.FailedPrecondition, true
 	case broker.ReasonEtagMismatch, broker.ReasonRequestInProgress, broker.ReasonKeyChangeInProgress:
 		return codes.Aborted, true

@@ -6,7 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -72,12 +74,43 @@ func published(t *testing.T) map[string]string {
 	return codeOf
 }
 
+// notYetGiven are reasons that the API knows and no room gives yet.
+var notYetGiven = []string{"GRANT_REVOKED_BY_CUSTOMER", "KEY_CHANGED_BY_CHANGE_KEY"}
+
+// What the comments of an RPC promise is known to the API.
+func TestPromisedReasons(t *testing.T) {
+	files, err := filepath.Glob("../../proto/keybroker/v1/*.proto")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	promise := regexp.MustCompile(`(?s)Errors: (.*?)\n *rpc (\w+)`)
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range promise.FindAllStringSubmatch(string(text), -1) {
+			for _, reason := range regexp.MustCompile(`\b[A-Z]+(_[A-Z]+)+\b`).FindAllString(m[1], -1) {
+				if _, ok := keybrokerv1.Reason_value["REASON_"+reason]; !ok {
+					t.Errorf("%s promises %s, which is no value of keybroker.v1.Reason", m[2], reason)
+				}
+			}
+		}
+	}
+}
+
 func TestEveryReason(t *testing.T) {
 	f := newFake()
 	d := serve(t, f, nil)
 	codeOf := published(t)
 	var table strings.Builder
-	for _, reason := range constantsOf(t, "../broker", "Reason") {
+	given := constantsOf(t, "../broker", "Reason")
+	for reason := range codeOf {
+		if later := slices.Contains(notYetGiven, reason); slices.Contains(given, reason) == later && reason != "UNSPECIFIED" && reason != "INTERNAL" {
+			t.Errorf("%s: listed as not yet given: %t", reason, later)
+		}
+	}
+	for _, reason := range given {
 		if _, ok := keybrokerv1.Reason_value["REASON_"+reason]; !ok {
 			t.Errorf("%s is no value of keybroker.v1.Reason", reason)
 			continue

@@ -71,7 +71,7 @@ func reasonOfField(field, rule string, forKey bool) broker.Reason {
 		case forKey:
 			return broker.ReasonContextKeyInvalid
 		case strings.HasPrefix(rule, "string."):
-			return reasonContextValueInvalid
+			return broker.ReasonContextValueInvalid
 		}
 		return broker.ReasonFieldInvalid
 	}

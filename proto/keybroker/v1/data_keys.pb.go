@@ -46,7 +46,7 @@ type DataKey struct {
 	// The caller's own encryption context pairs, not secret: KMS writes them to
 	// its logs. At most 7; keys [A-Za-z0-9_.:/@-]{1,128} that differ in more than
 	// case and do not begin with "keybroker:"; values at most 384 characters of
-	// ASCII and Latin-1. Immutable.
+	// printable ASCII and Latin-1. Immutable.
 	Context map[string]string `protobuf:"bytes,7,rep,name=context,proto3" json:"context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The complete encryption context, the domain's reserved pair included: hand
 	// it to KMS as it is. Output only.
@@ -778,15 +778,15 @@ var File_keybroker_v1_data_keys_proto protoreflect.FileDescriptor
 
 const file_keybroker_v1_data_keys_proto_rawDesc = "" +
 	"\n" +
-	"\x1ckeybroker/v1/data_keys.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keybroker/v1/errors.proto\"\xc2\x05\n" +
+	"\x1ckeybroker/v1/data_keys.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keybroker/v1/errors.proto\"\xc4\x05\n" +
 	"\aDataKey\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12'\n" +
 	"\x0fciphertext_blob\x18\x03 \x01(\fR\x0eciphertextBlob\x12\x17\n" +
 	"\akms_key\x18\x04 \x01(\tR\x06kmsKey\x12&\n" +
 	"\x0fkey_material_id\x18\x05 \x01(\tR\rkeyMaterialId\x125\n" +
-	"\bkey_spec\x18\x06 \x01(\tB\x1a\xbaH\x17\xd8\x01\x01r\x12R\aAES_128R\aAES_256R\akeySpec\x12\x82\x01\n" +
-	"\acontext\x18\a \x03(\v2\".keybroker.v1.DataKey.ContextEntryBD\xbaHA\x9a\x01>\x10\a\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1ar\x18\x18\x80\x032\x13^[\\t\\n\\r -\\x{FF}]*$R\acontext\x12[\n" +
+	"\bkey_spec\x18\x06 \x01(\tB\x1a\xbaH\x17\xd8\x01\x01r\x12R\aAES_128R\aAES_256R\akeySpec\x12\x84\x01\n" +
+	"\acontext\x18\a \x03(\v2\".keybroker.v1.DataKey.ContextEntryBF\xbaHC\x9a\x01@\x10\a\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1cr\x1a\x18\x80\x032\x15^[ -~\\x{A0}-\\x{FF}]*$R\acontext\x12[\n" +
 	"\x12encryption_context\x18\b \x03(\v2,.keybroker.v1.DataKey.EncryptionContextEntryR\x11encryptionContext\x12\x12\n" +
 	"\x04etag\x18\t \x01(\tR\x04etag\x12;\n" +
 	"\vcreate_time\x18\n" +
@@ -821,18 +821,18 @@ const file_keybroker_v1_data_keys_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/dataKeys/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$R\x04name\x12\x1b\n" +
 	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x123\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xac\x06\n" +
+	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xae\x06\n" +
 	"\x15ImportDataKeysRequest\x12H\n" +
 	"\x06parent\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12K\n" +
 	"\x05items\x18\x02 \x03(\v2(.keybroker.v1.ImportDataKeysRequest.ItemB\v\xbaH\b\x92\x01\x05\b\x01\x10\xf4\x03R\x05items\x123\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\x1a\xc6\x04\n" +
+	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\x1a\xc8\x04\n" +
 	"\x04Item\x12I\n" +
 	"\vdata_key_id\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$R\tdataKeyId\x123\n" +
 	"\x0fciphertext_blob\x18\x02 \x01(\fB\n" +
 	"\xbaH\az\x05\x10\x01\x18\x800R\x0eciphertextBlob\x12q\n" +
-	"\x0esource_kms_key\x18\x03 \x01(\tBK\xbaHHrF\x18\x80\x022A^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]{1,128}$R\fsourceKmsKey\x12\xc7\x01\n" +
-	"\x19source_encryption_context\x18\x04 \x03(\v2E.keybroker.v1.ImportDataKeysRequest.Item.SourceEncryptionContextEntryBD\xbaHA\x9a\x01>\x10\b\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1ar\x18\x18\x80\x032\x13^[\\t\\n\\r -\\x{FF}]*$R\x17sourceEncryptionContext\x125\n" +
+	"\x0esource_kms_key\x18\x03 \x01(\tBK\xbaHHrF\x18\x80\x022A^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]{1,128}$R\fsourceKmsKey\x12\xc9\x01\n" +
+	"\x19source_encryption_context\x18\x04 \x03(\v2E.keybroker.v1.ImportDataKeysRequest.Item.SourceEncryptionContextEntryBF\xbaHC\x9a\x01@\x10\b\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1cr\x1a\x18\x80\x032\x15^[ -~\\x{A0}-\\x{FF}]*$R\x17sourceEncryptionContext\x125\n" +
 	"\bkey_spec\x18\x05 \x01(\tB\x1a\xbaH\x17\xd8\x01\x01r\x12R\aAES_128R\aAES_256R\akeySpec\x1aJ\n" +
 	"\x1cSourceEncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

@@ -41,7 +41,7 @@ const (
 type DataKeyServiceClient interface {
 	// Lets KMS make a data key, keeps it wrapped and answers without its
 	// plaintext. Repeating it with the same request_id returns the same data key.
-	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, DOMAIN_KEY_INACCESSIBLE,
+	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY,
 	// DATA_KEY_ALREADY_EXISTS, DATA_KEY_ID_DELETED, CONTEXT_KEY_RESERVED,
 	// CONTEXT_KEY_INVALID, CONTEXT_VALUE_INVALID, CONTEXT_DUPLICATE_KEY,
 	// CONTEXT_TOO_LARGE, KEY_ACCESS_DENIED, KEY_DISABLED, KMS_THROTTLED,
@@ -152,7 +152,7 @@ func (c *dataKeyServiceClient) ImportDataKeys(ctx context.Context, in *ImportDat
 type DataKeyServiceServer interface {
 	// Lets KMS make a data key, keeps it wrapped and answers without its
 	// plaintext. Repeating it with the same request_id returns the same data key.
-	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, DOMAIN_KEY_INACCESSIBLE,
+	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY,
 	// DATA_KEY_ALREADY_EXISTS, DATA_KEY_ID_DELETED, CONTEXT_KEY_RESERVED,
 	// CONTEXT_KEY_INVALID, CONTEXT_VALUE_INVALID, CONTEXT_DUPLICATE_KEY,
 	// CONTEXT_TOO_LARGE, KEY_ACCESS_DENIED, KEY_DISABLED, KMS_THROTTLED,

@@ -1050,14 +1050,14 @@ const file_keybroker_v1_domains_proto_rawDesc = "" +
 	"\x06filter\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06filter\"m\n" +
 	"\x13ListDomainsResponse\x12.\n" +
 	"\adomains\x18\x01 \x03(\v2\x14.keybroker.v1.DomainR\adomains\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd5\x06\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd7\x06\n" +
 	"\x18GenerateKeyPolicyRequest\x12D\n" +
 	"\x04name\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x125\n" +
 	"\vkey_account\x18\x02 \x01(\tB\x12\xbaH\x0fr\r2\v^[0-9]{12}$H\x00R\n" +
 	"keyAccount\x12G\n" +
 	"\x18existing_policy_document\x18\x03 \x01(\tB\v\xbaH\br\x06\x10\x02(\x80\x80\x02H\x00R\x16existingPolicyDocument\x12R\n" +
-	"\aprofile\x18\x04 \x01(\x0e2..keybroker.v1.GenerateKeyPolicyRequest.ProfileB\b\xbaH\x05\x82\x01\x02\x10\x01R\aprofile\x12\xb9\x01\n" +
-	"\x15import_source_context\x18\x05 \x03(\v2?.keybroker.v1.GenerateKeyPolicyRequest.ImportSourceContextEntryBD\xbaHA\x9a\x01>\x10\b\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1ar\x18\x18\x80\x032\x13^[\\t\\n\\r -\\x{FF}]*$R\x13importSourceContext\x1aF\n" +
+	"\aprofile\x18\x04 \x01(\x0e2..keybroker.v1.GenerateKeyPolicyRequest.ProfileB\b\xbaH\x05\x82\x01\x02\x10\x01R\aprofile\x12\xbb\x01\n" +
+	"\x15import_source_context\x18\x05 \x03(\v2?.keybroker.v1.GenerateKeyPolicyRequest.ImportSourceContextEntryBF\xbaHC\x9a\x01@\x10\b\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1cr\x1a\x18\x80\x032\x15^[ -~\\x{A0}-\\x{FF}]*$R\x13importSourceContext\x1aF\n" +
 	"\x18ImportSourceContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"S\n" +

@@ -33,8 +33,8 @@ type Reason int32
 const (
 	// Never sent.
 	Reason_REASON_UNSPECIFIED Reason = 0
-	// INTERNAL: a fault of the broker. The details are in its log under the
-	// request's trace id. Retry once; then report it.
+	// INTERNAL: a fault of the broker. RequestInfo has the request_id of this call,
+	// which is call_id in the broker's log. Repeat the call once; then report it.
 	Reason_REASON_INTERNAL Reason = 1
 	// INVALID_ARGUMENT: a field breaks the rule in its comment; BadRequest names
 	// it. Correct the request.
@@ -68,15 +68,15 @@ const (
 	Reason_REASON_SHUTTING_DOWN Reason = 11
 	// NOT_FOUND: no such domain, or none that the caller may see.
 	Reason_REASON_DOMAIN_NOT_FOUND Reason = 20
-	// ALREADY_EXISTS: the domain_id is taken. Choose another, or use what is
-	// there.
+	// ALREADY_EXISTS: the domain_id is taken, or was before a DeleteDomain. Choose
+	// another, or use what is there.
 	Reason_REASON_DOMAIN_ALREADY_EXISTS Reason = 21
 	// FAILED_PRECONDITION: the domain has no key yet. Put the policy of
 	// GenerateKeyPolicy on a key, then call ChangeKey and wait for STATE_ACTIVE.
 	Reason_REASON_DOMAIN_PENDING_KEY Reason = 22
-	// FAILED_PRECONDITION: KMS refuses the domain's key. Its owner enables it or
-	// restores its policy, or ChangeKey moves to another key.
-	Reason_REASON_DOMAIN_KEY_INACCESSIBLE Reason = 23
+	// FAILED_PRECONDITION: the domain still has data keys. Delete them first, or
+	// call DeleteDomain with crypto_shred to lose what was encrypted with them.
+	Reason_REASON_DOMAIN_NOT_EMPTY Reason = 23
 	// NOT_FOUND: no such grant, or none that the caller may see.
 	Reason_REASON_GRANT_NOT_FOUND Reason = 30
 	// ALREADY_EXISTS: the grant_id is or was taken. Choose another, or RenewGrant.
@@ -130,7 +130,7 @@ const (
 	// INVALID_ARGUMENT: a context key is not [A-Za-z0-9_.:/@-]{1,128}. Rename it.
 	Reason_REASON_CONTEXT_KEY_INVALID Reason = 51
 	// INVALID_ARGUMENT: a context value has characters that a key policy cannot
-	// express (beyond ASCII and Latin-1). Encode it.
+	// express (other than printable ASCII and Latin-1). Encode it.
 	Reason_REASON_CONTEXT_VALUE_INVALID Reason = 52
 	// INVALID_ARGUMENT: too many context pairs, or a value over 384 characters.
 	// Shorten it; the context is a label, not a store.
@@ -156,31 +156,28 @@ const (
 	// FAILED_PRECONDITION: the key is disabled. Its owner enables it; a job then
 	// goes on by itself.
 	Reason_REASON_KEY_DISABLED Reason = 65
-	// FAILED_PRECONDITION: the key is pending deletion. Its owner cancels that and
-	// enables the key.
-	Reason_REASON_KEY_PENDING_DELETION Reason = 66
 	// FAILED_PRECONDITION: the key is in another state in which KMS does not use
-	// it, such as PendingImport or Unavailable. Its owner mends that.
-	Reason_REASON_KEY_STATE_INVALID Reason = 67
+	// it, such as PendingDeletion or PendingImport. Its owner mends that.
+	Reason_REASON_KEY_STATE_INVALID Reason = 66
 	// FAILED_PRECONDITION: the key's policy, or a missing grant, does not let the
 	// broker use it for this domain. Put the statements of GenerateKeyPolicy on
 	// it.
-	Reason_REASON_KEY_ACCESS_DENIED Reason = 68
+	Reason_REASON_KEY_ACCESS_DENIED Reason = 67
 	// FAILED_PRECONDITION: the key lets the broker act for any domain, not only
 	// for this one, so it proves nothing about whose key it is. Replace the
 	// statement by those of GenerateKeyPolicy.
-	Reason_REASON_KEY_POLICY_TOO_BROAD Reason = 69
+	Reason_REASON_KEY_POLICY_TOO_BROAD Reason = 68
 	// FAILED_PRECONDITION: the key does not carry this domain's statements. Put
 	// those of GenerateKeyPolicy on it.
-	Reason_REASON_KEY_POLICY_MISSING Reason = 70
+	Reason_REASON_KEY_POLICY_MISSING Reason = 69
 	// FAILED_PRECONDITION: the domain is on this key already. Nothing to do.
-	Reason_REASON_KEY_UNCHANGED Reason = 71
+	Reason_REASON_KEY_UNCHANGED Reason = 70
 	// ABORTED: a key change of this domain is at a step that this call cannot
 	// join. Watch the job in the domain's key_change, then repeat.
-	Reason_REASON_KEY_CHANGE_IN_PROGRESS Reason = 72
+	Reason_REASON_KEY_CHANGE_IN_PROGRESS Reason = 71
 	// INVALID_ARGUMENT: kms_key was sent as a plain field to change. Call
 	// ChangeKey.
-	Reason_REASON_KEY_CHANGED_BY_CHANGE_KEY Reason = 73
+	Reason_REASON_KEY_CHANGED_BY_CHANGE_KEY Reason = 72
 	// INVALID_ARGUMENT: existing_policy_document is not a key policy. Send what
 	// `aws kms get-key-policy` prints.
 	Reason_REASON_POLICY_DOCUMENT_INVALID Reason = 80
@@ -189,30 +186,28 @@ const (
 	Reason_REASON_POLICY_TOO_LARGE Reason = 81
 	// NOT_FOUND: no such job, or none that the caller may see.
 	Reason_REASON_JOB_NOT_FOUND Reason = 90
+	// FAILED_PRECONDITION: the job has ended, or is being taken back. Start
+	// another.
+	Reason_REASON_JOB_ENDED Reason = 91
+	// FAILED_PRECONDITION: the domain has switched to the new key, and data may be
+	// under it. Two ways are left: PauseReencryptionJob, or ChangeKey back to the
+	// former key.
+	Reason_REASON_JOB_NOT_CANCELLABLE Reason = 92
 	// NOT_FOUND: the job replaced no key, so there is none to retire.
-	Reason_REASON_REPORT_NOT_FOUND Reason = 91
-	// On jobs: rows were left that KMS refuses for good. Delete or replace them,
-	// then ChangeKey to the same key again.
-	Reason_REASON_ROWS_FAILED Reason = 92
+	Reason_REASON_REPORT_NOT_FOUND Reason = 93
+	// On jobs: rows were left that KMS refuses for good. Delete, replace or
+	// acknowledge them, then ResumeReencryptionJob.
+	Reason_REASON_ROWS_FAILED Reason = 94
 	// On jobs: so many rows of one kind were refused that the key or the context
-	// must be wrong as a whole. Find out before anything is given up; only a
-	// person ends this block.
-	Reason_REASON_CONTEXT_OR_KEY_MISMATCH Reason = 93
-	// On jobs: a service that keeps its own wrapped keys has not said that it is
-	// done with the older key.
-	Reason_REASON_SELF_INVENTORY Reason = 94
-	// On jobs: KMS does not show its list of grants on a key, so the end cannot
-	// be proven. Restore kms:ListGrants.
-	Reason_REASON_GRANTS_UNLISTED Reason = 95
+	// must be wrong as a whole. Find out before anything is given up; only
+	// ResumeReencryptionJob ends this block.
+	Reason_REASON_CONTEXT_OR_KEY_MISMATCH Reason = 95
 	// UNAVAILABLE: KMS throttles the broker's account. Repeat after RetryInfo's
 	// delay, with the same request_id.
 	Reason_REASON_KMS_THROTTLED Reason = 100
 	// UNAVAILABLE: KMS does not answer or reports a fault of its own. Repeat after
 	// RetryInfo's delay, with the same request_id.
 	Reason_REASON_KMS_UNAVAILABLE Reason = 101
-	// FAILED_PRECONDITION: KMS refuses the broker's own identity, whatever the
-	// key. The broker's operator mends its credentials or IAM policy.
-	Reason_REASON_KMS_DENIED Reason = 102
 )
 
 // Enum value maps for Reason.
@@ -233,7 +228,7 @@ var (
 		20:  "REASON_DOMAIN_NOT_FOUND",
 		21:  "REASON_DOMAIN_ALREADY_EXISTS",
 		22:  "REASON_DOMAIN_PENDING_KEY",
-		23:  "REASON_DOMAIN_KEY_INACCESSIBLE",
+		23:  "REASON_DOMAIN_NOT_EMPTY",
 		30:  "REASON_GRANT_NOT_FOUND",
 		31:  "REASON_GRANT_ALREADY_EXISTS",
 		32:  "REASON_GRANT_ENDED",
@@ -261,25 +256,23 @@ var (
 		63:  "REASON_KEY_NOT_FOUND",
 		64:  "REASON_KEY_NOT_SYMMETRIC",
 		65:  "REASON_KEY_DISABLED",
-		66:  "REASON_KEY_PENDING_DELETION",
-		67:  "REASON_KEY_STATE_INVALID",
-		68:  "REASON_KEY_ACCESS_DENIED",
-		69:  "REASON_KEY_POLICY_TOO_BROAD",
-		70:  "REASON_KEY_POLICY_MISSING",
-		71:  "REASON_KEY_UNCHANGED",
-		72:  "REASON_KEY_CHANGE_IN_PROGRESS",
-		73:  "REASON_KEY_CHANGED_BY_CHANGE_KEY",
+		66:  "REASON_KEY_STATE_INVALID",
+		67:  "REASON_KEY_ACCESS_DENIED",
+		68:  "REASON_KEY_POLICY_TOO_BROAD",
+		69:  "REASON_KEY_POLICY_MISSING",
+		70:  "REASON_KEY_UNCHANGED",
+		71:  "REASON_KEY_CHANGE_IN_PROGRESS",
+		72:  "REASON_KEY_CHANGED_BY_CHANGE_KEY",
 		80:  "REASON_POLICY_DOCUMENT_INVALID",
 		81:  "REASON_POLICY_TOO_LARGE",
 		90:  "REASON_JOB_NOT_FOUND",
-		91:  "REASON_REPORT_NOT_FOUND",
-		92:  "REASON_ROWS_FAILED",
-		93:  "REASON_CONTEXT_OR_KEY_MISMATCH",
-		94:  "REASON_SELF_INVENTORY",
-		95:  "REASON_GRANTS_UNLISTED",
+		91:  "REASON_JOB_ENDED",
+		92:  "REASON_JOB_NOT_CANCELLABLE",
+		93:  "REASON_REPORT_NOT_FOUND",
+		94:  "REASON_ROWS_FAILED",
+		95:  "REASON_CONTEXT_OR_KEY_MISMATCH",
 		100: "REASON_KMS_THROTTLED",
 		101: "REASON_KMS_UNAVAILABLE",
-		102: "REASON_KMS_DENIED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":                0,
@@ -297,7 +290,7 @@ var (
 		"REASON_DOMAIN_NOT_FOUND":           20,
 		"REASON_DOMAIN_ALREADY_EXISTS":      21,
 		"REASON_DOMAIN_PENDING_KEY":         22,
-		"REASON_DOMAIN_KEY_INACCESSIBLE":    23,
+		"REASON_DOMAIN_NOT_EMPTY":           23,
 		"REASON_GRANT_NOT_FOUND":            30,
 		"REASON_GRANT_ALREADY_EXISTS":       31,
 		"REASON_GRANT_ENDED":                32,
@@ -325,25 +318,23 @@ var (
 		"REASON_KEY_NOT_FOUND":              63,
 		"REASON_KEY_NOT_SYMMETRIC":          64,
 		"REASON_KEY_DISABLED":               65,
-		"REASON_KEY_PENDING_DELETION":       66,
-		"REASON_KEY_STATE_INVALID":          67,
-		"REASON_KEY_ACCESS_DENIED":          68,
-		"REASON_KEY_POLICY_TOO_BROAD":       69,
-		"REASON_KEY_POLICY_MISSING":         70,
-		"REASON_KEY_UNCHANGED":              71,
-		"REASON_KEY_CHANGE_IN_PROGRESS":     72,
-		"REASON_KEY_CHANGED_BY_CHANGE_KEY":  73,
+		"REASON_KEY_STATE_INVALID":          66,
+		"REASON_KEY_ACCESS_DENIED":          67,
+		"REASON_KEY_POLICY_TOO_BROAD":       68,
+		"REASON_KEY_POLICY_MISSING":         69,
+		"REASON_KEY_UNCHANGED":              70,
+		"REASON_KEY_CHANGE_IN_PROGRESS":     71,
+		"REASON_KEY_CHANGED_BY_CHANGE_KEY":  72,
 		"REASON_POLICY_DOCUMENT_INVALID":    80,
 		"REASON_POLICY_TOO_LARGE":           81,
 		"REASON_JOB_NOT_FOUND":              90,
-		"REASON_REPORT_NOT_FOUND":           91,
-		"REASON_ROWS_FAILED":                92,
-		"REASON_CONTEXT_OR_KEY_MISMATCH":    93,
-		"REASON_SELF_INVENTORY":             94,
-		"REASON_GRANTS_UNLISTED":            95,
+		"REASON_JOB_ENDED":                  91,
+		"REASON_JOB_NOT_CANCELLABLE":        92,
+		"REASON_REPORT_NOT_FOUND":           93,
+		"REASON_ROWS_FAILED":                94,
+		"REASON_CONTEXT_OR_KEY_MISMATCH":    95,
 		"REASON_KMS_THROTTLED":              100,
 		"REASON_KMS_UNAVAILABLE":            101,
-		"REASON_KMS_DENIED":                 102,
 	}
 )
 
@@ -447,7 +438,7 @@ const file_keybroker_v1_errors_proto_rawDesc = "" +
 	"\x06Status\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason*\xe4\x0e\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason*\xa4\x0e\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x18\n" +
@@ -464,8 +455,8 @@ const file_keybroker_v1_errors_proto_rawDesc = "" +
 	"\x14REASON_SHUTTING_DOWN\x10\v\x12\x1b\n" +
 	"\x17REASON_DOMAIN_NOT_FOUND\x10\x14\x12 \n" +
 	"\x1cREASON_DOMAIN_ALREADY_EXISTS\x10\x15\x12\x1d\n" +
-	"\x19REASON_DOMAIN_PENDING_KEY\x10\x16\x12\"\n" +
-	"\x1eREASON_DOMAIN_KEY_INACCESSIBLE\x10\x17\x12\x1a\n" +
+	"\x19REASON_DOMAIN_PENDING_KEY\x10\x16\x12\x1b\n" +
+	"\x17REASON_DOMAIN_NOT_EMPTY\x10\x17\x12\x1a\n" +
 	"\x16REASON_GRANT_NOT_FOUND\x10\x1e\x12\x1f\n" +
 	"\x1bREASON_GRANT_ALREADY_EXISTS\x10\x1f\x12\x16\n" +
 	"\x12REASON_GRANT_ENDED\x10 \x12$\n" +
@@ -492,26 +483,24 @@ const file_keybroker_v1_errors_proto_rawDesc = "" +
 	"\x1eREASON_KEY_ACCOUNT_NOT_ALLOWED\x10>\x12\x18\n" +
 	"\x14REASON_KEY_NOT_FOUND\x10?\x12\x1c\n" +
 	"\x18REASON_KEY_NOT_SYMMETRIC\x10@\x12\x17\n" +
-	"\x13REASON_KEY_DISABLED\x10A\x12\x1f\n" +
-	"\x1bREASON_KEY_PENDING_DELETION\x10B\x12\x1c\n" +
-	"\x18REASON_KEY_STATE_INVALID\x10C\x12\x1c\n" +
-	"\x18REASON_KEY_ACCESS_DENIED\x10D\x12\x1f\n" +
-	"\x1bREASON_KEY_POLICY_TOO_BROAD\x10E\x12\x1d\n" +
-	"\x19REASON_KEY_POLICY_MISSING\x10F\x12\x18\n" +
-	"\x14REASON_KEY_UNCHANGED\x10G\x12!\n" +
-	"\x1dREASON_KEY_CHANGE_IN_PROGRESS\x10H\x12$\n" +
-	" REASON_KEY_CHANGED_BY_CHANGE_KEY\x10I\x12\"\n" +
+	"\x13REASON_KEY_DISABLED\x10A\x12\x1c\n" +
+	"\x18REASON_KEY_STATE_INVALID\x10B\x12\x1c\n" +
+	"\x18REASON_KEY_ACCESS_DENIED\x10C\x12\x1f\n" +
+	"\x1bREASON_KEY_POLICY_TOO_BROAD\x10D\x12\x1d\n" +
+	"\x19REASON_KEY_POLICY_MISSING\x10E\x12\x18\n" +
+	"\x14REASON_KEY_UNCHANGED\x10F\x12!\n" +
+	"\x1dREASON_KEY_CHANGE_IN_PROGRESS\x10G\x12$\n" +
+	" REASON_KEY_CHANGED_BY_CHANGE_KEY\x10H\x12\"\n" +
 	"\x1eREASON_POLICY_DOCUMENT_INVALID\x10P\x12\x1b\n" +
 	"\x17REASON_POLICY_TOO_LARGE\x10Q\x12\x18\n" +
-	"\x14REASON_JOB_NOT_FOUND\x10Z\x12\x1b\n" +
-	"\x17REASON_REPORT_NOT_FOUND\x10[\x12\x16\n" +
-	"\x12REASON_ROWS_FAILED\x10\\\x12\"\n" +
-	"\x1eREASON_CONTEXT_OR_KEY_MISMATCH\x10]\x12\x19\n" +
-	"\x15REASON_SELF_INVENTORY\x10^\x12\x1a\n" +
-	"\x16REASON_GRANTS_UNLISTED\x10_\x12\x18\n" +
+	"\x14REASON_JOB_NOT_FOUND\x10Z\x12\x14\n" +
+	"\x10REASON_JOB_ENDED\x10[\x12\x1e\n" +
+	"\x1aREASON_JOB_NOT_CANCELLABLE\x10\\\x12\x1b\n" +
+	"\x17REASON_REPORT_NOT_FOUND\x10]\x12\x16\n" +
+	"\x12REASON_ROWS_FAILED\x10^\x12\"\n" +
+	"\x1eREASON_CONTEXT_OR_KEY_MISMATCH\x10_\x12\x18\n" +
 	"\x14REASON_KMS_THROTTLED\x10d\x12\x1a\n" +
-	"\x16REASON_KMS_UNAVAILABLE\x10e\x12\x15\n" +
-	"\x11REASON_KMS_DENIED\x10fB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
+	"\x16REASON_KMS_UNAVAILABLE\x10eB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
 
 var (
 	file_keybroker_v1_errors_proto_rawDescOnce sync.Once

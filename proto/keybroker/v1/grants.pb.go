@@ -535,7 +535,7 @@ type Grant_Constraints struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The call's context must contain these pairs and may have more. At most 7
 	// pairs; keys [A-Za-z0-9_.:/@-]{1,128}, values at most 384 characters of
-	// ASCII and Latin-1.
+	// printable ASCII and Latin-1.
 	EncryptionContextSubset map[string]string `protobuf:"bytes,1,rep,name=encryption_context_subset,json=encryptionContextSubset,proto3" json:"encryption_context_subset,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The call's context must be these pairs and the reserved pair, exactly.
 	// Limits as above.
@@ -592,7 +592,7 @@ var File_keybroker_v1_grants_proto protoreflect.FileDescriptor
 
 const file_keybroker_v1_grants_proto_rawDesc = "" +
 	"\n" +
-	"\x19keybroker/v1/grants.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x0e\n" +
+	"\x19keybroker/v1/grants.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x0e\n" +
 	"\x05Grant\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12N\n" +
@@ -613,10 +613,10 @@ const file_keybroker_v1_grants_proto_rawDesc = "" +
 	"\vcreate_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\x1a\xdf\x05\n" +
-	"\vConstraints\x12\xbe\x01\n" +
-	"\x19encryption_context_subset\x18\x01 \x03(\v2<.keybroker.v1.Grant.Constraints.EncryptionContextSubsetEntryBD\xbaHA\x9a\x01>\x10\a\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1ar\x18\x18\x80\x032\x13^[\\t\\n\\r -\\x{FF}]*$R\x17encryptionContextSubset\x12\xbe\x01\n" +
-	"\x19encryption_context_equals\x18\x02 \x03(\v2<.keybroker.v1.Grant.Constraints.EncryptionContextEqualsEntryBD\xbaHA\x9a\x01>\x10\a\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1ar\x18\x18\x80\x032\x13^[\\t\\n\\r -\\x{FF}]*$R\x17encryptionContextEquals\x1aJ\n" +
+	"updateTime\x1a\xe3\x05\n" +
+	"\vConstraints\x12\xc0\x01\n" +
+	"\x19encryption_context_subset\x18\x01 \x03(\v2<.keybroker.v1.Grant.Constraints.EncryptionContextSubsetEntryBF\xbaHC\x9a\x01@\x10\a\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1cr\x1a\x18\x80\x032\x15^[ -~\\x{A0}-\\x{FF}]*$R\x17encryptionContextSubset\x12\xc0\x01\n" +
+	"\x19encryption_context_equals\x18\x02 \x03(\v2<.keybroker.v1.Grant.Constraints.EncryptionContextEqualsEntryBF\xbaHC\x9a\x01@\x10\a\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1cr\x1a\x18\x80\x032\x15^[ -~\\x{A0}-\\x{FF}]*$R\x17encryptionContextEquals\x1aJ\n" +
 	"\x1cEncryptionContextSubsetEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aJ\n" +

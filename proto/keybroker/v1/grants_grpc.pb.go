@@ -38,7 +38,7 @@ type GrantServiceClient interface {
 	// Makes the KMS grants and answers with tokens for them, which let the
 	// grantee work at once, before KMS has spread the grants. Repeating it with
 	// the same request_id returns the same grant, with fresh tokens.
-	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, DOMAIN_KEY_INACCESSIBLE,
+	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY,
 	// GRANT_ALREADY_EXISTS, GRANTEE_NOT_ALLOWED, OPERATION_NOT_ALLOWED,
 	// CONSTRAINT_INVALID, CONTEXT_KEY_RESERVED, CONTEXT_KEY_INVALID,
 	// CONTEXT_VALUE_INVALID, CONTEXT_DUPLICATE_KEY, CONTEXT_TOO_LARGE,
@@ -108,7 +108,7 @@ type GrantServiceServer interface {
 	// Makes the KMS grants and answers with tokens for them, which let the
 	// grantee work at once, before KMS has spread the grants. Repeating it with
 	// the same request_id returns the same grant, with fresh tokens.
-	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, DOMAIN_KEY_INACCESSIBLE,
+	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY,
 	// GRANT_ALREADY_EXISTS, GRANTEE_NOT_ALLOWED, OPERATION_NOT_ALLOWED,
 	// CONSTRAINT_INVALID, CONTEXT_KEY_RESERVED, CONTEXT_KEY_INVALID,
 	// CONTEXT_VALUE_INVALID, CONTEXT_DUPLICATE_KEY, CONTEXT_TOO_LARGE,

@@ -29,8 +29,14 @@ type ReencryptionJob_Kind int32
 const (
 	// Never answered.
 	ReencryptionJob_KIND_UNSPECIFIED ReencryptionJob_Kind = 0
-	// From the domain's present key, or from none, to another key.
+	// From the domain's present key, or from none, to another key: ChangeKey.
 	ReencryptionJob_KIND_KEY_CHANGE ReencryptionJob_Kind = 1
+	// To the newest material of the same key, after its rotation at KMS. Grants
+	// stay as they are. Only PHASE_REENCRYPTING and PHASE_VERIFYING.
+	ReencryptionJob_KIND_KEY_MATERIAL ReencryptionJob_Kind = 2
+	// Nothing moves: every wrapped data key is given to KMS, to prove that it
+	// can be read. Only PHASE_VERIFYING.
+	ReencryptionJob_KIND_VERIFY ReencryptionJob_Kind = 3
 )
 
 // Enum value maps for ReencryptionJob_Kind.
@@ -38,10 +44,14 @@ var (
 	ReencryptionJob_Kind_name = map[int32]string{
 		0: "KIND_UNSPECIFIED",
 		1: "KIND_KEY_CHANGE",
+		2: "KIND_KEY_MATERIAL",
+		3: "KIND_VERIFY",
 	}
 	ReencryptionJob_Kind_value = map[string]int32{
-		"KIND_UNSPECIFIED": 0,
-		"KIND_KEY_CHANGE":  1,
+		"KIND_UNSPECIFIED":  0,
+		"KIND_KEY_CHANGE":   1,
+		"KIND_KEY_MATERIAL": 2,
+		"KIND_VERIFY":       3,
 	}
 )
 
@@ -1458,7 +1468,7 @@ var File_keybroker_v1_reencryption_proto protoreflect.FileDescriptor
 
 const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\n" +
-	"\x1fkeybroker/v1/reencryption.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keybroker/v1/errors.proto\"\xce\x0e\n" +
+	"\x1fkeybroker/v1/reencryption.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keybroker/v1/errors.proto\"\xf6\x0e\n" +
 	"\x0fReencryptionJob\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\".keybroker.v1.ReencryptionJob.KindR\x04kind\x129\n" +
@@ -1502,10 +1512,12 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\x15estimated_finish_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x13estimatedFinishTime\x1aU\n" +
 	"\aWaiting\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\tR\amessage\x120\n" +
-	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"1\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"Y\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
-	"\x0fKIND_KEY_CHANGE\x10\x01\"\x88\x01\n" +
+	"\x0fKIND_KEY_CHANGE\x10\x01\x12\x15\n" +
+	"\x11KIND_KEY_MATERIAL\x10\x02\x12\x0f\n" +
+	"\vKIND_VERIFY\x10\x03\"\x88\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fPHASE_PREPARING\x10\x01\x12\x16\n" +
