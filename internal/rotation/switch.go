@@ -78,12 +78,23 @@ func (e *Engine) sample(ctx context.Context, j Job) (bounds []broker.DataKeyID, 
 		if bounds, rows, err = tx.SampleBoundaries(ctx, j.Domain, e.cfg.Shards); err != nil {
 			return err
 		}
-		if n := int(rows/rowsPerShard) + 1; n < e.cfg.Shards {
+		if n := e.shardsFor(rows); n < e.cfg.Shards {
 			bounds, rows, err = tx.SampleBoundaries(ctx, j.Domain, n)
 		}
 		return err
 	})
 	return bounds, rows, err
+}
+
+// shardsFor cuts a job that is worth cutting into a multiple of this replica's
+// workers: a shard left over would be one worker's, while the others wait.
+func (e *Engine) shardsFor(rows int64) int {
+	n := int(rows/rowsPerShard) + 1
+	if n == 1 {
+		return n
+	}
+	rounds := (n + e.cfg.Workers - 1) / e.cfg.Workers
+	return min(rounds*e.cfg.Workers, e.cfg.Shards)
 }
 
 // allGranted refuses the switch while a live grant could not be used after it.
