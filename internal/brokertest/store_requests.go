@@ -84,7 +84,7 @@ func testRequestsAreForgotten(t *testing.T, b *storeBench) {
 	equal(t, "which records are kept", kept, map[string]bool{"in-flight": true, "young": true, "new-0": true, "new-9": true})
 }
 
-func testAudit(t *testing.T, b *storeBench) {
+func testAudit(_ *testing.T, b *storeBench) {
 	b.update(func(ctx context.Context, tx rotation.Tx) error {
 		for _, outcome := range []broker.AuditOutcome{broker.AuditIntended, broker.AuditDone, broker.AuditRefused} {
 			if err := tx.Audit(ctx, broker.AuditEvent{

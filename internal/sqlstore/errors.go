@@ -37,25 +37,25 @@ func lostLease(what string) error {
 // translate is the only door through which an engine's error leaves. op says
 // what was being done; the engine's own text goes to the log at most, and only
 // as far as the dialect knows that it quotes no value.
-func (s *Store) translate(ctx context.Context, op string, err error) (out error, c class) {
+func (s *Store) translate(ctx context.Context, op string, err error) (class, error) {
 	if ctxErr := ctx.Err(); ctxErr != nil {
-		return fmt.Errorf("%s: %w", op, ctxErr), classInterrupted
+		return classInterrupted, fmt.Errorf("%s: %w", op, ctxErr)
 	}
 	if errors.Is(err, errEnded) {
-		return fmt.Errorf("%s: %w", op, errEnded), classOther
+		return classOther, fmt.Errorf("%s: %w", op, errEnded)
 	}
 	c, text := s.dialect.classify(err)
 	switch c {
 	case classTransient, classUnavailable, classInterrupted:
 		s.log.WarnContext(ctx, "the database did not answer", "op", op, "error", text)
-		return unavailable(), c
+		return c, unavailable()
 	case classUnique:
-		return conflict("the store holds something of this name already"), c
+		return c, conflict("the store holds something of this name already")
 	case classForeignKey:
-		return notFound("parent of what was to be stored"), c
+		return c, notFound("parent of what was to be stored")
 	}
 	s.log.ErrorContext(ctx, "the database answered unexpectedly", "op", op, "error", text)
-	return fmt.Errorf("%s: unexpected answer of the database", op), c
+	return c, fmt.Errorf("%s: unexpected answer of the database", op)
 }
 
 func unavailable() error {

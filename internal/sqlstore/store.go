@@ -144,7 +144,7 @@ func (s *Store) run(ctx context.Context, name string, readOnly bool, fn func(*tx
 func (s *Store) once(ctx context.Context, readOnly bool, fn func(*txn) error) (again bool, err error) {
 	sess, err := s.dialect.begin(ctx, readOnly)
 	if err != nil {
-		err, c := s.translate(ctx, "begin transaction", err)
+		c, err := s.translate(ctx, "begin transaction", err)
 		return c == classTransient, err
 	}
 	t := &txn{store: s, session: sess}
@@ -157,7 +157,7 @@ func (s *Store) once(ctx context.Context, readOnly bool, fn func(*txn) error) (a
 	}()
 	now, err := s.dialect.now(ctx, sess)
 	if err != nil {
-		err, c := s.translate(ctx, "read the clock", err)
+		c, err := s.translate(ctx, "read the clock", err)
 		return c == classTransient, err
 	}
 	t.now = now.UTC().Truncate(time.Microsecond)
@@ -173,7 +173,7 @@ func (s *Store) once(ctx context.Context, readOnly bool, fn func(*txn) error) (a
 	committing = true
 	if err := sess.commit(); err != nil {
 		// The context is left out: what counts is the engine's answer.
-		err, c := s.translate(context.WithoutCancel(ctx), "commit transaction", err)
+		c, err := s.translate(context.WithoutCancel(ctx), "commit transaction", err)
 		return c == classTransient, err
 	}
 	return false, nil

@@ -37,7 +37,7 @@ func (t *txn) LockDomain(ctx context.Context, d broker.DomainUID, mode broker.Lo
 
 // fail translates an engine's error and ends the transaction's usefulness.
 func (t *txn) fail(ctx context.Context, op string, err error) error {
-	err, c := t.store.translate(ctx, op, err)
+	c, err := t.store.translate(ctx, op, err)
 	t.broken, t.transient = err, c == classTransient
 	return err
 }
