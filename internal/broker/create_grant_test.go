@@ -61,7 +61,11 @@ func (b *bench) useKey(key broker.KeyARN, c map[string]string, tokens []broker.S
 func TestCreateGrant(t *testing.T) {
 	b := newActive(t)
 	d := b.domain("acme")
-	g := b.mustGrant(newGrant("r1"))
+	in := newGrant("r1")
+	g := b.mustGrant(in)
+	if !slices.Equal(in.Operations, newGrant("").Operations) {
+		t.Errorf("the caller's operations became %q", in.Operations)
+	}
 	if g.State != broker.GrantActive || len(g.Tokens) != 2 || !slices.Equal(g.KMSKeys, []broker.KeyARN{d.KMSKey}) {
 		t.Fatalf("%s with %d tokens on %q", g.State, len(g.Tokens), g.KMSKeys)
 	}

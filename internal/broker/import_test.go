@@ -253,8 +253,9 @@ func TestImportRefusesCalls(t *testing.T) {
 			}
 		})
 	}
-	if good.KeySpec != "" {
-		t.Error("the caller's item was changed")
+	items := []broker.ImportItem{good}
+	if _, err := b.imports("", items...); err != nil || items[0].KeySpec != "" {
+		t.Errorf("the caller's item was changed, %v", err)
 	}
 }
 
@@ -312,8 +313,8 @@ func TestImportDuringASwitch(t *testing.T) {
 	if err != nil || results[0].Err != nil {
 		t.Fatal(err, results)
 	}
-	if results[0].Key.KMSKey != next {
-		t.Errorf("stored under %s", results[0].Key.KMSKey)
+	if k, err := b.getDataKey("k"); err != nil || k.KMSKey != next || results[0].Key.KMSKey != next {
+		t.Errorf("stored under %s, answered with %s, %v", k.KMSKey, results[0].Key.KMSKey, err)
 	}
 	b.wantHolds("k", plaintext)
 }
