@@ -62,7 +62,9 @@ type result struct {
 	Struck        map[string]int `json:"struck"` // by the phase in which the database was found
 	KeyChanges    int            `json:"key_changes"`
 	Grants        int            `json:"grants"`
-	Unknown       int64          `json:"unknown_outcomes"` // calls cut off by a strike, all resolved
+	// Calls cut off by a strike, all of them resolved afterwards.
+	UnknownKeys   int64 `json:"unknown_data_keys"`
+	UnknownGrants int64 `json:"unknown_grants"`
 }
 
 func TestKeyChangesSurviveTheNemesis(t *testing.T) {
@@ -183,7 +185,8 @@ type story struct {
 
 func (s *story) report() result {
 	r, f := s.result, s.check.findings
-	r.Rows, r.Grants, r.Unknown = len(s.check.rows), len(s.work.grants), s.work.unknown.Load()
+	r.Rows, r.Grants = len(s.check.rows), len(s.work.grants)
+	r.UnknownKeys, r.UnknownGrants = s.work.unknownKeys.Load(), s.work.unknownGrants.Load()
 	r.Lost, r.Undecryptable, r.StaleWrites, r.LiveOldGrants = f.lost, f.undecryptable, f.stale, f.liveOld
 	r.RecoveryP50, r.RecoveryP99 = percentile(s.recoveries, 50), percentile(s.recoveries, 99)
 	return r

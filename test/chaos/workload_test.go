@@ -33,9 +33,10 @@ type workload struct {
 	sys     *system
 	service string // ARN of the grantee
 
-	calls   errgroup.Group
-	next    atomic.Int64
-	unknown atomic.Int64 // attempts that a crash left without an answer
+	calls errgroup.Group
+	next  atomic.Int64
+	// Attempts that a strike left without an answer.
+	unknownKeys, unknownGrants atomic.Int64
 
 	mu      sync.Mutex
 	keys    map[string]string // acknowledged: data key names by request_id
@@ -52,9 +53,9 @@ func newWorkload(sys *system, service string) *workload {
 
 func (w *workload) op(kind string) string { return fmt.Sprintf("%s-%06d", kind, w.next.Add(1)) }
 
-func (w *workload) do(ctx context.Context, call func(context.Context, *running) error) error {
+func (w *workload) do(ctx context.Context, count *atomic.Int64, call func(context.Context, *running) error) error {
 	unknown, err := w.sys.do(ctx, call)
-	w.unknown.Add(int64(unknown))
+	count.Add(int64(unknown))
 	return err
 }
 
@@ -63,7 +64,7 @@ func (w *workload) do(ctx context.Context, call func(context.Context, *running) 
 func (w *workload) createKey(ctx context.Context) error {
 	op := w.op("key")
 	var k *keybrokerv1.DataKey
-	err := w.do(ctx, func(ctx context.Context, r *running) (err error) {
+	err := w.do(ctx, &w.unknownKeys, func(ctx context.Context, r *running) (err error) {
 		k, err = r.dataKeys.CreateDataKey(ctx, &keybrokerv1.CreateDataKeyRequest{
 			Parent: domainName, DataKey: &keybrokerv1.DataKey{Context: map[string]string{opKey: op}}, RequestId: op})
 		if err == nil {
@@ -96,7 +97,7 @@ func (w *workload) createKey(ctx context.Context) error {
 func (w *workload) createGrant(ctx context.Context, operations ...string) error {
 	op := w.op("grant")
 	var g *keybrokerv1.Grant
-	err := w.do(ctx, func(ctx context.Context, r *running) (err error) {
+	err := w.do(ctx, &w.unknownGrants, func(ctx context.Context, r *running) (err error) {
 		g, err = r.grants.CreateGrant(ctx, &keybrokerv1.CreateGrantRequest{Parent: domainName, RequestId: op, Grant: &keybrokerv1.Grant{
 			GranteePrincipal: w.service, Operations: operations, Ttl: durationpb.New(time.Hour),
 			Constraints: &keybrokerv1.Grant_Constraints{EncryptionContextSubset: map[string]string{opKey: op}}}})
@@ -118,7 +119,7 @@ func (w *workload) renewGrant(ctx context.Context) error {
 	w.mu.Lock()
 	name := w.names[int(w.next.Load())%len(w.names)]
 	w.mu.Unlock()
-	err := w.do(ctx, func(ctx context.Context, r *running) error {
+	err := w.do(ctx, &w.unknownGrants, func(ctx context.Context, r *running) error {
 		_, err := r.grants.RenewGrant(ctx, &keybrokerv1.RenewGrantRequest{Name: name, RequestId: op, Ttl: durationpb.New(2 * time.Hour)})
 		return err
 	})
@@ -144,7 +145,7 @@ func (w *workload) fill(ctx context.Context, n int) error {
 // The load beside a job: enough to be hit, and little enough that the job has
 // the machine for itself.
 const (
-	keyEvery   = 15 * time.Millisecond
+	keyEvery   = 30 * time.Millisecond
 	grantEvery = 400 * time.Millisecond
 )
 
