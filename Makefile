@@ -17,6 +17,11 @@ BUF := go tool -modfile=tools.mod buf
 RACE := $(addsuffix /...,$(wildcard ./client ./internal/broker ./internal/rotation ./internal/pacer \
 	./internal/sqlstore ./internal/grpcapi ./internal/localkms))
 
+# test/bugs compiles the product once for each seeded bug: on a cold machine of
+# two cores that is more than Go's own ten minutes. CI takes nothing from Go's
+# cache of test results, which does not see what the processes of a test read.
+TESTFLAGS := -timeout 30m $(if $(filter true,$(CI)),-count=1)
+
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,10 +37,10 @@ demo: build ## Change a tenant's key while writes go on, here and now (ARGS="--k
 .PHONY: test
 test: ## Vet, all tests, and the race detector where goroutines share state
 	go vet ./...
-	go test ./...
+	go test $(TESTFLAGS) ./...
 	@if command -v "$${CC:-gcc}" >/dev/null; then \
-		echo "go test -race $(RACE)"; \
-		CGO_ENABLED=1 go test -race $(RACE); \
+		echo "go test -race $(TESTFLAGS) $(RACE)"; \
+		CGO_ENABLED=1 go test -race $(TESTFLAGS) $(RACE); \
 	else \
 		echo "!!! NO RACE DETECTOR: it needs a C compiler, and $${CC:-gcc} is not installed" >&2; \
 		[ "$${CI:-}" != true ]; \
@@ -45,7 +50,7 @@ test: ## Vet, all tests, and the race detector where goroutines share state
 lint: $(GOLANGCI) ## Lint and check the format of schema and Go, the import rules included
 	$(BUF) lint
 	$(BUF) format -d --exit-code proto
-	$(GOLANGCI) run
+	$(GOLANGCI) run --allow-serial-runners
 
 .PHONY: fmt
 fmt: $(GOLANGCI) ## Format schema and Go
@@ -56,6 +61,17 @@ fmt: $(GOLANGCI) ## Format schema and Go
 generate: ## Generate the Go of the API from proto/
 	$(BUF) generate
 	gofmt -l -w proto
+
+# Go fuzzes one target at a time. What it finds becomes a seed in testdata/fuzz.
+FUZZTIME ?= 30s
+.PHONY: fuzz
+fuzz: ## Search for inputs that break what parses (FUZZTIME=30s for each target)
+	@targets=$$(grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' client cmd internal proto test | sort) || \
+		{ echo "found no fuzz target" >&2; exit 1; }; \
+	while IFS=: read -r file target; do \
+		target=$${target#func }; echo "$$(dirname "$$file") $$target"; \
+		go test "./$$(dirname "$$file")" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) </dev/null; \
+	done <<<"$$targets"
 
 .PHONY: bench
 bench: ## Measure against the performance targets, at most 15 minutes (BENCH=full adds the long lines)
