@@ -195,7 +195,7 @@ func (c Config) broker() broker.Config {
 	return broker.Config{
 		Deployment: c.Deployment, RegistrarRole: c.RegistrarRole, WorkerRole: c.WorkerRole,
 		ReservedKey: c.ReservedKey, ReservedValue: c.ReservedValue, GranteeAccounts: c.GranteeAccounts,
-		KMSCallTimeout: kmsCallTimeout,
+		KMSCallTimeout: kmsCallTimeout, SweepOrphans: true,
 		Windows: broker.Windows{
 			GrantVisibility: time.Duration(*c.Windows.GrantVisibility), MaxStoreDelay: time.Duration(*c.Windows.MaxStoreDelay),
 			MaxReadDelay: time.Duration(*c.Windows.MaxReadDelay), BackupRetention: time.Duration(*c.Windows.BackupRetention),

@@ -75,6 +75,7 @@ func devWiring(data, kmsEndpoint string) wiring {
 			Deployment: "dev", RegistrarRole: devRegistrar().arn, WorkerRole: devWorker().arn,
 			ReservedKey: broker.DefaultReservedKey, ReservedValue: broker.DefaultReservedValue,
 			GranteeAccounts: []string{"222233334444"}, Windows: devWindows(), KMSCallTimeout: devKMSTimeout,
+			SweepOrphans: true,
 		},
 		// One process has the data directory at a time (the KMS locks it), so that
 		// its jobs may go on at once after a crash.

@@ -24,6 +24,12 @@ type Config struct {
 	// KMSCallTimeout bounds one KMS call with its retries; an intent younger
 	// than that may still be in flight.
 	KMSCallTimeout time.Duration
+	// SweepOrphans lets the broker retire what KMS holds under this deployment's
+	// Names and the database does not know, and take what KMS shows no more for
+	// revoked by the key's owner. Set it, except while the database is one that was
+	// restored from a backup: then first make sure that no live grant was made, and
+	// none retired, since. Without it Sweep still ends what the database knows.
+	SweepOrphans bool
 	// NewID mints 26 characters, time-ordered; NewUID mints 26 random ones.
 
 	NewID  func() string

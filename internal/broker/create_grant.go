@@ -35,7 +35,7 @@ const maxGrantee = 256
 type GrantView struct {
 	Grant
 	DomainID DomainID
-	KMSKeys  []KeyARN // on which KMS holds it now
+	KMSKeys  []KeyARN // on which KMS holds it now, or may, until it has retired it
 	Tokens   []Secret
 }
 
@@ -134,7 +134,7 @@ func (b *Broker) completeGrant(ctx context.Context, caller Caller, domain Domain
 // answer, the request is let go, so that a repeat goes on with it at once.
 func (b *Broker) afterRefusal(ctx context.Context, caller Caller, g Grant, r Request, class KMSClass) error {
 	if class != "" && !class.Transient() {
-		return b.endGrant(ctx, caller, g.Domain, g.UID, GrantFailed, r)
+		return b.endGrant(ctx, caller, g.Domain, g.UID, ending{state: GrantFailed, action: "grants.end"}, r)
 	}
 	return b.letGo(ctx, caller, r)
 }
@@ -179,7 +179,7 @@ func viewGrant(ctx context.Context, tx Tx, d Domain, g Grant) (GrantView, error)
 	}
 	view := GrantView{Grant: g, DomainID: d.ID}
 	for _, k := range made {
-		if k.State == KMSGrantLive && !slices.Contains(view.KMSKeys, k.KMSKey) {
+		if (k.State == KMSGrantLive || k.State == KMSGrantRetiring) && !slices.Contains(view.KMSKeys, k.KMSKey) {
 			view.KMSKeys = append(view.KMSKeys, k.KMSKey)
 		}
 	}

@@ -33,7 +33,7 @@ func (b *Broker) ensureGrant(ctx context.Context, caller Caller, domain DomainUI
 		if err != nil {
 			return nil, err
 		}
-		if err := b.retireKMSGrants(ctx, caller, round.needless); err != nil {
+		if err := b.retireMarked(ctx, caller, round.needless); err != nil {
 			return nil, err
 		}
 		if !round.grant.Live() {
@@ -64,7 +64,7 @@ type ensureRound struct {
 	domain   Domain
 	grant    Grant
 	intents  []KMSGrant // committed; to be asked of KMS
-	needless []KMSGrant // live at KMS, for a key that does not want them any more
+	needless []KMSGrant // marked: live at KMS, for a key that does not want them any more
 	// sentBefore has the Names of the intents that another call may have sent.
 	sentBefore map[string]bool
 }
@@ -93,11 +93,15 @@ func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUI
 		if err != nil {
 			return err
 		}
+		var needless []KMSGrant
 		for _, k := range made {
 			if k.State == KMSGrantLive && !wanted(round.grant, keys, k) {
-				round.needless = append(round.needless, k)
+				needless = append(needless, k)
 			}
 			round.sentBefore[k.Name] = k.State == KMSGrantIntended
+		}
+		if round.needless, err = markRetiring(ctx, tx, caller, needless, b.patience()); err != nil {
+			return err
 		}
 		if !round.grant.Live() {
 			return finish(ctx, tx, caller, r, GrantName(round.domain.ID, round.grant.ID))
@@ -117,7 +121,7 @@ func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUI
 // live after all; one that was found and retired meanwhile stays so.
 func (b *Broker) recordLive(ctx context.Context, tx Tx, caller Caller, answers []KMSGrant) error {
 	for _, a := range answers {
-		now, err := kmsGrantNow(ctx, tx, a)
+		now, err := tx.KMSGrantByName(ctx, a.Name)
 		if err != nil {
 			return err
 		}
@@ -193,13 +197,13 @@ func (b *Broker) intend(ctx context.Context, tx Tx, caller Caller, d Domain, g G
 			last, attempts := lastAttempt(made, key.Epoch, kind)
 			switch {
 			case attempts > 0 && last.State == KMSGrantIntended:
-				last.IntendTime = tx.Now()
+				last.IntendTime, last.NextTry = tx.Now(), tx.Now().Add(b.settling())
 				if err := tx.UpdateKMSGrant(ctx, last); err != nil {
 					return nil, err
 				}
-			case attempts == 0 || last.State == KMSGrantFailed || (revive && (last.State == KMSGrantRetired || last.State == KMSGrantGone)):
+			case attempts == 0 || last.State == KMSGrantFailed || makeAgain(last, revive):
 				last = KMSGrant{Domain: d.UID, Grant: g.UID, Epoch: key.Epoch, Kind: kind, Attempt: last.Attempt + 1,
-					Worker: g.Worker, KMSKey: key.KMSKey, State: KMSGrantIntended, IntendTime: tx.Now()}
+					Worker: g.Worker, KMSKey: key.KMSKey, State: KMSGrantIntended, IntendTime: tx.Now(), NextTry: tx.Now().Add(b.settling())}
 				last.Name = grantName(b.cfg.Deployment, g.UID, kind, key.Epoch, last.Attempt)
 				if err := tx.InsertKMSGrant(ctx, last); err != nil {
 					return nil, err
@@ -241,7 +245,7 @@ func (b *Broker) recordRefusal(ctx context.Context, caller Caller, intent KMSGra
 		if class := ClassOf(cause); class == "" || class == KMSUnavailable || sentBefore {
 			return nil
 		}
-		now, err := kmsGrantNow(ctx, tx, intent)
+		now, err := tx.KMSGrantByName(ctx, intent.Name)
 		if err != nil || now.State != KMSGrantIntended || !now.IntendTime.Equal(intent.IntendTime) {
 			return err
 		}

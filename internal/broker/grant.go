@@ -92,6 +92,11 @@ type KMSGrant struct {
 	IntendTime time.Time // before CreateGrant was sent, last
 	LiveTime   time.Time // when its answer was recorded
 	EndTime    time.Time // when it was known to be gone
+	// NextTry is when a sweep takes an open one up, again if need be.
+	NextTry time.Time
+	// MissTime is when the listing began that missed a live one first; zero if
+	// the last one had it.
+	MissTime time.Time
 }
 
 // MayExist reports whether KMS may hold the grant.

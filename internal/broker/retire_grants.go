@@ -3,7 +3,23 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// retireBatch bounds the KMS grants that one transaction marks; ours.
+	retireBatch = 100
+	// retireAtATime is how many RetireGrant calls are at KMS at a time. At its
+	// 50 calls a second (KMS Developer Guide, Request quotas) more would only be
+	// throttled.
+	retireAtATime = 8
+	// retryFirst and retryLast bound the wait before a KMS grant that could not
+	// be settled is tried again; in between it is as old as it is.
+	retryFirst, retryLast = 5 * time.Second, 15 * time.Minute
 )
 
 // RetireEpochs retires every KMS grant of a domain that which selects and that
@@ -24,192 +40,176 @@ func (b *Broker) RetireEpochs(ctx context.Context, domain DomainUID, which func(
 	return len(chosen), b.retireKMSGrants(ctx, System, chosen)
 }
 
-// retireKMSGrants retires grants at KMS: the will is committed first, then KMS
-// is asked, then the outcome is committed. Asking twice does no harm. It goes
-// on after a refusal and returns the first.
+// retireKMSGrants retires grants at KMS, batch by batch: the will is committed
+// first, then KMS is asked, then the outcome is committed. Asking twice does no
+// harm. It goes on after a refusal, but not while KMS throttles or is silent,
+// and returns what went wrong; Sweep goes on with what is left.
 func (b *Broker) retireKMSGrants(ctx context.Context, caller Caller, grants []KMSGrant) error {
-	if len(grants) == 0 {
-		return nil
-	}
-	err := b.store.Update(ctx, func(tx Tx) error {
-		for i := range grants {
-			grants[i].State, grants[i].IntendTime = KMSGrantRetiring, tx.Now()
-			if err := tx.UpdateKMSGrant(ctx, grants[i]); err != nil {
-				return err
-			}
-			if err := tx.Audit(ctx, kmsGrantEvent(caller, "kms.RetireGrant", AuditIntended, grants[i])); err != nil {
-				return err
-			}
+	var failed failures
+	for batch := range slices.Chunk(grants, retireBatch) {
+		var marked []KMSGrant
+		err := b.store.Update(ctx, func(tx Tx) (err error) {
+			marked, err = markRetiring(ctx, tx, caller, batch, b.patience())
+			return err
+		})
+		if err == nil {
+			err = b.retireMarked(ctx, caller, marked)
 		}
-		return nil
-	})
-	if err != nil {
-		return err
+		failed.add(err)
+		if err != nil && (ClassOf(err) == "" || ClassOf(err).Transient()) {
+			break
+		}
 	}
-	var refusals error
-	requestIDs := map[string]string{}
+	return failed.err()
+}
+
+// markRetiring commits, with tx, to retiring those of the grants that are
+// recorded at KMS, and gives them. Until patience is over no sweep takes them
+// up: somebody is at it.
+func markRetiring(ctx context.Context, tx Tx, caller Caller, grants []KMSGrant, patience time.Duration) ([]KMSGrant, error) {
+	var marked []KMSGrant
 	for _, g := range grants {
-		requestID, err := b.registrar.RetireGrant(ctx, g.KMSKey, g.KMSGrantID)
+		now, err := tx.KMSGrantByName(ctx, g.Name)
 		if err != nil {
-			refusals = errors.Join(refusals, err)
+			return nil, err
+		}
+		if now.State != KMSGrantLive && now.State != KMSGrantRetiring {
 			continue
 		}
-		requestIDs[g.Name] = requestID
-	}
-	recordErr := b.store.Update(context.WithoutCancel(ctx), func(tx Tx) error {
-		for _, g := range grants {
-			requestID, ok := requestIDs[g.Name]
-			if !ok {
-				continue
-			}
-			g.State, g.EndTime = KMSGrantRetired, tx.Now()
-			if err := tx.UpdateKMSGrant(ctx, g); err != nil {
-				return err
-			}
-			event := kmsGrantEvent(caller, "kms.RetireGrant", AuditDone, g)
-			event.KMSRequestID = requestID
-			if err := tx.Audit(ctx, event); err != nil {
-				return err
-			}
+		fresh := now.State == KMSGrantLive
+		if fresh {
+			now.State, now.IntendTime = KMSGrantRetiring, tx.Now()
 		}
-		return nil
-	})
-	return errors.Join(refusals, recordErr)
-}
-
-// endGrant puts a grant into a final state and retires what KMS has of it. What
-// has no answer yet is left to ResolveIntents, which retires it when it shows. A
-// grant that was renewed since it was found due does not expire.
-func (b *Broker) endGrant(ctx context.Context, caller Caller, domain DomainUID, uid GrantUID, state GrantState, r Request) error {
-	renewed := false
-	err := b.store.Update(ctx, func(tx Tx) error {
-		if err := tx.LockDomain(ctx, domain, Shared); err != nil {
-			return err
-		}
-		d, err := tx.DomainByUID(ctx, domain)
-		if err != nil {
-			return err
-		}
-		g, err := tx.GrantByUID(ctx, domain, uid)
-		if err != nil || !g.Live() {
-			return err
-		}
-		if renewed = state == GrantExpired && tx.Now().Before(g.ExpireTime); renewed {
-			return nil
-		}
-		g.State = state
-		if err := tx.UpdateGrant(ctx, g); err != nil {
-			return err
-		}
-		name := GrantName(d.ID, g.ID)
-		if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "grants.end", Domain: d.UID, Resource: name,
-			Outcome: AuditDone, RequestID: r.ID, Detail: map[string]string{"state": string(state)}}); err != nil {
-			return err
-		}
-		return finish(ctx, tx, caller, r, name)
-	})
-	if err != nil || renewed {
-		return err
-	}
-	_, err = b.RetireEpochs(ctx, domain, func(k KMSGrant) bool { return k.Grant == uid })
-	return err
-}
-
-// ResolveIntents closes intents that got no answer, and only by what KMS lists:
-// an intent that is older than a call can last, and than KMS takes to show a
-// grant, is live if a listing begun now has its Name, and was never made if
-// not. Live ones that no open key wants are retired. It returns how many of the
-// intents that which selects are still open.
-func (b *Broker) ResolveIntents(ctx context.Context, domain DomainUID, which func(KMSGrant) bool) (open int, err error) {
-	var due []KMSGrant
-	err = b.store.View(ctx, func(tx Tx) error {
-		due, open = nil, 0
-		all, err := tx.KMSGrants(ctx, domain, "")
-		if err != nil {
-			return err
-		}
-		settled := tx.Now().Add(-b.settling())
-		for _, k := range all {
-			if k.State != KMSGrantIntended || !which(k) {
-				continue
-			}
-			open++
-			if !k.IntendTime.After(settled) {
-				due = append(due, k)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return open, err
-	}
-	for _, k := range due {
-		if err := b.resolveIntent(ctx, k); err != nil {
-			return open, err
-		}
-		open--
-	}
-	return open, nil
-}
-
-func (b *Broker) resolveIntent(ctx context.Context, k KMSGrant) error {
-	listed, err := b.registrar.ListGrants(ctx, k.KMSKey, "")
-	if err != nil && ClassOf(err) != KMSNotFound { // a key that is gone has no grants
-		return err
-	}
-	var needless []KMSGrant
-	err = b.store.Update(ctx, func(tx Tx) error {
-		needless = nil
-		if err := tx.LockDomain(ctx, k.Domain, Shared); err != nil {
-			return err
-		}
-		now, err := kmsGrantNow(ctx, tx, k)
-		if err != nil || now.State != KMSGrantIntended || !now.IntendTime.Equal(k.IntendTime) {
-			return err // answered or asked again meanwhile
-		}
-		i := slices.IndexFunc(listed, func(l ListedGrant) bool { return l.Name == k.Name })
-		if i < 0 {
-			now.State, now.EndTime = KMSGrantFailed, tx.Now()
-			if err := tx.UpdateKMSGrant(ctx, now); err != nil {
-				return err
-			}
-			return tx.Audit(ctx, kmsGrantEvent(System, "kms.CreateGrant", AuditRefused, now))
-		}
-		now.State, now.KMSGrantID, now.LiveTime = KMSGrantLive, listed[i].ID, tx.Now()
+		now.NextTry = tx.Now().Add(patience)
 		if err := tx.UpdateKMSGrant(ctx, now); err != nil {
-			return err
+			return nil, err
 		}
-		if err := tx.Audit(ctx, kmsGrantEvent(System, "kms.CreateGrant", AuditDone, now)); err != nil {
-			return err
+		if fresh {
+			if err := tx.Audit(ctx, kmsGrantEvent(caller, "kms.RetireGrant", AuditIntended, now)); err != nil {
+				return nil, err
+			}
 		}
-		g, err := tx.GrantByUID(ctx, k.Domain, k.Grant)
-		if err != nil {
-			return err
-		}
-		keys, err := tx.DomainKeys(ctx, k.Domain)
-		if err != nil {
-			return err
-		}
-		if !wanted(g, keys, now) {
-			needless = append(needless, now)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
+		marked = append(marked, now)
 	}
-	return b.retireKMSGrants(ctx, System, needless)
+	return marked, nil
 }
 
-func kmsGrantNow(ctx context.Context, tx Tx, k KMSGrant) (KMSGrant, error) {
-	all, err := tx.KMSGrants(ctx, k.Domain, k.Grant)
-	if err != nil {
-		return KMSGrant{}, err
+// A retireAnswer is what became of one RetireGrant.
+type retireAnswer struct {
+	requestID string
+	err       error
+}
+
+// errNotAsked stands for an answer to what KMS was not asked any more.
+var errNotAsked = errors.New("KMS was not asked")
+
+// retireMarked asks KMS for what was marked and records the outcomes.
+func (b *Broker) retireMarked(ctx context.Context, caller Caller, marked []KMSGrant) error {
+	if len(marked) == 0 {
+		return nil
 	}
-	for _, now := range all {
-		if now.Name == k.Name {
-			return now, nil
+	answers := b.retireAtKMS(ctx, marked)
+	var failed failures
+	for _, a := range answers {
+		if !errors.Is(a.err, errNotAsked) {
+			failed.add(a.err)
 		}
 	}
-	return KMSGrant{}, ErrNotFound
+	failed.add(ctx.Err())
+	record := context.WithoutCancel(ctx)
+	failed.add(b.store.Update(record, func(tx Tx) error {
+		for i, g := range marked {
+			if err := recordRetire(record, tx, caller, g, answers[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	return failed.err()
+}
+
+// retireAtKMS asks for some at a time. Once KMS throttles, or is silent again
+// and again, the rest is not asked for.
+func (b *Broker) retireAtKMS(ctx context.Context, grants []KMSGrant) []retireAnswer {
+	answers := make([]retireAnswer, len(grants))
+	var next, silent atomic.Int64
+	var throttled atomic.Bool
+	var wg sync.WaitGroup
+	for range min(retireAtATime, len(grants)) {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(grants)); i = next.Add(1) - 1 {
+				if throttled.Load() || silent.Load() >= retireAtATime || ctx.Err() != nil {
+					answers[i].err = errNotAsked
+					continue
+				}
+				id, err := b.registrar.RetireGrant(ctx, grants[i].KMSKey, grants[i].KMSGrantID)
+				answers[i] = retireAnswer{id, err}
+				switch ClassOf(err) {
+				case KMSThrottled:
+					throttled.Store(true)
+				case KMSUnavailable:
+					silent.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return answers
+}
+
+// recordRetire stores one outcome. What was not retired is tried again, after
+// those that wait already, and the later the longer it has been tried: so one
+// key that refuses keeps no other grant waiting.
+func recordRetire(ctx context.Context, tx Tx, caller Caller, g KMSGrant, a retireAnswer) error {
+	now, err := tx.KMSGrantByName(ctx, g.Name)
+	if err != nil || now.State != KMSGrantRetiring || now.KMSGrantID != g.KMSGrantID {
+		return err
+	}
+	switch {
+	case errors.Is(a.err, errNotAsked):
+		now.NextTry = tx.Now()
+	case a.err != nil:
+		now.NextTry = nextTry(tx.Now(), now)
+	default:
+		now.State, now.EndTime = KMSGrantRetired, tx.Now()
+		event := kmsGrantEvent(caller, "kms.RetireGrant", AuditDone, now)
+		event.KMSRequestID = a.requestID
+		if err := tx.Audit(ctx, event); err != nil {
+			return err
+		}
+	}
+	return tx.UpdateKMSGrant(ctx, now)
+}
+
+func nextTry(now time.Time, g KMSGrant) time.Time {
+	return now.Add(min(max(now.Sub(g.IntendTime), retryFirst), retryLast))
+}
+
+// failures collects what went wrong in a run that goes on: the first error, and
+// how many there were.
+type failures struct {
+	mu    sync.Mutex
+	first error
+	n     int
+}
+
+func (f *failures) add(err error) {
+	if err == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.n++
+	if f.first == nil {
+		f.first = err
+	}
+}
+
+func (f *failures) err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.n > 1 {
+		return fmt.Errorf("%w (the first of %d failures)", f.first, f.n)
+	}
+	return f.first
 }

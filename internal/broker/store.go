@@ -67,6 +67,9 @@ type Tx interface {
 	UpdateGrant(ctx context.Context, g Grant) error // compares Version, as UpdateDomain
 	// LiveGrants gives the ACTIVE and CREATING grants of a domain, the worker's too.
 	LiveGrants(ctx context.Context, d DomainUID) ([]Grant, error)
+	// ListGrants gives up to limit grants of d with an id greater than after, in
+	// every state; not the worker's.
+	ListGrants(ctx context.Context, d DomainUID, after GrantID, limit int) ([]Grant, error)
 	// DueGrants gives up to limit live grants, of all domains, whose ExpireTime
 	// has come, longest due first.
 	DueGrants(ctx context.Context, limit int) ([]Grant, error)
@@ -75,9 +78,21 @@ type Tx interface {
 	UpdateKMSGrant(ctx context.Context, g KMSGrant) error // by (Domain, Grant, Epoch, Kind, Attempt)
 	// KMSGrants gives a domain's KMS grants, all states; of one grant unless g is "".
 	KMSGrants(ctx context.Context, d DomainUID, g GrantUID) ([]KMSGrant, error)
+	KMSGrantByName(ctx context.Context, name string) (KMSGrant, error)
+	// KMSGrantsOnKey gives the INTENDED, LIVE and RETIRING KMS grants on a key,
+	// of all domains.
+	KMSGrantsOnKey(ctx context.Context, key KeyARN) ([]KMSGrant, error)
 	// StaleKMSGrants gives up to limit KMS grants, of all domains, that are
-	// INTENDED or RETIRING and whose IntendTime is at or before t, oldest first.
-	StaleKMSGrants(ctx context.Context, t time.Time, limit int) ([]KMSGrant, error)
+	// INTENDED or RETIRING and whose NextTry has come, longest due first.
+	StaleKMSGrants(ctx context.Context, limit int) ([]KMSGrant, error)
+
+	// ClaimListings gives up to limit keys that domains use, or used lately, and
+	// that nobody listed since before: those unlisted for longest. They count as
+	// listed now.
+	ClaimListings(ctx context.Context, before time.Time, limit int) ([]KeyARN, error)
+	// ForgetListing lets a key go that no epoch and no KMS grant needs any more,
+	// and that was used last before t; its next use brings it back.
+	ForgetListing(ctx context.Context, key KeyARN, t time.Time) error
 
 	// RequestRecord gives the record of a request id, ErrNotFound if none.
 	RequestRecord(ctx context.Context, k RequestKey) (RequestRecord, error)

@@ -6,8 +6,13 @@ import (
 	"time"
 )
 
-// sweepBatch bounds one sweep; what is left comes with the next.
-const sweepBatch = 200
+const (
+	// expireBatch bounds the grants that one transaction ends; ours.
+	expireBatch = 100
+	// sweepBatch and sweepRounds bound what one sweep asks of KMS: at 50
+	// RetireGrant calls a second, 100 s of work. What is left comes with the next.
+	sweepBatch, sweepRounds = 200, 25
+)
 
 // settling is how old an intent must be before a listing may close it: its call
 // has ended by then, and KMS shows what it made.
@@ -15,32 +20,138 @@ func (b *Broker) settling() time.Duration {
 	return b.cfg.KMSCallTimeout + b.cfg.Windows.GrantVisibility
 }
 
-// Sweep ends grants whose time has come, and settles KMS grants that a crash
-// left without an answer. It is called periodically by one replica at a time;
-// each step may be repeated.
+// Sweep ends grants whose time has come, and settles KMS grants that a crash, a
+// refusal or a lost answer left open. It is called periodically; each step may
+// be repeated, and replicas that sweep at the same time take up different KMS
+// grants.
+//
+// A grant ends in the database first, whatever KMS says. What it has at KMS is
+// retired after, in the order of next tries: one that KMS refuses goes to the
+// end, so none keeps the others waiting.
 func (b *Broker) Sweep(ctx context.Context) error {
-	var due []Grant
-	var stale []KMSGrant
-	err := b.store.View(ctx, func(tx Tx) (err error) {
-		if due, err = tx.DueGrants(ctx, sweepBatch); err != nil {
+	var failed failures
+	failed.add(b.expireDue(ctx))
+	failed.add(b.settleStale(ctx))
+	return failed.err()
+}
+
+// expireDue ends every grant whose time has come.
+func (b *Broker) expireDue(ctx context.Context) error {
+	for ctx.Err() == nil {
+		ended := 0
+		err := b.store.Update(ctx, func(tx Tx) error {
+			due, err := tx.DueGrants(ctx, expireBatch)
+			if err != nil {
+				return err
+			}
+			ended = len(due)
+			for _, g := range due {
+				if err := b.expire(ctx, tx, g); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if errors.Is(err, ErrConflict) {
+			return b.expireEach(ctx)
+		}
+		if err != nil || ended < expireBatch {
 			return err
 		}
-		stale, err = tx.StaleKMSGrants(ctx, tx.Now().Add(-b.settling()), sweepBatch)
+	}
+	return ctx.Err()
+}
+
+// expireEach ends due grants one by one, so that those which somebody renews at
+// this moment do not keep the others.
+func (b *Broker) expireEach(ctx context.Context) error {
+	var due []Grant
+	err := b.store.View(ctx, func(tx Tx) (err error) {
+		due, err = tx.DueGrants(ctx, expireBatch)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	var failures error
+	var failed failures
 	for _, g := range due {
-		failures = errors.Join(failures, b.endGrant(ctx, System, g.Domain, g.UID, GrantExpired, Request{}))
-	}
-	for _, k := range stale {
-		if k.State == KMSGrantRetiring {
-			failures = errors.Join(failures, b.retireKMSGrants(ctx, System, []KMSGrant{k}))
-			continue
+		err := b.store.Update(ctx, func(tx Tx) error { return b.expire(ctx, tx, g) })
+		if !errors.Is(err, ErrConflict) { // renewed or ended meanwhile
+			failed.add(err)
 		}
-		failures = errors.Join(failures, b.resolveIntent(ctx, k))
 	}
-	return failures
+	return failed.err()
+}
+
+// expire ends a grant that was found due, unless it has changed since. What it
+// has at KMS is left to settleStale, at once.
+func (b *Broker) expire(ctx context.Context, tx Tx, g Grant) error {
+	if err := tx.LockDomain(ctx, g.Domain, Shared); err != nil {
+		return err
+	}
+	d, err := tx.DomainByUID(ctx, g.Domain)
+	if err != nil {
+		return err
+	}
+	marked, err := b.endGrantIn(ctx, tx, System, d, g, ending{state: GrantExpired, action: "grants.end"}, Request{})
+	if err != nil {
+		return err
+	}
+	for _, k := range marked {
+		k.NextTry = tx.Now()
+		if err := tx.UpdateKMSGrant(ctx, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settleStale retires what is to be retired and resolves the intents that have
+// settled, until nothing is due, KMS throttles, or it has done its share.
+func (b *Broker) settleStale(ctx context.Context) error {
+	var failed failures
+	for range sweepRounds {
+		retiring, intended, err := b.claimStale(ctx)
+		if err != nil || len(retiring)+len(intended) == 0 {
+			failed.add(err)
+			break
+		}
+		err = b.retireMarked(ctx, System, retiring)
+		failed.add(err)
+		if ClassOf(err).Transient() || ctx.Err() != nil {
+			break
+		}
+		_, err = b.resolveIntents(ctx, intended)
+		failed.add(err)
+		if ClassOf(err).Transient() {
+			break
+		}
+	}
+	return failed.err()
+}
+
+// claimStale takes up open KMS grants that are due, and puts their next try off,
+// so that no other sweep takes them up too.
+func (b *Broker) claimStale(ctx context.Context) (retiring, intended []KMSGrant, err error) {
+	err = b.store.Update(ctx, func(tx Tx) error {
+		retiring, intended = nil, nil
+		stale, err := tx.StaleKMSGrants(ctx, sweepBatch)
+		if err != nil {
+			return err
+		}
+		for _, k := range stale {
+			k.NextTry = tx.Now().Add(b.patience())
+			if k.State == KMSGrantRetiring {
+				retiring = append(retiring, k)
+			} else {
+				k.NextTry = nextTry(tx.Now(), k)
+				intended = append(intended, k)
+			}
+			if err := tx.UpdateKMSGrant(ctx, k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return retiring, intended, err
 }

@@ -3,6 +3,8 @@ package brokertest
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,7 +24,7 @@ func newKMSGrant(g broker.Grant, e broker.Epoch, kind broker.GrantKind, attempt 
 	return broker.KMSGrant{
 		Domain: g.Domain, Grant: g.UID, Epoch: e, Kind: kind, Attempt: attempt,
 		Name:   fmt.Sprintf("kb/test/%s/%s/%d/%d", g.UID, kind, e, attempt),
-		KMSKey: "arn:one", State: broker.KMSGrantIntended, IntendTime: now,
+		KMSKey: "arn:one", State: broker.KMSGrantIntended, IntendTime: now, NextTry: now,
 	}
 }
 
@@ -204,8 +206,9 @@ func testKMSGrants(t *testing.T, b *storeBench) {
 
 	live := &all[0]
 	live.State, live.KMSGrantID, live.LiveTime = broker.KMSGrantLive, "id-1", now.Add(time.Minute)
+	live.MissTime = now.Add(2 * time.Minute)
 	retiring := &all[1]
-	retiring.State, retiring.IntendTime = broker.KMSGrantRetiring, now.Add(20*time.Second)
+	retiring.State, retiring.IntendTime, retiring.NextTry = broker.KMSGrantRetiring, now.Add(20*time.Second), now.Add(20*time.Second)
 	gone := &all[2]
 	gone.State, gone.EndTime = broker.KMSGrantGone, now.Add(time.Minute)
 	b.update(func(ctx context.Context, tx rotation.Tx) error {
@@ -227,20 +230,151 @@ func testKMSGrants(t *testing.T, b *storeBench) {
 		if err != nil {
 			return err
 		}
-		got, err = tx.StaleKMSGrants(ctx, now.Add(4*time.Second), 100)
-		equal(t, "stale KMS grants, up to the very moment, oldest first", got, []broker.KMSGrant{foreign, all[3], all[4]})
-		if err != nil {
+		named, err := tx.KMSGrantByName(ctx, all[3].Name)
+		equal(t, "KMS grant by Name", named, all[3])
+		return err
+	})
+	b.refused(broker.ErrNotFound, "an unknown Name", func(ctx context.Context, tx rotation.Tx) error {
+		_, err := tx.KMSGrantByName(ctx, "kb/test/unknown")
+		return err
+	})
+	stale := func(what string, limit int, want ...broker.KMSGrant) {
+		t.Helper()
+		b.view(func(ctx context.Context, tx rotation.Tx) error {
+			got, err := tx.StaleKMSGrants(ctx, limit)
+			equal(t, what, got, want)
 			return err
-		}
-		got, err = tx.StaleKMSGrants(ctx, now.Add(time.Hour), 1000)
+		})
+	}
+	stale("before another's next try", 100, foreign)
+	b.clock.Advance(4 * time.Second)
+	stale("stale KMS grants, up to the very moment, longest due first", 100, foreign, all[3], all[4])
+	b.clock.Advance(time.Hour)
+	stale("a limit", 2, foreign, all[3])
+	b.view(func(ctx context.Context, tx rotation.Tx) error {
+		got, err := tx.StaleKMSGrants(ctx, 1000)
 		if len(got) != len(all)-2+1 {
 			t.Errorf("all stale KMS grants: got %d, want those INTENDED or RETIRING, %d", len(got), len(all)-2+1)
 		}
 		if err != nil {
 			return err
 		}
-		got, err = tx.StaleKMSGrants(ctx, now.Add(time.Hour), 2)
-		equal(t, "a limit", got, []broker.KMSGrant{foreign, all[3]})
+		got, err = tx.KMSGrantsOnKey(ctx, "arn:one")
+		want := append(slices.Delete(slices.Clone(all), 2, 3), foreign) // all but the gone one
+		sortKMSGrants(want)
+		sortKMSGrants(got)
+		equal(t, "KMS grants on a key", got, want)
+		if err != nil {
+			return err
+		}
+		got, err = tx.KMSGrantsOnKey(ctx, "arn:unknown")
+		equal(t, "KMS grants on another key", got, nil)
 		return err
 	})
+}
+
+func sortKMSGrants(grants []broker.KMSGrant) {
+	slices.SortFunc(grants, func(a, b broker.KMSGrant) int { return strings.Compare(a.Name, b.Name) })
+}
+
+func testListGrants(t *testing.T, b *storeBench) {
+	alpha, beta := b.domain("alpha"), b.domain("beta")
+	now := b.clock.Now()
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		for i, state := range []broker.GrantState{broker.GrantActive, broker.GrantExpired, broker.GrantRevokedByCustomer, broker.GrantFailed} {
+			g := newGrant(alpha.UID, broker.GrantID(fmt.Sprint("g", i)), now)
+			g.State = state
+			if err := tx.InsertGrant(ctx, g); err != nil {
+				return err
+			}
+		}
+		worker := newGrant(alpha.UID, "g1-worker", now)
+		worker.Worker = true
+		if err := tx.InsertGrant(ctx, worker); err != nil {
+			return err
+		}
+		return tx.InsertGrant(ctx, newGrant(beta.UID, "foreign", now))
+	})
+	for _, page := range []struct {
+		after broker.GrantID
+		limit int
+		want  []broker.GrantID
+	}{
+		{"", 100, []broker.GrantID{"g0", "g1", "g2", "g3"}},
+		{"g0", 2, []broker.GrantID{"g1", "g2"}},
+		{"g3", 2, nil},
+	} {
+		b.view(func(ctx context.Context, tx rotation.Tx) error {
+			list, err := tx.ListGrants(ctx, alpha.UID, page.after, page.limit)
+			equal(t, fmt.Sprintf("up to %d grants after %q", page.limit, page.after), grantIDs(list), page.want)
+			return err
+		})
+	}
+}
+
+func testListings(t *testing.T, b *storeBench) {
+	d := b.domain("alpha")
+	start := b.clock.Now()
+	claim := func(what string, before time.Time, limit int, want ...broker.KeyARN) {
+		t.Helper()
+		b.update(func(ctx context.Context, tx rotation.Tx) error {
+			got, err := tx.ClaimListings(ctx, before, limit)
+			equal(t, what, got, want)
+			return err
+		})
+	}
+	forget := func(key broker.KeyARN, before time.Time) {
+		t.Helper()
+		b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.ForgetListing(ctx, key, before) })
+	}
+	claim("without any key", start, 10)
+	keys := []broker.DomainKey{
+		{Domain: d.UID, Epoch: 1, KMSKey: "arn:one", State: broker.KeyCurrent},
+		{Domain: d.UID, Epoch: 2, KMSKey: "arn:two", State: broker.KeyPreparing},
+		{Domain: d.UID, Epoch: 3, KMSKey: "arn:one", State: broker.KeyAbandoned},
+	}
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		for _, k := range keys {
+			if err := tx.InsertDomainKey(ctx, k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	claim("a limit", start, 1, "arn:one")
+	b.clock.Advance(time.Minute)
+	claim("the one that was not listed yet", start.Add(-time.Second), 10, "arn:two")
+	claim("again, up to the very moment", start, 10, "arn:one")
+	b.clock.Advance(time.Minute)
+	claim("both", b.clock.Now(), 10, "arn:one", "arn:two")
+
+	later := b.clock.Now().Add(time.Hour)
+	forget("arn:two", later) // a change prepares for it
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		keys[1].State = broker.KeyAbandoned
+		if err := tx.UpdateDomainKey(ctx, keys[1]); err != nil {
+			return err
+		}
+		g := newGrant(d.UID, "g", start)
+		if err := tx.InsertGrant(ctx, g); err != nil {
+			return err
+		}
+		k := newKMSGrant(g, 2, broker.Wrap, 1, start)
+		k.KMSKey = "arn:two"
+		return tx.InsertKMSGrant(ctx, k)
+	})
+	forget("arn:two", later) // a KMS grant may be there
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		k := newKMSGrant(newGrant(d.UID, "g", start), 2, broker.Wrap, 1, start)
+		k.State = broker.KMSGrantRetired
+		return tx.UpdateKMSGrant(ctx, k)
+	})
+	forget("arn:two", b.clock.Now().Add(-time.Second)) // used since
+	claim("all are still needed", b.clock.Now(), 10, "arn:one", "arn:two")
+	forget("arn:two", b.clock.Now())
+	claim("the forgotten one is gone", b.clock.Now(), 10, "arn:one")
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		return tx.InsertDomainKey(ctx, broker.DomainKey{Domain: d.UID, Epoch: 4, KMSKey: "arn:two", State: broker.KeyPreparing})
+	})
+	claim("its next use brings it back", start, 10, "arn:two")
 }

@@ -137,7 +137,10 @@ func (t *txn) InsertDomainKey(ctx context.Context, k broker.DomainKey) error {
 	if err == nil && n == 0 {
 		return conflict("the domain had a key of this epoch already")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return t.useKey(ctx, k.Domain, k.Epoch)
 }
 
 // UpdateDomainKey implements broker.Tx. The ARN of an epoch never changes.
@@ -150,7 +153,10 @@ func (t *txn) UpdateDomainKey(ctx context.Context, k broker.DomainKey) error {
 	if err == nil && n == 0 {
 		return notFound("domain key")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return t.useKey(ctx, k.Domain, k.Epoch)
 }
 
 // DomainKeys implements broker.Tx.

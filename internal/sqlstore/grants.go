@@ -2,7 +2,6 @@ package sqlstore
 
 import (
 	"context"
-	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
 )
@@ -73,6 +72,16 @@ func (t *txn) LiveGrants(ctx context.Context, d broker.DomainUID) ([]broker.Gran
 		order by grant_id`, d)
 }
 
+// ListGrants implements broker.Tx.
+func (t *txn) ListGrants(ctx context.Context, d broker.DomainUID, after broker.GrantID, limit int) ([]broker.Grant, error) {
+	return all(ctx, t, "list grants", scanGrant, `
+		select `+grantColumns+`
+		from domain_grant
+		where domain_uid = $1 and grant_id > $2 and not worker
+		order by grant_id
+		limit $3`, d, after, limit)
+}
+
 // DueGrants implements broker.Tx.
 func (t *txn) DueGrants(ctx context.Context, limit int) ([]broker.Grant, error) {
 	return all(ctx, t, "list due grants", scanGrant, `
@@ -81,69 +90,4 @@ func (t *txn) DueGrants(ctx context.Context, limit int) ([]broker.Grant, error) 
 		where state in ('CREATING', 'ACTIVE') and expire_time > 0 and expire_time <= $1
 		order by expire_time, domain_uid, grant_id
 		limit $2`, micros(t.now), limit)
-}
-
-const kmsGrantColumns = `
-	domain_uid, grant_uid, key_epoch, kind, attempt, worker, name, kms_key,
-	kms_grant_id, state, intend_time, live_time, end_time`
-
-func scanKMSGrant(r row) (g broker.KMSGrant, err error) {
-	err = r.Scan(&g.Domain, &g.Grant, &g.Epoch, &g.Kind, &g.Attempt, &g.Worker, &g.Name, &g.KMSKey,
-		&g.KMSGrantID, &g.State, at{&g.IntendTime}, at{&g.LiveTime}, at{&g.EndTime})
-	return g, err
-}
-
-// InsertKMSGrant implements broker.Tx. An identity or a Name that was used
-// already is broker.ErrConflict.
-func (t *txn) InsertKMSGrant(ctx context.Context, g broker.KMSGrant) error {
-	n, err := t.exec(ctx, "insert KMS grant", `
-		insert into kms_grant (`+kmsGrantColumns+`)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-		on conflict do nothing`,
-		g.Domain, g.Grant, g.Epoch, g.Kind, g.Attempt, g.Worker, g.Name, g.KMSKey,
-		g.KMSGrantID, g.State, micros(g.IntendTime), micros(g.LiveTime), micros(g.EndTime))
-	if err == nil && n == 0 {
-		return conflict("a KMS grant of this name was intended already")
-	}
-	return err
-}
-
-// UpdateKMSGrant implements broker.Tx. Name and key never change.
-func (t *txn) UpdateKMSGrant(ctx context.Context, g broker.KMSGrant) error {
-	n, err := t.exec(ctx, "update KMS grant", `
-		update kms_grant
-		set kms_grant_id = $6, state = $7, intend_time = $8, live_time = $9, end_time = $10
-		where domain_uid = $1 and grant_uid = $2 and key_epoch = $3 and kind = $4 and attempt = $5`,
-		g.Domain, g.Grant, g.Epoch, g.Kind, g.Attempt,
-		g.KMSGrantID, g.State, micros(g.IntendTime), micros(g.LiveTime), micros(g.EndTime))
-	if err == nil && n == 0 {
-		return notFound("KMS grant")
-	}
-	return err
-}
-
-// KMSGrants implements broker.Tx.
-func (t *txn) KMSGrants(ctx context.Context, d broker.DomainUID, g broker.GrantUID) ([]broker.KMSGrant, error) {
-	if g == "" {
-		return all(ctx, t, "list KMS grants", scanKMSGrant, `
-			select `+kmsGrantColumns+`
-			from kms_grant
-			where domain_uid = $1
-			order by grant_uid, key_epoch, kind, attempt`, d)
-	}
-	return all(ctx, t, "list KMS grants", scanKMSGrant, `
-		select `+kmsGrantColumns+`
-		from kms_grant
-		where domain_uid = $1 and grant_uid = $2
-		order by key_epoch, kind, attempt`, d, g)
-}
-
-// StaleKMSGrants implements broker.Tx.
-func (t *txn) StaleKMSGrants(ctx context.Context, until time.Time, limit int) ([]broker.KMSGrant, error) {
-	return all(ctx, t, "list stale KMS grants", scanKMSGrant, `
-		select `+kmsGrantColumns+`
-		from kms_grant
-		where state in ('INTENDED', 'RETIRING') and intend_time <= $1
-		order by intend_time, domain_uid, grant_uid, key_epoch, kind, attempt
-		limit $2`, micros(until), limit)
 }

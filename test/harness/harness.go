@@ -71,6 +71,8 @@ type Config struct {
 	// BatchRows and Shards of the engine; 0 takes small numbers, so that even
 	// small domains are moved in many steps.
 	BatchRows, Shards int
+	// KeepOrphans turns the broker's orphan sweep off, as after a restore.
+	KeepOrphans bool
 	// Transport wraps the road to KMS for the broker's calls, for faults.
 	Transport func(http.RoundTripper) http.RoundTripper
 }
@@ -161,7 +163,8 @@ func (b *Bench) wire(cfg Config) error {
 	b.close = append(b.close, func() error { foreground.Close(); background.Close(); return nil })
 	b.Broker, err = broker.New(broker.Config{Deployment: "test", RegistrarRole: RegistrarRole, WorkerRole: WorkerRole,
 		GranteeAccounts: []string{ServiceAccount}, Windows: cfg.Windows, KMSCallTimeout: 10 * time.Second,
-		NewID: b.ids.next, NewUID: rand.Text}, b.Store.Broker(), foreground, foreground)
+		SweepOrphans: !cfg.KeepOrphans,
+		NewID:        b.ids.next, NewUID: rand.Text}, b.Store.Broker(), foreground, foreground)
 	if err != nil {
 		return err
 	}

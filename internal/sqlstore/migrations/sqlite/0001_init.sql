@@ -126,6 +126,8 @@ create table kms_grant (
 	intend_time  integer not null,
 	live_time    integer not null,
 	end_time     integer not null,
+	next_try     integer not null,
+	miss_time    integer not null,
 	constraint kms_grant_pk primary key (domain_uid, grant_uid, key_epoch, kind, attempt),
 	constraint kms_grant_name_unique unique (name),
 	constraint kms_grant_grant foreign key (domain_uid, grant_uid) references domain_grant (domain_uid, grant_uid),
@@ -134,8 +136,19 @@ create table kms_grant (
 	constraint kms_grant_state_known check (state in ('INTENDED', 'LIVE', 'RETIRING', 'RETIRED', 'FAILED', 'GONE'))
 ) strict, without rowid;
 
-create index kms_grant_stale on kms_grant (intend_time) where state in ('INTENDED', 'RETIRING');
+create index kms_grant_stale on kms_grant (next_try) where state in ('INTENDED', 'RETIRING');
 create index kms_grant_by_key on kms_grant (kms_key) where state in ('INTENDED', 'LIVE', 'RETIRING');
+
+-- The keys whose grants are listed at KMS from time to time: each key that a
+-- domain uses or used lately.
+create table listed_key (
+	kms_key   text    not null,
+	list_time integer not null,
+	use_time  integer not null,
+	constraint listed_key_pk primary key (kms_key)
+) strict, without rowid;
+
+create index listed_key_due on listed_key (list_time);
 
 create table request (
 	caller     text    not null,
