@@ -44,6 +44,8 @@ const (
 
 	ReasonKeyChangeInProgress Reason = "KEY_CHANGE_IN_PROGRESS"
 	ReasonKeyUnchanged        Reason = "KEY_UNCHANGED"
+	// ReasonKeyChangedByChangeKey: another call changes a domain's key.
+	ReasonKeyChangedByChangeKey Reason = "KEY_CHANGED_BY_CHANGE_KEY"
 
 	ReasonGrantNotFound            Reason = "GRANT_NOT_FOUND"
 	ReasonGrantAlreadyExists       Reason = "GRANT_ALREADY_EXISTS"
