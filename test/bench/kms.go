@@ -19,12 +19,12 @@ import (
 
 const partKMS = "localkms"
 
-// slowKMS is how long an answer takes on the slow address: about what AWS KMS
+// kmsDelay is how long an answer takes on the slow address: about what AWS KMS
 // takes within a Region.
-const slowKMS = 8 * time.Millisecond
+const kmsDelay = 8 * time.Millisecond
 
 // addresses are where the process with localkms in it serves: the same KMS, at
-// once and after slowKMS.
+// once and after kmsDelay.
 type addresses struct{ Fast, Slow string }
 
 // kmsStats are what that process has done so far.
@@ -79,7 +79,7 @@ func serveKMS(_ context.Context, _ []string, out io.Writer) error {
 	if at.Fast, err = serve(0); err != nil {
 		return err
 	}
-	if at.Slow, err = serve(slowKMS); err != nil {
+	if at.Slow, err = serve(kmsDelay); err != nil {
 		return err
 	}
 	if err := json.NewEncoder(out).Encode(at); err != nil {

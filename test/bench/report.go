@@ -36,7 +36,7 @@ func atMost(v float64) string  { return atMostSign + number(v) }
 
 // met says whether the value keeps its target, "" where there is none.
 func (m metric) met() string {
-	limit, err := strconv.ParseFloat(strings.TrimLeft(m.Target, atLeastSign+atMostSign), 64)
+	limit, err := strconv.ParseFloat(strings.TrimLeft(m.Target, "≥≤ "), 64)
 	switch {
 	case m.Target == "" || err != nil:
 		return ""

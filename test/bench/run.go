@@ -76,7 +76,7 @@ func (w *world) bareLoop(ctx context.Context) (figure, error) {
 type change struct {
 	figure         // of REENCRYPTING alone: from the switch to the last row's commit
 	Verified int64 // calls that VERIFYING made
-	PeakKiB  int64 // of the process, if it did nothing else
+	PeakKiB  int64 // of the process, if it did nothing else; 0 if unknown
 }
 
 // changeKey changes the tenant's key to a new one and sees the job through.
