@@ -22,9 +22,9 @@ func (e *Engine) RetirementReport(ctx context.Context, caller broker.Caller, d b
 		if err != nil {
 			return err
 		}
-		if view.SourceEpoch == 0 {
+		if view.SourceEpoch == 0 || view.Kind != KindKeyChange {
 			return &broker.Error{Kind: broker.ErrNotFound, Reason: broker.ReasonReportNotFound, Resource: broker.JobName(d, id) + "/retirementReport",
-				Detail: "the job set the domain's first key: there is no older key to retire"}
+				Detail: "the job replaced no key: there is none to retire"}
 		}
 		report = Report{Domain: d, Job: id, EvaluateTime: tx.Now()}
 		keys, err := tx.DomainKeys(ctx, view.Domain)
