@@ -41,6 +41,11 @@ func DataKeyName(d DomainID, k DataKeyID) string { return d.Name() + "/dataKeys/
 // JobName gives domains/{d}/reencryptionJobs/{j}.
 func JobName(d DomainID, j JobID) string { return d.Name() + "/reencryptionJobs/" + string(j) }
 
+// FailureName gives domains/{d}/reencryptionJobs/{j}/failures/{k}.
+func FailureName(d DomainID, j JobID, k DataKeyID) string {
+	return JobName(d, j) + "/failures/" + string(k)
+}
+
 var (
 	domainIDPattern   = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
 	grantIDPattern    = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
@@ -97,6 +102,15 @@ func ParseReportName(field, name string) (DomainID, JobID, error) {
 	return ParseJobName(field, job)
 }
 
+// ParseFailureName reads domains/{d}/reencryptionJobs/{j}/failures/{k}.
+func ParseFailureName(field, name string) (DomainID, JobID, DataKeyID, error) {
+	parts, err := splitName(field, name, "domains", "reencryptionJobs", "failures")
+	if err != nil {
+		return "", "", "", err
+	}
+	return DomainID(parts[0]), JobID(parts[1]), DataKeyID(parts[2]), nil
+}
+
 // splitName takes a name apart into the ids after each collection. Every id is
 // checked against its collection's pattern, so a name that parses is the only
 // spelling of that resource (T17).
@@ -117,7 +131,7 @@ func splitName(field, name string, collections ...string) ([]string, error) {
 		switch c {
 		case "domains":
 			pattern = domainIDPattern
-		case "dataKeys":
+		case "dataKeys", "failures":
 			pattern = dataKeyIDPattern
 		}
 		if parts[2*i] != c || !pattern.MatchString(id) {

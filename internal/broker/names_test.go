@@ -33,6 +33,10 @@ func resourceKinds() []resourceKind {
 			d, j, err := broker.ParseJobName("name", n)
 			return broker.JobName(d, j), err
 		}},
+		{"failure", func(n string) (string, error) {
+			d, j, k, err := broker.ParseFailureName("name", n)
+			return broker.FailureName(d, j, k), err
+		}},
 		{"report", func(n string) (string, error) {
 			d, j, err := broker.ParseReportName("name", n)
 			return broker.JobName(d, j) + "/retirementReport", err
@@ -47,7 +51,8 @@ func TestResourceNamesRoundTrip(t *testing.T) {
 		child := rapid.StringMatching(`[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`).Draw(t, "child")
 		key := rapid.StringMatching(`[A-Za-z0-9][A-Za-z0-9._-]{0,127}`).Draw(t, "key")
 		names := []string{d.Name(), broker.GrantName(d, broker.GrantID(child)), broker.DataKeyName(d, broker.DataKeyID(key)),
-			broker.JobName(d, broker.JobID(child)), broker.JobName(d, broker.JobID(child)) + "/retirementReport"}
+			broker.JobName(d, broker.JobID(child)), broker.FailureName(d, broker.JobID(child), broker.DataKeyID(key)),
+			broker.JobName(d, broker.JobID(child)) + "/retirementReport"}
 		for i, k := range resourceKinds() {
 			for j, name := range names {
 				got, err := k.parse(name)
