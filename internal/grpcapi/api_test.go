@@ -42,7 +42,11 @@ const (
 			"estimatedFinishTime":"2026-05-04T12:06:00Z"},
 		"waiting":{"message":"for grants","until":"2026-05-04T12:04:00Z"},"createTime":"2026-05-04T12:01:00Z","switchTime":"2026-05-04T12:02:00Z",
 		"endTime":"2026-05-04T12:05:00Z","updateTime":"2026-05-04T12:03:00Z","etag":"9"}`
-	jobJSON = `{"name":"domains/acme/reencryptionJobs/job1",` + jobTail
+	jobJSON     = `{"name":"domains/acme/reencryptionJobs/job1",` + jobTail
+	failureName = "domains/acme/reencryptionJobs/job1/failures/a0000"
+	failureJSON = `{"name":"` + failureName + `","dataKey":"domains/acme/dataKeys/a0000","class":"CLASS_INCORRECT_KEY",
+		"message":"KMS ReEncrypt: IncorrectKeyException","failTime":"2026-05-04T12:04:00Z","acknowledged":true}`
+	actJSON = `{"name":"domains/acme/reencryptionJobs/job1","etag":"9","reason":"audit day","request_id":"r1"}`
 )
 
 // An rpc is one call as a newcomer types it for grpcurl, what the use case must
@@ -66,12 +70,30 @@ var rpcs = []rpc{{
 	method: "DomainService/ListDomains", request: `{"page_size":1}`,
 	asked: []any{broker.DomainID(""), 2}, answer: `{"domains":[` + strings.Replace(domainJSON, "domains/acme", "domains/a0000", 1) + `]}`,
 }, {
+	method: "DomainService/UpdateDomain",
+	request: `{"domain":{"name":"domains/acme","display_name":"Acme","labels":{"tier":"gold"},"key_accounts":["111122223333"],"import_source_keys":["` + string(keyOld) + `"]},
+		"update_mask":"displayName,labels,keyAccounts,importSourceKeys","etag":"7","request_id":"r1"}`,
+	asked: []any{broker.DomainUpdate{Request: requestOf("DomainService/UpdateDomain"), ID: "acme",
+		Mask: []string{"display_name", "labels", "key_accounts", "import_source_keys"}, DisplayName: "Acme", Labels: map[string]string{"tier": "gold"},
+		KeyAccounts: []string{"111122223333"}, ImportSources: []string{string(keyOld)}, Etag: "7"}},
+	answer: domainJSON,
+}, {
+	method: "DomainService/DeleteDomain", request: `{"name":"domains/acme","etag":"7","reason":"left us","crypto_shred":true,"request_id":"r1"}`,
+	asked:  []any{rotation.DeleteDomain{Request: requestOf("DomainService/DeleteDomain"), Domain: "acme", Etag: "7", Reason: "left us", CryptoShred: true}},
+	answer: `{}`,
+}, {
+	method: "DomainService/PlanKeyChange", request: `{"name":"domains/acme","kms_key":"` + string(keyNew) + `"}`,
+	asked: []any{broker.DomainID("acme"), string(keyNew)},
+	answer: `{"targetKmsKey":"` + string(keyNew) + `","sources":[{"kmsKey":"` + string(keyOld) + `","rows":"5"}],"grants":"3",
+		"problems":[{"reason":"KEY_DISABLED","side":"SIDE_TO","message":"it is disabled"}]}`,
+}, {
 	method: "DomainService/GenerateKeyPolicy", request: `{"name":"domains/acme","key_account":"111122223333"}`,
 	asked:  []any{broker.KeyPolicyRequest{Domain: "acme", KeyAccount: "111122223333", Profile: broker.PolicyStandard}},
 	answer: `{"policyDocument":"{}","statements":["{}"],"policyVersion":"1"}`,
 }, {
-	method: "DomainService/ChangeKey", request: `{"name":"domains/acme","kms_key":"` + string(keyNew) + `","etag":"7","reason":"yearly change","request_id":"r1"}`,
-	asked:  []any{rotation.ChangeKey{Request: requestOf("DomainService/ChangeKey"), Domain: "acme", KMSKey: string(keyNew), Etag: "7", Reason: "yearly change"}},
+	method: "DomainService/ChangeKey", request: `{"name":"domains/acme","kms_key":"` + string(keyNew) + `","etag":"7","reason":"yearly change","allow_inaccessible_source":true,"request_id":"r1"}`,
+	asked: []any{rotation.ChangeKey{Request: requestOf("DomainService/ChangeKey"), Domain: "acme", KMSKey: string(keyNew), Etag: "7", Reason: "yearly change",
+		AllowInaccessibleSource: true}},
 	answer: jobJSON,
 }, {
 	method:  "GrantService/CreateGrant",
@@ -83,6 +105,14 @@ var rpcs = []rpc{{
 	method: "GrantService/GetGrant", request: `{"name":"domains/acme/grants/orders"}`,
 	asked: []any{broker.DomainID("acme"), broker.GrantID("orders")}, answer: grantJSON,
 }, {
+	method: "GrantService/ListGrants", request: `{"parent":"domains/-","page_size":1}`,
+	asked:  []any{broker.DomainID("-"), broker.GrantCursor{}, 2},
+	answer: `{"grants":[` + strings.Replace(grantJSON, "grants/orders", "grants/a0000", 1) + `]}`,
+}, {
+	method: "GrantService/RevokeGrant", request: `{"name":"domains/acme/grants/orders","etag":"3","reason":"left us","request_id":"r1"}`,
+	asked:  []any{broker.RevokeGrant{Request: requestOf("GrantService/RevokeGrant"), Domain: "acme", ID: "orders", Etag: "3", Reason: "left us"}},
+	answer: grantJSON,
+}, {
 	method: "GrantService/RenewGrant", request: `{"name":"domains/acme/grants/orders","ttl":"60s","etag":"3","reason":"again","request_id":"r1"}`,
 	asked:  []any{broker.RenewGrant{Request: requestOf("GrantService/RenewGrant"), Domain: "acme", ID: "orders", TTL: time.Minute, Etag: "3", Reason: "again"}},
 	answer: grantJSON,
@@ -93,6 +123,10 @@ var rpcs = []rpc{{
 }, {
 	method: "DataKeyService/GetDataKey", request: `{"name":"domains/acme/dataKeys/Invoice-1"}`,
 	asked: []any{broker.DomainID("acme"), broker.DataKeyID("Invoice-1")}, answer: dataKeyJSON,
+}, {
+	method: "DataKeyService/BatchGetDataKeys", request: `{"parent":"domains/acme","names":["domains/acme/dataKeys/Invoice-1","domains/acme/dataKeys/k2"]}`,
+	asked:  []any{broker.DomainID("acme"), []broker.DataKeyID{"Invoice-1", "k2"}},
+	answer: `{"dataKeys":[` + dataKeyJSON + `,` + strings.Replace(dataKeyJSON, "Invoice-1", "k2", 1) + `]}`,
 }, {
 	method: "DataKeyService/ListDataKeys", request: `{"parent":"domains/-","page_size":1}`,
 	asked:  []any{broker.DomainID("-"), broker.DataKeyCursor{}, 2},
@@ -110,6 +144,26 @@ var rpcs = []rpc{{
 		{ID: "k2", Ciphertext: broker.Secret("blob"), SourceKey: keyOld, KeySpec: "AES_128"}}}},
 	answer: `{"results":[{"dataKey":` + dataKeyHead + `}},
 		{"error":{"code":3,"message":"KMS cannot read the blob (domains/acme/dataKeys/k2)","reason":"CIPHERTEXT_INVALID"}}]}`,
+}, {
+	method: "ReencryptionService/CreateReencryptionJob", request: `{"parent":"domains/acme","reencryption_job":{"kind":"KIND_VERIFY","reason":"audit day"},"request_id":"r1"}`,
+	asked:  []any{rotation.NewJob{Request: requestOf("ReencryptionService/CreateReencryptionJob"), Domain: "acme", Kind: rotation.KindVerify, Reason: "audit day"}},
+	answer: jobJSON,
+}, {
+	method: "ReencryptionService/PauseReencryptionJob", request: actJSON, asked: []any{"pause", jobActOf("Pause")}, answer: jobJSON,
+}, {
+	method: "ReencryptionService/ResumeReencryptionJob", request: actJSON, asked: []any{"resume", jobActOf("Resume")}, answer: jobJSON,
+}, {
+	method: "ReencryptionService/CancelReencryptionJob", request: actJSON, asked: []any{"cancel", jobActOf("Cancel")}, answer: jobJSON,
+}, {
+	method: "ReencryptionService/ListReencryptionFailures", request: `{"parent":"domains/acme/reencryptionJobs/job1","filter":"acknowledged = true"}`,
+	asked:  []any{broker.DomainID("acme"), broker.JobID("job1"), broker.DataKeyID(""), 250},
+	answer: `{"reencryptionFailures":[` + failureJSON + `]}`,
+}, {
+	method:  "ReencryptionService/AcknowledgeReencryptionFailures",
+	request: `{"parent":"domains/acme/reencryptionJobs/job1","names":["` + failureName + `"],"reason":"lost long ago","request_id":"r1"}`,
+	asked: []any{rotation.Acknowledge{Request: requestOf("ReencryptionService/AcknowledgeReencryptionFailures"), Domain: "acme", Job: "job1",
+		DataKeys: []broker.DataKeyID{"a0000"}, Reason: "lost long ago"}},
+	answer: `{"acknowledgedCount":"2"}`,
 }, {
 	method: "ReencryptionService/GetReencryptionJob", request: `{"name":"domains/acme/reencryptionJobs/job1"}`,
 	asked: []any{broker.DomainID("acme"), broker.JobID("job1")}, answer: jobJSON,
@@ -133,6 +187,10 @@ var rpcs = []rpc{{
 // requestOf is the idempotency token of request_id r1, less the hash.
 func requestOf(method string) broker.Request {
 	return broker.Request{Method: "/keybroker.v1." + method, ID: "r1"}
+}
+
+func jobActOf(verb string) rotation.JobAct {
+	return rotation.JobAct{Request: requestOf("ReencryptionService/" + verb + "ReencryptionJob"), Domain: "acme", Job: "job1", Etag: "9", Reason: "audit day"}
 }
 
 // descriptorOf finds a method of the API by the last parts of its name.
@@ -226,10 +284,14 @@ func TestEveryRPC(t *testing.T) {
 func namesParseBack(t *testing.T, m proto.Message) {
 	t.Helper()
 	parsers := map[protoreflect.Name]func(string) error{
-		"Domain":           func(n string) error { _, err := broker.ParseDomainName("name", n); return err },
-		"Grant":            func(n string) error { _, _, err := broker.ParseGrantName("name", n); return err },
-		"DataKey":          func(n string) error { _, _, err := broker.ParseDataKeyName("name", n); return err },
-		"ReencryptionJob":  func(n string) error { _, _, err := broker.ParseJobName("name", n); return err },
+		"Domain":          func(n string) error { _, err := broker.ParseDomainName("name", n); return err },
+		"Grant":           func(n string) error { _, _, err := broker.ParseGrantName("name", n); return err },
+		"DataKey":         func(n string) error { _, _, err := broker.ParseDataKeyName("name", n); return err },
+		"ReencryptionJob": func(n string) error { _, _, err := broker.ParseJobName("name", n); return err },
+		"ReencryptionFailure": func(n string) error {
+			_, _, _, err := broker.ParseFailureName("name", n)
+			return err
+		},
 		"RetirementReport": func(n string) error { _, _, err := broker.ParseReportName("name", n); return err },
 	}
 	var walk func(m protoreflect.Message)

@@ -47,6 +47,7 @@ var blockerKinds = map[rotation.BlockerKind]keybrokerv1.KeyRetirement_Blocker_Ki
 	rotation.BlockJob:          keybrokerv1.KeyRetirement_Blocker_KIND_JOB,
 	rotation.BlockImportSource: keybrokerv1.KeyRetirement_Blocker_KIND_IMPORT_SOURCE,
 	rotation.BlockBackup:       keybrokerv1.KeyRetirement_Blocker_KIND_BACKUP_RETENTION,
+	rotation.BlockAbandoned:    keybrokerv1.KeyRetirement_Blocker_KIND_ABANDONED_ROWS,
 }
 
 // jobMessage converts a job.
@@ -106,6 +107,38 @@ func sourceKeys(keys []broker.KeyARN) []string {
 // jobCode is the code of a failed job's error, which is never OK.
 func jobCode(r broker.Reason) codes.Code {
 	return codeOf(&broker.Error{Kind: broker.ErrPrecondition, Reason: r})
+}
+
+// failureMessage converts a row that KMS refused in a job.
+func failureMessage(d broker.DomainID, f rotation.Failure) *keybrokerv1.ReencryptionFailure {
+	m := &keybrokerv1.ReencryptionFailure{
+		Name:         broker.FailureName(d, f.Job, f.DataKey),
+		DataKey:      broker.DataKeyName(d, f.DataKey),
+		Class:        keybrokerv1.ReencryptionFailure_CLASS_OTHER,
+		Message:      f.Message,
+		FailTime:     timestamp(f.Time),
+		Acknowledged: f.Acknowledged,
+	}
+	switch f.Class {
+	case broker.KMSIncorrectKey:
+		m.Class = keybrokerv1.ReencryptionFailure_CLASS_INCORRECT_KEY
+	case broker.KMSInvalidCiphertext:
+		m.Class = keybrokerv1.ReencryptionFailure_CLASS_INVALID_CIPHERTEXT
+	}
+	return m
+}
+
+// planMessage converts what a key change would find.
+func planMessage(p rotation.KeyChangePlan) *keybrokerv1.PlanKeyChangeResponse {
+	m := &keybrokerv1.PlanKeyChangeResponse{TargetKmsKey: string(p.TargetKey), Grants: int64(p.Grants)}
+	for _, source := range p.Sources {
+		m.Sources = append(m.Sources, &keybrokerv1.PlanKeyChangeResponse_Source{KmsKey: string(source.Key), Rows: source.Rows})
+	}
+	for _, problem := range p.Problems {
+		m.Problems = append(m.Problems, &keybrokerv1.PlanKeyChangeResponse_Problem{
+			Reason: string(problem.Reason), Side: blockSides[problem.Side], Message: problem.Message})
+	}
+	return m
 }
 
 // reportMessage converts a retirement report.

@@ -2,6 +2,7 @@ package grpcapi
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -49,6 +50,35 @@ func (s *dataKeyService) GetDataKey(ctx context.Context, in *keybrokerv1.GetData
 		return nil, err
 	}
 	return dataKeyMessage(k), nil
+}
+
+// BatchGetDataKeys implements keybroker.v1.DataKeyService.
+func (s *dataKeyService) BatchGetDataKeys(ctx context.Context, in *keybrokerv1.BatchGetDataKeysRequest) (*keybrokerv1.BatchGetDataKeysResponse, error) {
+	parent, err := broker.ParseDomainName("parent", in.GetParent())
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]broker.DataKeyID, len(in.GetNames()))
+	for i, name := range in.GetNames() {
+		field := fmt.Sprintf("names[%d]", i)
+		domain, id, err := broker.ParseDataKeyName(field, name)
+		if err != nil {
+			return nil, err
+		}
+		if domain != parent {
+			return nil, refuse(broker.ReasonNameInvalid, field, "must be a data key of parent")
+		}
+		ids[i] = id
+	}
+	keys, err := s.keys.BatchGetDataKeys(ctx, s.caller(ctx), parent, ids)
+	if err != nil {
+		return nil, err
+	}
+	out := &keybrokerv1.BatchGetDataKeysResponse{DataKeys: make([]*keybrokerv1.DataKey, len(keys))}
+	for i, k := range keys {
+		out.DataKeys[i] = dataKeyMessage(k)
+	}
+	return out, nil
 }
 
 // dataKeyFilter is what ListDataKeys' filter may compare.

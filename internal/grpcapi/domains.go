@@ -3,6 +3,8 @@ package grpcapi
 import (
 	"context"
 
+	"google.golang.org/protobuf/types/known/emptypb"
+
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/rotation"
 	keybrokerv1 "github.com/keybroker/keybroker/proto/keybroker/v1"
@@ -119,6 +121,53 @@ func (s *domainService) ListDomains(ctx context.Context, in *keybrokerv1.ListDom
 	return &keybrokerv1.ListDomainsResponse{Domains: domains, NextPageToken: next}, nil
 }
 
+// UpdateDomain implements keybroker.v1.DomainService.
+func (s *domainService) UpdateDomain(ctx context.Context, in *keybrokerv1.UpdateDomainRequest) (*keybrokerv1.Domain, error) {
+	id, err := broker.ParseDomainName("domain.name", in.GetDomain().GetName())
+	if err != nil {
+		return nil, err
+	}
+	request, err := requestOf(keybrokerv1.DomainService_UpdateDomain_FullMethodName, in)
+	if err != nil {
+		return nil, err
+	}
+	d, keys, err := s.domains.UpdateDomain(ctx, s.caller(ctx), broker.DomainUpdate{
+		Request:       request,
+		ID:            id,
+		Mask:          in.GetUpdateMask().GetPaths(),
+		DisplayName:   in.GetDomain().GetDisplayName(),
+		Labels:        in.GetDomain().GetLabels(),
+		KeyAccounts:   in.GetDomain().GetKeyAccounts(),
+		ImportSources: in.GetDomain().GetImportSourceKeys(),
+		Etag:          in.GetEtag(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	job, err := s.openJob(ctx, d, keys)
+	if err != nil {
+		return nil, err
+	}
+	return domainMessage(d, keys, job), nil
+}
+
+// DeleteDomain implements keybroker.v1.DomainService.
+func (s *domainService) DeleteDomain(ctx context.Context, in *keybrokerv1.DeleteDomainRequest) (*emptypb.Empty, error) {
+	id, err := broker.ParseDomainName("name", in.GetName())
+	if err != nil {
+		return nil, err
+	}
+	request, err := requestOf(keybrokerv1.DomainService_DeleteDomain_FullMethodName, in)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.jobs.DeleteDomain(ctx, s.caller(ctx), rotation.DeleteDomain{
+		Request: request, Domain: id, Etag: in.GetEtag(), Reason: in.GetReason(), CryptoShred: in.GetCryptoShred()}); err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
 // GenerateKeyPolicy implements keybroker.v1.DomainService.
 func (s *domainService) GenerateKeyPolicy(ctx context.Context, in *keybrokerv1.GenerateKeyPolicyRequest) (*keybrokerv1.GenerateKeyPolicyResponse, error) {
 	id, err := broker.ParseDomainName("name", in.GetName())
@@ -150,9 +199,23 @@ func (s *domainService) ChangeKey(ctx context.Context, in *keybrokerv1.ChangeKey
 		return nil, err
 	}
 	job, err := s.jobs.ChangeKey(ctx, s.caller(ctx), rotation.ChangeKey{
-		Request: request, Domain: id, KMSKey: in.GetKmsKey(), Etag: in.GetEtag(), Reason: in.GetReason()})
+		Request: request, Domain: id, KMSKey: in.GetKmsKey(), Etag: in.GetEtag(), Reason: in.GetReason(),
+		AllowInaccessibleSource: in.GetAllowInaccessibleSource()})
 	if err != nil {
 		return nil, err
 	}
 	return jobMessage(job), nil
+}
+
+// PlanKeyChange implements keybroker.v1.DomainService.
+func (s *domainService) PlanKeyChange(ctx context.Context, in *keybrokerv1.PlanKeyChangeRequest) (*keybrokerv1.PlanKeyChangeResponse, error) {
+	id, err := broker.ParseDomainName("name", in.GetName())
+	if err != nil {
+		return nil, err
+	}
+	plan, err := s.jobs.PlanKeyChange(ctx, s.caller(ctx), id, in.GetKmsKey())
+	if err != nil {
+		return nil, err
+	}
+	return planMessage(plan), nil
 }

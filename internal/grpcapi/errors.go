@@ -134,7 +134,7 @@ func codeOfReason(r broker.Reason) (code codes.Code, ok bool) {
 		broker.ReasonConstraintInvalid, broker.ReasonCiphertextInvalid, broker.ReasonCiphertextWrongKey,
 		broker.ReasonImportDuplicate, broker.ReasonContextKeyReserved, broker.ReasonContextKeyInvalid,
 		broker.ReasonContextDuplicateKey, broker.ReasonContextTooLarge, broker.ReasonContextValueInvalid,
-		broker.ReasonKeyARNInvalid, broker.ReasonKeyRegionMismatch, broker.ReasonPolicyDocumentInvalid:
+		broker.ReasonKeyARNInvalid, broker.ReasonKeyRegionMismatch, broker.ReasonKeyChangedByChangeKey, broker.ReasonPolicyDocumentInvalid:
 		return codes.InvalidArgument, true
 	case broker.ReasonDomainNotFound, broker.ReasonGrantNotFound, broker.ReasonDataKeyNotFound,
 		broker.ReasonJobNotFound, broker.ReasonReportNotFound:
@@ -209,7 +209,10 @@ func typeOf(resource string) string {
 	case "dataKeys":
 		return "keybroker.v1.DataKey"
 	}
-	if len(parts) > 4 {
+	switch {
+	case len(parts) > 5:
+		return "keybroker.v1.ReencryptionFailure"
+	case len(parts) > 4:
 		return "keybroker.v1.RetirementReport"
 	}
 	return "keybroker.v1.ReencryptionJob"

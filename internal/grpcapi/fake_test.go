@@ -43,6 +43,8 @@ type fakeUseCases struct {
 	job      rotation.JobView
 	openJob  broker.JobID
 	report   rotation.Report
+	plan     rotation.KeyChangePlan
+	failure  rotation.Failure
 	// watch is what WatchJob does after it has sent job once.
 	watch func(ctx context.Context, send func(rotation.JobView, bool) error) error
 
@@ -151,6 +153,71 @@ func (f *fakeUseCases) ImportDataKeys(ctx context.Context, c broker.Caller, in b
 	return f.imported, f.called(ctx, c, in)
 }
 
+func (f *fakeUseCases) UpdateDomain(ctx context.Context, c broker.Caller, in broker.DomainUpdate) (broker.Domain, []broker.DomainKey, error) {
+	return f.domain, f.keys, f.called(ctx, c, in)
+}
+
+func (f *fakeUseCases) ListGrants(ctx context.Context, c broker.Caller, d broker.DomainID, after broker.GrantCursor, limit int) (views []broker.GrantView, err error) {
+	err = f.called(ctx, c, d, after, limit)
+	for _, id := range f.ids(string(after.Grant), limit) {
+		g := f.grant
+		g.ID = broker.GrantID(id)
+		views = append(views, g)
+	}
+	return views, err
+}
+
+func (f *fakeUseCases) RevokeGrant(ctx context.Context, c broker.Caller, in broker.RevokeGrant) (broker.GrantView, error) {
+	return f.grant, f.called(ctx, c, in)
+}
+
+func (f *fakeUseCases) BatchGetDataKeys(ctx context.Context, c broker.Caller, d broker.DomainID, ids []broker.DataKeyID) (views []broker.DataKeyView, err error) {
+	for _, id := range ids {
+		k := f.dataKey
+		k.ID = id
+		views = append(views, k)
+	}
+	return views, f.called(ctx, c, d, ids)
+}
+
+func (f *fakeUseCases) DeleteDomain(ctx context.Context, c broker.Caller, in rotation.DeleteDomain) error {
+	return f.called(ctx, c, in)
+}
+
+func (f *fakeUseCases) PlanKeyChange(ctx context.Context, c broker.Caller, d broker.DomainID, key string) (rotation.KeyChangePlan, error) {
+	return f.plan, f.called(ctx, c, d, key)
+}
+
+func (f *fakeUseCases) CreateJob(ctx context.Context, c broker.Caller, in rotation.NewJob) (rotation.JobView, error) {
+	return f.job, f.called(ctx, c, in)
+}
+
+func (f *fakeUseCases) PauseJob(ctx context.Context, c broker.Caller, in rotation.JobAct) (rotation.JobView, error) {
+	return f.job, f.called(ctx, c, "pause", in)
+}
+
+func (f *fakeUseCases) ResumeJob(ctx context.Context, c broker.Caller, in rotation.JobAct) (rotation.JobView, error) {
+	return f.job, f.called(ctx, c, "resume", in)
+}
+
+func (f *fakeUseCases) CancelJob(ctx context.Context, c broker.Caller, in rotation.JobAct) (rotation.JobView, error) {
+	return f.job, f.called(ctx, c, "cancel", in)
+}
+
+func (f *fakeUseCases) ListFailures(ctx context.Context, c broker.Caller, d broker.DomainID, j broker.JobID, after broker.DataKeyID, limit int) (failures []rotation.Failure, err error) {
+	err = f.called(ctx, c, d, j, after, limit)
+	for _, id := range f.ids(string(after), limit) {
+		failure := f.failure
+		failure.DataKey = broker.DataKeyID(id)
+		failures = append(failures, failure)
+	}
+	return failures, err
+}
+
+func (f *fakeUseCases) AcknowledgeFailures(ctx context.Context, c broker.Caller, in rotation.Acknowledge) (int, error) {
+	return 2, f.called(ctx, c, in)
+}
+
 func (f *fakeUseCases) ChangeKey(ctx context.Context, c broker.Caller, in rotation.ChangeKey) (rotation.JobView, error) {
 	return f.job, f.called(ctx, c, in)
 }
@@ -216,6 +283,9 @@ func newFake() *fakeUseCases {
 				Blockers: []rotation.Blocker{{Kind: rotation.BlockRows, Resource: "domains/acme", Count: 3, Message: "rows", Until: at(9)}},
 				Moved:    []rotation.MaterialCount{{SourceKey: keyOld, SourceMaterial: "m1", NewMaterial: "m2", Rows: 5}}}}},
 	}
+	f.failure = rotation.Failure{Domain: "uid1", Job: "job1", Class: broker.KMSIncorrectKey, Message: "KMS ReEncrypt: IncorrectKeyException", Time: at(4), Acknowledged: true}
+	f.plan = rotation.KeyChangePlan{TargetKey: keyNew, Sources: []rotation.PlanSource{{Key: keyOld, Rows: 5}}, Grants: 3,
+		Problems: []rotation.Problem{{Reason: broker.ReasonKeyDisabled, Side: rotation.To, Message: "it is disabled"}}}
 	f.imported = []broker.ImportResult{{Key: f.dataKey}, {Err: &broker.Error{Kind: broker.ErrInvalid,
 		Reason: broker.ReasonCiphertextInvalid, Resource: "domains/acme/dataKeys/k2", Detail: "KMS cannot read the blob"}}}
 	return f
@@ -251,6 +321,12 @@ var pageKey = bytes.Repeat([]byte{7}, 32)
 // serve starts the API over f; change, if not nil, edits its configuration.
 func serve(t testing.TB, f *fakeUseCases, change func(*grpcapi.Config)) *door {
 	t.Helper()
+	return serveReal(t, f, f, change)
+}
+
+// serveReal starts the API over any use cases.
+func serveReal(t testing.TB, b grpcapi.Broker, jobs grpcapi.Jobs, change func(*grpcapi.Config)) *door {
+	t.Helper()
 	log := &syncBuffer{}
 	cfg := grpcapi.Config{
 		Logger:       slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -262,7 +338,7 @@ func serve(t testing.TB, f *fakeUseCases, change func(*grpcapi.Config)) *door {
 	if change != nil {
 		change(&cfg)
 	}
-	s, err := grpcapi.New(cfg, f, f)
+	s, err := grpcapi.New(cfg, b, jobs)
 	if err != nil {
 		t.Fatal(err)
 	}

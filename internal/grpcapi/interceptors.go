@@ -276,7 +276,12 @@ func resourceOf(m proto.Message) string {
 		return r.GetName()
 	case interface{ GetParent() string }:
 		return r.GetParent()
-	case interface{ GetDomainId() string }:
+	case interface{ GetDomain() *keybrokerv1.Domain }: // an update; a creation has a domain_id too
+		if name := r.GetDomain().GetName(); name != "" {
+			return name
+		}
+	}
+	if r, ok := m.(interface{ GetDomainId() string }); ok {
 		return broker.DomainID(r.GetDomainId()).Name()
 	}
 	return ""

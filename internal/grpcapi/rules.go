@@ -46,6 +46,7 @@ func invalid(err error) error {
 var fieldReasons = map[string]broker.Reason{
 	"name":                     broker.ReasonNameInvalid,
 	"parent":                   broker.ReasonNameInvalid,
+	"names":                    broker.ReasonNameInvalid,
 	"page_token":               broker.ReasonPageTokenInvalid,
 	"filter":                   broker.ReasonFilterInvalid,
 	"kms_key":                  broker.ReasonKeyARNInvalid,

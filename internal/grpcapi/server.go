@@ -26,6 +26,7 @@ type Domains interface {
 	CreateDomain(ctx context.Context, caller broker.Caller, in broker.NewDomain) (broker.Domain, error)
 	GetDomain(ctx context.Context, caller broker.Caller, id broker.DomainID) (broker.Domain, []broker.DomainKey, error)
 	ListDomains(ctx context.Context, caller broker.Caller, after broker.DomainID, limit int) ([]broker.Domain, [][]broker.DomainKey, error)
+	UpdateDomain(ctx context.Context, caller broker.Caller, in broker.DomainUpdate) (broker.Domain, []broker.DomainKey, error)
 	GenerateKeyPolicy(ctx context.Context, caller broker.Caller, in broker.KeyPolicyRequest) (broker.KeyPolicy, error)
 }
 
@@ -33,13 +34,17 @@ type Domains interface {
 type Grants interface {
 	CreateGrant(ctx context.Context, caller broker.Caller, in broker.NewGrant) (broker.GrantView, error)
 	GetGrant(ctx context.Context, caller broker.Caller, id broker.DomainID, grant broker.GrantID) (broker.GrantView, error)
+	// ListGrants gives up to limit grants of a domain, or of all for "-".
+	ListGrants(ctx context.Context, caller broker.Caller, id broker.DomainID, after broker.GrantCursor, limit int) ([]broker.GrantView, error)
 	RenewGrant(ctx context.Context, caller broker.Caller, in broker.RenewGrant) (broker.GrantView, error)
+	RevokeGrant(ctx context.Context, caller broker.Caller, in broker.RevokeGrant) (broker.GrantView, error)
 }
 
 // DataKeys is what DataKeyService needs of the broker.
 type DataKeys interface {
 	CreateDataKey(ctx context.Context, caller broker.Caller, in broker.NewDataKey) (broker.DataKeyView, error)
 	GetDataKey(ctx context.Context, caller broker.Caller, id broker.DomainID, key broker.DataKeyID) (broker.DataKeyView, error)
+	BatchGetDataKeys(ctx context.Context, caller broker.Caller, id broker.DomainID, keys []broker.DataKeyID) ([]broker.DataKeyView, error)
 	ListDataKeys(ctx context.Context, caller broker.Caller, id broker.DomainID, after broker.DataKeyCursor, limit int) ([]broker.DataKeyView, error)
 	DeleteDataKey(ctx context.Context, caller broker.Caller, r broker.Request, id broker.DomainID, key broker.DataKeyID, etag string) error
 	ImportDataKeys(ctx context.Context, caller broker.Caller, in broker.ImportDataKeys) ([]broker.ImportResult, error)
@@ -55,7 +60,15 @@ type Broker interface {
 // Jobs is what the door needs of the engine that changes keys; *rotation.Engine
 // has it.
 type Jobs interface {
+	DeleteDomain(ctx context.Context, caller broker.Caller, in rotation.DeleteDomain) error
+	PlanKeyChange(ctx context.Context, caller broker.Caller, d broker.DomainID, kmsKey string) (rotation.KeyChangePlan, error)
 	ChangeKey(ctx context.Context, caller broker.Caller, in rotation.ChangeKey) (rotation.JobView, error)
+	CreateJob(ctx context.Context, caller broker.Caller, in rotation.NewJob) (rotation.JobView, error)
+	PauseJob(ctx context.Context, caller broker.Caller, in rotation.JobAct) (rotation.JobView, error)
+	ResumeJob(ctx context.Context, caller broker.Caller, in rotation.JobAct) (rotation.JobView, error)
+	CancelJob(ctx context.Context, caller broker.Caller, in rotation.JobAct) (rotation.JobView, error)
+	ListFailures(ctx context.Context, caller broker.Caller, d broker.DomainID, job broker.JobID, after broker.DataKeyID, limit int) ([]rotation.Failure, error)
+	AcknowledgeFailures(ctx context.Context, caller broker.Caller, in rotation.Acknowledge) (int, error)
 	GetJob(ctx context.Context, caller broker.Caller, d broker.DomainID, id broker.JobID) (rotation.JobView, error)
 	ListJobs(ctx context.Context, caller broker.Caller, d broker.DomainID, after rotation.JobCursor, limit int) ([]rotation.JobView, error)
 	WatchJob(ctx context.Context, caller broker.Caller, d broker.DomainID, id broker.JobID, send func(v rotation.JobView, heartbeat bool) error) error
@@ -150,7 +163,7 @@ func New(cfg Config, b Broker, jobs Jobs) (*Server, error) {
 	}, cfg.ServerOptions...)...)
 
 	keybrokerv1.RegisterDomainServiceServer(s.grpc, &domainService{domains: b, jobs: jobs, pages: pages, caller: cfg.CallerFunc})
-	keybrokerv1.RegisterGrantServiceServer(s.grpc, &grantService{grants: b, caller: cfg.CallerFunc})
+	keybrokerv1.RegisterGrantServiceServer(s.grpc, &grantService{grants: b, pages: pages, caller: cfg.CallerFunc})
 	keybrokerv1.RegisterDataKeyServiceServer(s.grpc, &dataKeyService{keys: b, pages: pages, caller: cfg.CallerFunc, log: cfg.Logger})
 	keybrokerv1.RegisterReencryptionServiceServer(s.grpc, &reencryptionService{jobs: jobs, pages: pages, caller: cfg.CallerFunc})
 	healthpb.RegisterHealthServer(s.grpc, s.health)

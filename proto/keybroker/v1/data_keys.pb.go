@@ -291,6 +291,108 @@ func (x *GetDataKeyRequest) GetName() string {
 	return ""
 }
 
+// What BatchGetDataKeys takes.
+type BatchGetDataKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}", which every name must be in. Required.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// "domains/{domain_id}/dataKeys/{data_key_id}", 1 to 500, each once. Ask for
+	// fewer where contexts are large: many clients take answers of at most 4 MiB.
+	Names         []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGetDataKeysRequest) Reset() {
+	*x = BatchGetDataKeysRequest{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGetDataKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGetDataKeysRequest) ProtoMessage() {}
+
+func (x *BatchGetDataKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGetDataKeysRequest.ProtoReflect.Descriptor instead.
+func (*BatchGetDataKeysRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *BatchGetDataKeysRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *BatchGetDataKeysRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+// What BatchGetDataKeys answers.
+type BatchGetDataKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One per name, in the order of the request.
+	DataKeys      []*DataKey `protobuf:"bytes,1,rep,name=data_keys,json=dataKeys,proto3" json:"data_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGetDataKeysResponse) Reset() {
+	*x = BatchGetDataKeysResponse{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGetDataKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGetDataKeysResponse) ProtoMessage() {}
+
+func (x *BatchGetDataKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGetDataKeysResponse.ProtoReflect.Descriptor instead.
+func (*BatchGetDataKeysResponse) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BatchGetDataKeysResponse) GetDataKeys() []*DataKey {
+	if x != nil {
+		return x.DataKeys
+	}
+	return nil
+}
+
 // What ListDataKeys takes.
 type ListDataKeysRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -311,7 +413,7 @@ type ListDataKeysRequest struct {
 
 func (x *ListDataKeysRequest) Reset() {
 	*x = ListDataKeysRequest{}
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[3]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -323,7 +425,7 @@ func (x *ListDataKeysRequest) String() string {
 func (*ListDataKeysRequest) ProtoMessage() {}
 
 func (x *ListDataKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[3]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -336,7 +438,7 @@ func (x *ListDataKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDataKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListDataKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{3}
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListDataKeysRequest) GetParent() string {
@@ -380,7 +482,7 @@ type ListDataKeysResponse struct {
 
 func (x *ListDataKeysResponse) Reset() {
 	*x = ListDataKeysResponse{}
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[4]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -392,7 +494,7 @@ func (x *ListDataKeysResponse) String() string {
 func (*ListDataKeysResponse) ProtoMessage() {}
 
 func (x *ListDataKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[4]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -405,7 +507,7 @@ func (x *ListDataKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDataKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListDataKeysResponse) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{4}
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListDataKeysResponse) GetDataKeys() []*DataKey {
@@ -438,7 +540,7 @@ type DeleteDataKeyRequest struct {
 
 func (x *DeleteDataKeyRequest) Reset() {
 	*x = DeleteDataKeyRequest{}
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[5]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -450,7 +552,7 @@ func (x *DeleteDataKeyRequest) String() string {
 func (*DeleteDataKeyRequest) ProtoMessage() {}
 
 func (x *DeleteDataKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[5]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -463,7 +565,7 @@ func (x *DeleteDataKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteDataKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteDataKeyRequest) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{5}
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DeleteDataKeyRequest) GetName() string {
@@ -503,7 +605,7 @@ type ImportDataKeysRequest struct {
 
 func (x *ImportDataKeysRequest) Reset() {
 	*x = ImportDataKeysRequest{}
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[6]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +617,7 @@ func (x *ImportDataKeysRequest) String() string {
 func (*ImportDataKeysRequest) ProtoMessage() {}
 
 func (x *ImportDataKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[6]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +630,7 @@ func (x *ImportDataKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportDataKeysRequest.ProtoReflect.Descriptor instead.
 func (*ImportDataKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{6}
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ImportDataKeysRequest) GetParent() string {
@@ -563,7 +665,7 @@ type ImportDataKeysResponse struct {
 
 func (x *ImportDataKeysResponse) Reset() {
 	*x = ImportDataKeysResponse{}
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[7]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +677,7 @@ func (x *ImportDataKeysResponse) String() string {
 func (*ImportDataKeysResponse) ProtoMessage() {}
 
 func (x *ImportDataKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[7]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +690,7 @@ func (x *ImportDataKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportDataKeysResponse.ProtoReflect.Descriptor instead.
 func (*ImportDataKeysResponse) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{7}
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ImportDataKeysResponse) GetResults() []*ImportDataKeysResponse_Result {
@@ -624,7 +726,7 @@ type ImportDataKeysRequest_Item struct {
 
 func (x *ImportDataKeysRequest_Item) Reset() {
 	*x = ImportDataKeysRequest_Item{}
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[10]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -636,7 +738,7 @@ func (x *ImportDataKeysRequest_Item) String() string {
 func (*ImportDataKeysRequest_Item) ProtoMessage() {}
 
 func (x *ImportDataKeysRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[10]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -649,7 +751,7 @@ func (x *ImportDataKeysRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportDataKeysRequest_Item.ProtoReflect.Descriptor instead.
 func (*ImportDataKeysRequest_Item) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{6, 0}
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{8, 0}
 }
 
 func (x *ImportDataKeysRequest_Item) GetDataKeyId() string {
@@ -703,7 +805,7 @@ type ImportDataKeysResponse_Result struct {
 
 func (x *ImportDataKeysResponse_Result) Reset() {
 	*x = ImportDataKeysResponse_Result{}
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[12]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +817,7 @@ func (x *ImportDataKeysResponse_Result) String() string {
 func (*ImportDataKeysResponse_Result) ProtoMessage() {}
 
 func (x *ImportDataKeysResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[12]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +830,7 @@ func (x *ImportDataKeysResponse_Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportDataKeysResponse_Result.ProtoReflect.Descriptor instead.
 func (*ImportDataKeysResponse_Result) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{7, 0}
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{9, 0}
 }
 
 func (x *ImportDataKeysResponse_Result) GetOutcome() isImportDataKeysResponse_Result_Outcome {
@@ -807,7 +909,12 @@ const file_keybroker_v1_data_keys_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\x83\x01\n" +
 	"\x11GetDataKeyRequest\x12n\n" +
-	"\x04name\x18\x01 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/dataKeys/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$R\x04name\"\xd4\x01\n" +
+	"\x04name\x18\x01 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/dataKeys/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$R\x04name\"\xe1\x01\n" +
+	"\x17BatchGetDataKeysRequest\x12H\n" +
+	"\x06parent\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12|\n" +
+	"\x05names\x18\x02 \x03(\tBf\xbaHc\x92\x01`\b\x01\x10\xf4\x03\x18\x01\"WrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/dataKeys/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$R\x05names\"N\n" +
+	"\x18BatchGetDataKeysResponse\x122\n" +
+	"\tdata_keys\x18\x01 \x03(\v2\x15.keybroker.v1.DataKeyR\bdataKeys\"\xd4\x01\n" +
 	"\x13ListDataKeysRequest\x12L\n" +
 	"\x06parent\x18\x01 \x01(\tB4\xbaH1r/2-^domains/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)$R\x06parent\x12$\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12'\n" +
@@ -842,11 +949,12 @@ const file_keybroker_v1_data_keys_proto_rawDesc = "" +
 	"\x06Result\x122\n" +
 	"\bdata_key\x18\x01 \x01(\v2\x15.keybroker.v1.DataKeyH\x00R\adataKey\x12,\n" +
 	"\x05error\x18\x02 \x01(\v2\x14.keybroker.v1.StatusH\x00R\x05errorB\t\n" +
-	"\aoutcome2\xa3\x03\n" +
+	"\aoutcome2\x86\x04\n" +
 	"\x0eDataKeyService\x12J\n" +
 	"\rCreateDataKey\x12\".keybroker.v1.CreateDataKeyRequest\x1a\x15.keybroker.v1.DataKey\x12D\n" +
 	"\n" +
-	"GetDataKey\x12\x1f.keybroker.v1.GetDataKeyRequest\x1a\x15.keybroker.v1.DataKey\x12U\n" +
+	"GetDataKey\x12\x1f.keybroker.v1.GetDataKeyRequest\x1a\x15.keybroker.v1.DataKey\x12a\n" +
+	"\x10BatchGetDataKeys\x12%.keybroker.v1.BatchGetDataKeysRequest\x1a&.keybroker.v1.BatchGetDataKeysResponse\x12U\n" +
 	"\fListDataKeys\x12!.keybroker.v1.ListDataKeysRequest\x1a\".keybroker.v1.ListDataKeysResponse\x12K\n" +
 	"\rDeleteDataKey\x12\".keybroker.v1.DeleteDataKeyRequest\x1a\x16.google.protobuf.Empty\x12[\n" +
 	"\x0eImportDataKeys\x12#.keybroker.v1.ImportDataKeysRequest\x1a$.keybroker.v1.ImportDataKeysResponseB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
@@ -863,52 +971,57 @@ func file_keybroker_v1_data_keys_proto_rawDescGZIP() []byte {
 	return file_keybroker_v1_data_keys_proto_rawDescData
 }
 
-var file_keybroker_v1_data_keys_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_keybroker_v1_data_keys_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_keybroker_v1_data_keys_proto_goTypes = []any{
 	(*DataKey)(nil),                       // 0: keybroker.v1.DataKey
 	(*CreateDataKeyRequest)(nil),          // 1: keybroker.v1.CreateDataKeyRequest
 	(*GetDataKeyRequest)(nil),             // 2: keybroker.v1.GetDataKeyRequest
-	(*ListDataKeysRequest)(nil),           // 3: keybroker.v1.ListDataKeysRequest
-	(*ListDataKeysResponse)(nil),          // 4: keybroker.v1.ListDataKeysResponse
-	(*DeleteDataKeyRequest)(nil),          // 5: keybroker.v1.DeleteDataKeyRequest
-	(*ImportDataKeysRequest)(nil),         // 6: keybroker.v1.ImportDataKeysRequest
-	(*ImportDataKeysResponse)(nil),        // 7: keybroker.v1.ImportDataKeysResponse
-	nil,                                   // 8: keybroker.v1.DataKey.ContextEntry
-	nil,                                   // 9: keybroker.v1.DataKey.EncryptionContextEntry
-	(*ImportDataKeysRequest_Item)(nil),    // 10: keybroker.v1.ImportDataKeysRequest.Item
-	nil,                                   // 11: keybroker.v1.ImportDataKeysRequest.Item.SourceEncryptionContextEntry
-	(*ImportDataKeysResponse_Result)(nil), // 12: keybroker.v1.ImportDataKeysResponse.Result
-	(*timestamppb.Timestamp)(nil),         // 13: google.protobuf.Timestamp
-	(*Status)(nil),                        // 14: keybroker.v1.Status
-	(*emptypb.Empty)(nil),                 // 15: google.protobuf.Empty
+	(*BatchGetDataKeysRequest)(nil),       // 3: keybroker.v1.BatchGetDataKeysRequest
+	(*BatchGetDataKeysResponse)(nil),      // 4: keybroker.v1.BatchGetDataKeysResponse
+	(*ListDataKeysRequest)(nil),           // 5: keybroker.v1.ListDataKeysRequest
+	(*ListDataKeysResponse)(nil),          // 6: keybroker.v1.ListDataKeysResponse
+	(*DeleteDataKeyRequest)(nil),          // 7: keybroker.v1.DeleteDataKeyRequest
+	(*ImportDataKeysRequest)(nil),         // 8: keybroker.v1.ImportDataKeysRequest
+	(*ImportDataKeysResponse)(nil),        // 9: keybroker.v1.ImportDataKeysResponse
+	nil,                                   // 10: keybroker.v1.DataKey.ContextEntry
+	nil,                                   // 11: keybroker.v1.DataKey.EncryptionContextEntry
+	(*ImportDataKeysRequest_Item)(nil),    // 12: keybroker.v1.ImportDataKeysRequest.Item
+	nil,                                   // 13: keybroker.v1.ImportDataKeysRequest.Item.SourceEncryptionContextEntry
+	(*ImportDataKeysResponse_Result)(nil), // 14: keybroker.v1.ImportDataKeysResponse.Result
+	(*timestamppb.Timestamp)(nil),         // 15: google.protobuf.Timestamp
+	(*Status)(nil),                        // 16: keybroker.v1.Status
+	(*emptypb.Empty)(nil),                 // 17: google.protobuf.Empty
 }
 var file_keybroker_v1_data_keys_proto_depIdxs = []int32{
-	8,  // 0: keybroker.v1.DataKey.context:type_name -> keybroker.v1.DataKey.ContextEntry
-	9,  // 1: keybroker.v1.DataKey.encryption_context:type_name -> keybroker.v1.DataKey.EncryptionContextEntry
-	13, // 2: keybroker.v1.DataKey.create_time:type_name -> google.protobuf.Timestamp
-	13, // 3: keybroker.v1.DataKey.update_time:type_name -> google.protobuf.Timestamp
+	10, // 0: keybroker.v1.DataKey.context:type_name -> keybroker.v1.DataKey.ContextEntry
+	11, // 1: keybroker.v1.DataKey.encryption_context:type_name -> keybroker.v1.DataKey.EncryptionContextEntry
+	15, // 2: keybroker.v1.DataKey.create_time:type_name -> google.protobuf.Timestamp
+	15, // 3: keybroker.v1.DataKey.update_time:type_name -> google.protobuf.Timestamp
 	0,  // 4: keybroker.v1.CreateDataKeyRequest.data_key:type_name -> keybroker.v1.DataKey
-	0,  // 5: keybroker.v1.ListDataKeysResponse.data_keys:type_name -> keybroker.v1.DataKey
-	10, // 6: keybroker.v1.ImportDataKeysRequest.items:type_name -> keybroker.v1.ImportDataKeysRequest.Item
-	12, // 7: keybroker.v1.ImportDataKeysResponse.results:type_name -> keybroker.v1.ImportDataKeysResponse.Result
-	11, // 8: keybroker.v1.ImportDataKeysRequest.Item.source_encryption_context:type_name -> keybroker.v1.ImportDataKeysRequest.Item.SourceEncryptionContextEntry
-	0,  // 9: keybroker.v1.ImportDataKeysResponse.Result.data_key:type_name -> keybroker.v1.DataKey
-	14, // 10: keybroker.v1.ImportDataKeysResponse.Result.error:type_name -> keybroker.v1.Status
-	1,  // 11: keybroker.v1.DataKeyService.CreateDataKey:input_type -> keybroker.v1.CreateDataKeyRequest
-	2,  // 12: keybroker.v1.DataKeyService.GetDataKey:input_type -> keybroker.v1.GetDataKeyRequest
-	3,  // 13: keybroker.v1.DataKeyService.ListDataKeys:input_type -> keybroker.v1.ListDataKeysRequest
-	5,  // 14: keybroker.v1.DataKeyService.DeleteDataKey:input_type -> keybroker.v1.DeleteDataKeyRequest
-	6,  // 15: keybroker.v1.DataKeyService.ImportDataKeys:input_type -> keybroker.v1.ImportDataKeysRequest
-	0,  // 16: keybroker.v1.DataKeyService.CreateDataKey:output_type -> keybroker.v1.DataKey
-	0,  // 17: keybroker.v1.DataKeyService.GetDataKey:output_type -> keybroker.v1.DataKey
-	4,  // 18: keybroker.v1.DataKeyService.ListDataKeys:output_type -> keybroker.v1.ListDataKeysResponse
-	15, // 19: keybroker.v1.DataKeyService.DeleteDataKey:output_type -> google.protobuf.Empty
-	7,  // 20: keybroker.v1.DataKeyService.ImportDataKeys:output_type -> keybroker.v1.ImportDataKeysResponse
-	16, // [16:21] is the sub-list for method output_type
-	11, // [11:16] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	0,  // 5: keybroker.v1.BatchGetDataKeysResponse.data_keys:type_name -> keybroker.v1.DataKey
+	0,  // 6: keybroker.v1.ListDataKeysResponse.data_keys:type_name -> keybroker.v1.DataKey
+	12, // 7: keybroker.v1.ImportDataKeysRequest.items:type_name -> keybroker.v1.ImportDataKeysRequest.Item
+	14, // 8: keybroker.v1.ImportDataKeysResponse.results:type_name -> keybroker.v1.ImportDataKeysResponse.Result
+	13, // 9: keybroker.v1.ImportDataKeysRequest.Item.source_encryption_context:type_name -> keybroker.v1.ImportDataKeysRequest.Item.SourceEncryptionContextEntry
+	0,  // 10: keybroker.v1.ImportDataKeysResponse.Result.data_key:type_name -> keybroker.v1.DataKey
+	16, // 11: keybroker.v1.ImportDataKeysResponse.Result.error:type_name -> keybroker.v1.Status
+	1,  // 12: keybroker.v1.DataKeyService.CreateDataKey:input_type -> keybroker.v1.CreateDataKeyRequest
+	2,  // 13: keybroker.v1.DataKeyService.GetDataKey:input_type -> keybroker.v1.GetDataKeyRequest
+	3,  // 14: keybroker.v1.DataKeyService.BatchGetDataKeys:input_type -> keybroker.v1.BatchGetDataKeysRequest
+	5,  // 15: keybroker.v1.DataKeyService.ListDataKeys:input_type -> keybroker.v1.ListDataKeysRequest
+	7,  // 16: keybroker.v1.DataKeyService.DeleteDataKey:input_type -> keybroker.v1.DeleteDataKeyRequest
+	8,  // 17: keybroker.v1.DataKeyService.ImportDataKeys:input_type -> keybroker.v1.ImportDataKeysRequest
+	0,  // 18: keybroker.v1.DataKeyService.CreateDataKey:output_type -> keybroker.v1.DataKey
+	0,  // 19: keybroker.v1.DataKeyService.GetDataKey:output_type -> keybroker.v1.DataKey
+	4,  // 20: keybroker.v1.DataKeyService.BatchGetDataKeys:output_type -> keybroker.v1.BatchGetDataKeysResponse
+	6,  // 21: keybroker.v1.DataKeyService.ListDataKeys:output_type -> keybroker.v1.ListDataKeysResponse
+	17, // 22: keybroker.v1.DataKeyService.DeleteDataKey:output_type -> google.protobuf.Empty
+	9,  // 23: keybroker.v1.DataKeyService.ImportDataKeys:output_type -> keybroker.v1.ImportDataKeysResponse
+	18, // [18:24] is the sub-list for method output_type
+	12, // [12:18] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_keybroker_v1_data_keys_proto_init() }
@@ -917,7 +1030,7 @@ func file_keybroker_v1_data_keys_proto_init() {
 		return
 	}
 	file_keybroker_v1_errors_proto_init()
-	file_keybroker_v1_data_keys_proto_msgTypes[12].OneofWrappers = []any{
+	file_keybroker_v1_data_keys_proto_msgTypes[14].OneofWrappers = []any{
 		(*ImportDataKeysResponse_Result_DataKey)(nil),
 		(*ImportDataKeysResponse_Result_Error)(nil),
 	}
@@ -927,7 +1040,7 @@ func file_keybroker_v1_data_keys_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keybroker_v1_data_keys_proto_rawDesc), len(file_keybroker_v1_data_keys_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

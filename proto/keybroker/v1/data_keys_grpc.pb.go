@@ -20,11 +20,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	DataKeyService_CreateDataKey_FullMethodName  = "/keybroker.v1.DataKeyService/CreateDataKey"
-	DataKeyService_GetDataKey_FullMethodName     = "/keybroker.v1.DataKeyService/GetDataKey"
-	DataKeyService_ListDataKeys_FullMethodName   = "/keybroker.v1.DataKeyService/ListDataKeys"
-	DataKeyService_DeleteDataKey_FullMethodName  = "/keybroker.v1.DataKeyService/DeleteDataKey"
-	DataKeyService_ImportDataKeys_FullMethodName = "/keybroker.v1.DataKeyService/ImportDataKeys"
+	DataKeyService_CreateDataKey_FullMethodName    = "/keybroker.v1.DataKeyService/CreateDataKey"
+	DataKeyService_GetDataKey_FullMethodName       = "/keybroker.v1.DataKeyService/GetDataKey"
+	DataKeyService_BatchGetDataKeys_FullMethodName = "/keybroker.v1.DataKeyService/BatchGetDataKeys"
+	DataKeyService_ListDataKeys_FullMethodName     = "/keybroker.v1.DataKeyService/ListDataKeys"
+	DataKeyService_DeleteDataKey_FullMethodName    = "/keybroker.v1.DataKeyService/DeleteDataKey"
+	DataKeyService_ImportDataKeys_FullMethodName   = "/keybroker.v1.DataKeyService/ImportDataKeys"
 )
 
 // DataKeyServiceClient is the client API for DataKeyService service.
@@ -50,6 +51,10 @@ type DataKeyServiceClient interface {
 	// Reads one data key as it is wrapped now. Makes no KMS call, so it works
 	// while KMS does not. Errors: DATA_KEY_NOT_FOUND.
 	GetDataKey(ctx context.Context, in *GetDataKeyRequest, opts ...grpc.CallOption) (*DataKey, error)
+	// Reads several data keys of one domain, all as of one moment, or none. Makes
+	// no KMS call. Errors: DOMAIN_NOT_FOUND, and DATA_KEY_NOT_FOUND naming the first
+	// that is missing.
+	BatchGetDataKeys(ctx context.Context, in *BatchGetDataKeysRequest, opts ...grpc.CallOption) (*BatchGetDataKeysResponse, error)
 	// Lists data keys in the order of their names. A key change does not reorder
 	// or hide rows; a row may show its old or its new wrapping.
 	// Errors: DOMAIN_NOT_FOUND, PAGE_TOKEN_INVALID, FILTER_INVALID.
@@ -102,6 +107,16 @@ func (c *dataKeyServiceClient) GetDataKey(ctx context.Context, in *GetDataKeyReq
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DataKey)
 	err := c.cc.Invoke(ctx, DataKeyService_GetDataKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dataKeyServiceClient) BatchGetDataKeys(ctx context.Context, in *BatchGetDataKeysRequest, opts ...grpc.CallOption) (*BatchGetDataKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchGetDataKeysResponse)
+	err := c.cc.Invoke(ctx, DataKeyService_BatchGetDataKeys_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +176,10 @@ type DataKeyServiceServer interface {
 	// Reads one data key as it is wrapped now. Makes no KMS call, so it works
 	// while KMS does not. Errors: DATA_KEY_NOT_FOUND.
 	GetDataKey(context.Context, *GetDataKeyRequest) (*DataKey, error)
+	// Reads several data keys of one domain, all as of one moment, or none. Makes
+	// no KMS call. Errors: DOMAIN_NOT_FOUND, and DATA_KEY_NOT_FOUND naming the first
+	// that is missing.
+	BatchGetDataKeys(context.Context, *BatchGetDataKeysRequest) (*BatchGetDataKeysResponse, error)
 	// Lists data keys in the order of their names. A key change does not reorder
 	// or hide rows; a row may show its old or its new wrapping.
 	// Errors: DOMAIN_NOT_FOUND, PAGE_TOKEN_INVALID, FILTER_INVALID.
@@ -204,6 +223,9 @@ func (UnimplementedDataKeyServiceServer) CreateDataKey(context.Context, *CreateD
 }
 func (UnimplementedDataKeyServiceServer) GetDataKey(context.Context, *GetDataKeyRequest) (*DataKey, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetDataKey not implemented")
+}
+func (UnimplementedDataKeyServiceServer) BatchGetDataKeys(context.Context, *BatchGetDataKeysRequest) (*BatchGetDataKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchGetDataKeys not implemented")
 }
 func (UnimplementedDataKeyServiceServer) ListDataKeys(context.Context, *ListDataKeysRequest) (*ListDataKeysResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDataKeys not implemented")
@@ -267,6 +289,24 @@ func _DataKeyService_GetDataKey_Handler(srv interface{}, ctx context.Context, de
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(DataKeyServiceServer).GetDataKey(ctx, req.(*GetDataKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DataKeyService_BatchGetDataKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchGetDataKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DataKeyServiceServer).BatchGetDataKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DataKeyService_BatchGetDataKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DataKeyServiceServer).BatchGetDataKeys(ctx, req.(*BatchGetDataKeysRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -339,6 +379,10 @@ var DataKeyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetDataKey",
 			Handler:    _DataKeyService_GetDataKey_Handler,
+		},
+		{
+			MethodName: "BatchGetDataKeys",
+			Handler:    _DataKeyService_BatchGetDataKeys_Handler,
 		},
 		{
 			MethodName: "ListDataKeys",

@@ -10,6 +10,8 @@ import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	emptypb "google.golang.org/protobuf/types/known/emptypb"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -185,7 +187,7 @@ func (x GenerateKeyPolicyRequest_Profile) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GenerateKeyPolicyRequest_Profile.Descriptor instead.
 func (GenerateKeyPolicyRequest_Profile) EnumDescriptor() ([]byte, []int) {
-	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{5, 0}
+	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{9, 0}
 }
 
 // One tenant's data under one KMS key. A key per object type, per request or
@@ -639,6 +641,297 @@ func (x *ListDomainsResponse) GetNextPageToken() string {
 	return ""
 }
 
+// What UpdateDomain takes.
+type UpdateDomainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name says which domain; of the other fields update_mask chooses. Required.
+	Domain *Domain `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	// Which fields to change: display_name, labels (as a whole), key_accounts,
+	// import_source_keys. kms_key is refused with KEY_CHANGED_BY_CHANGE_KEY, any
+	// other field with FIELD_INVALID. Empty: those of the four that are not empty
+	// in domain.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// etag of the domain that the caller looked at. Empty: whatever it is now.
+	Etag string `protobuf:"bytes,3,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
+	// characters without spaces, unique per caller and method.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateDomainRequest) Reset() {
+	*x = UpdateDomainRequest{}
+	mi := &file_keybroker_v1_domains_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateDomainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateDomainRequest) ProtoMessage() {}
+
+func (x *UpdateDomainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_domains_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateDomainRequest.ProtoReflect.Descriptor instead.
+func (*UpdateDomainRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *UpdateDomainRequest) GetDomain() *Domain {
+	if x != nil {
+		return x.Domain
+	}
+	return nil
+}
+
+func (x *UpdateDomainRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *UpdateDomainRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *UpdateDomainRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// What DeleteDomain takes.
+type DeleteDomainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}". Required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// etag of the domain that the caller looked at. Empty: whatever it is now.
+	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Why, for the audit trail; at most 512 characters. Required with crypto_shred
+	// (FIELD_INVALID).
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Deletes the domain although it has data keys, and them with it. There is no
+	// way back.
+	CryptoShred bool `protobuf:"varint,4,opt,name=crypto_shred,json=cryptoShred,proto3" json:"crypto_shred,omitempty"`
+	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
+	// characters without spaces, unique per caller and method.
+	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteDomainRequest) Reset() {
+	*x = DeleteDomainRequest{}
+	mi := &file_keybroker_v1_domains_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteDomainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteDomainRequest) ProtoMessage() {}
+
+func (x *DeleteDomainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_domains_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteDomainRequest.ProtoReflect.Descriptor instead.
+func (*DeleteDomainRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DeleteDomainRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteDomainRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *DeleteDomainRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeleteDomainRequest) GetCryptoShred() bool {
+	if x != nil {
+		return x.CryptoShred
+	}
+	return false
+}
+
+func (x *DeleteDomainRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// What PlanKeyChange takes.
+type PlanKeyChangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}". Required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The key that the domain might move to, as in ChangeKey. Required.
+	KmsKey        string `protobuf:"bytes,2,opt,name=kms_key,json=kmsKey,proto3" json:"kms_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanKeyChangeRequest) Reset() {
+	*x = PlanKeyChangeRequest{}
+	mi := &file_keybroker_v1_domains_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanKeyChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanKeyChangeRequest) ProtoMessage() {}
+
+func (x *PlanKeyChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_domains_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanKeyChangeRequest.ProtoReflect.Descriptor instead.
+func (*PlanKeyChangeRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PlanKeyChangeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PlanKeyChangeRequest) GetKmsKey() string {
+	if x != nil {
+		return x.KmsKey
+	}
+	return ""
+}
+
+// What a key change would find.
+type PlanKeyChangeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ARN of the key that kms_key stands for; empty where KMS does not show it.
+	TargetKmsKey string `protobuf:"bytes,1,opt,name=target_kms_key,json=targetKmsKey,proto3" json:"target_kms_key,omitempty"`
+	// The keys that the domain would leave, oldest first; empty for a first key.
+	Sources []*PlanKeyChangeResponse_Source `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
+	// Live grants, each of which would be made anew on the new key.
+	Grants int64 `protobuf:"varint,3,opt,name=grants,proto3" json:"grants,omitempty"`
+	// Empty if nothing was found. That is no promise: whether each wrapped key can
+	// be moved shows only when it is.
+	Problems      []*PlanKeyChangeResponse_Problem `protobuf:"bytes,4,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanKeyChangeResponse) Reset() {
+	*x = PlanKeyChangeResponse{}
+	mi := &file_keybroker_v1_domains_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanKeyChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanKeyChangeResponse) ProtoMessage() {}
+
+func (x *PlanKeyChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_domains_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanKeyChangeResponse.ProtoReflect.Descriptor instead.
+func (*PlanKeyChangeResponse) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *PlanKeyChangeResponse) GetTargetKmsKey() string {
+	if x != nil {
+		return x.TargetKmsKey
+	}
+	return ""
+}
+
+func (x *PlanKeyChangeResponse) GetSources() []*PlanKeyChangeResponse_Source {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *PlanKeyChangeResponse) GetGrants() int64 {
+	if x != nil {
+		return x.Grants
+	}
+	return 0
+}
+
+func (x *PlanKeyChangeResponse) GetProblems() []*PlanKeyChangeResponse_Problem {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
 // What GenerateKeyPolicy takes.
 type GenerateKeyPolicyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -663,7 +956,7 @@ type GenerateKeyPolicyRequest struct {
 
 func (x *GenerateKeyPolicyRequest) Reset() {
 	*x = GenerateKeyPolicyRequest{}
-	mi := &file_keybroker_v1_domains_proto_msgTypes[5]
+	mi := &file_keybroker_v1_domains_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +968,7 @@ func (x *GenerateKeyPolicyRequest) String() string {
 func (*GenerateKeyPolicyRequest) ProtoMessage() {}
 
 func (x *GenerateKeyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_domains_proto_msgTypes[5]
+	mi := &file_keybroker_v1_domains_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +981,7 @@ func (x *GenerateKeyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateKeyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GenerateKeyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{5}
+	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GenerateKeyPolicyRequest) GetName() string {
@@ -776,7 +1069,7 @@ type GenerateKeyPolicyResponse struct {
 
 func (x *GenerateKeyPolicyResponse) Reset() {
 	*x = GenerateKeyPolicyResponse{}
-	mi := &file_keybroker_v1_domains_proto_msgTypes[6]
+	mi := &file_keybroker_v1_domains_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +1081,7 @@ func (x *GenerateKeyPolicyResponse) String() string {
 func (*GenerateKeyPolicyResponse) ProtoMessage() {}
 
 func (x *GenerateKeyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_domains_proto_msgTypes[6]
+	mi := &file_keybroker_v1_domains_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +1094,7 @@ func (x *GenerateKeyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateKeyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GenerateKeyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{6}
+	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GenerateKeyPolicyResponse) GetPolicyDocument() string {
@@ -840,16 +1133,20 @@ type ChangeKeyRequest struct {
 	Etag string `protobuf:"bytes,3,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Why, for the audit trail and the job; at most 512 characters.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Lets the domain switch although KMS refuses one of the keys that it leaves:
+	// new data is safe at once, while the job waits, in STATE_BLOCKED on SIDE_FROM,
+	// for that key. Otherwise such a change fails and the domain stays as it is.
+	AllowInaccessibleSource bool `protobuf:"varint,5,opt,name=allow_inaccessible_source,json=allowInaccessibleSource,proto3" json:"allow_inaccessible_source,omitempty"`
 	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
 	// characters without spaces, unique per caller and method.
-	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChangeKeyRequest) Reset() {
 	*x = ChangeKeyRequest{}
-	mi := &file_keybroker_v1_domains_proto_msgTypes[7]
+	mi := &file_keybroker_v1_domains_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +1158,7 @@ func (x *ChangeKeyRequest) String() string {
 func (*ChangeKeyRequest) ProtoMessage() {}
 
 func (x *ChangeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_domains_proto_msgTypes[7]
+	mi := &file_keybroker_v1_domains_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +1171,7 @@ func (x *ChangeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeKeyRequest.ProtoReflect.Descriptor instead.
 func (*ChangeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{7}
+	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ChangeKeyRequest) GetName() string {
@@ -905,6 +1202,13 @@ func (x *ChangeKeyRequest) GetReason() string {
 	return ""
 }
 
+func (x *ChangeKeyRequest) GetAllowInaccessibleSource() bool {
+	if x != nil {
+		return x.AllowInaccessibleSource
+	}
+	return false
+}
+
 func (x *ChangeKeyRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
@@ -931,7 +1235,7 @@ type Domain_PreviousKey struct {
 
 func (x *Domain_PreviousKey) Reset() {
 	*x = Domain_PreviousKey{}
-	mi := &file_keybroker_v1_domains_proto_msgTypes[8]
+	mi := &file_keybroker_v1_domains_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1247,7 @@ func (x *Domain_PreviousKey) String() string {
 func (*Domain_PreviousKey) ProtoMessage() {}
 
 func (x *Domain_PreviousKey) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_domains_proto_msgTypes[8]
+	mi := &file_keybroker_v1_domains_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,16 +1291,135 @@ func (x *Domain_PreviousKey) GetRetireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// A key that the domain would leave.
+type PlanKeyChangeResponse_Source struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Key ARN.
+	KmsKey string `protobuf:"bytes,1,opt,name=kms_key,json=kmsKey,proto3" json:"kms_key,omitempty"`
+	// Wrapped data keys under it, which would be re-encrypted.
+	Rows          int64 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanKeyChangeResponse_Source) Reset() {
+	*x = PlanKeyChangeResponse_Source{}
+	mi := &file_keybroker_v1_domains_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanKeyChangeResponse_Source) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanKeyChangeResponse_Source) ProtoMessage() {}
+
+func (x *PlanKeyChangeResponse_Source) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_domains_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanKeyChangeResponse_Source.ProtoReflect.Descriptor instead.
+func (*PlanKeyChangeResponse_Source) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{8, 0}
+}
+
+func (x *PlanKeyChangeResponse_Source) GetKmsKey() string {
+	if x != nil {
+		return x.KmsKey
+	}
+	return ""
+}
+
+func (x *PlanKeyChangeResponse_Source) GetRows() int64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+// Something that would block the change or let it fail.
+type PlanKeyChangeResponse_Problem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A value of Reason without its REASON_ prefix, such as "KEY_DISABLED".
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// At which key.
+	Side ReencryptionJob_Block_Side `protobuf:"varint,2,opt,name=side,proto3,enum=keybroker.v1.ReencryptionJob_Block_Side" json:"side,omitempty"`
+	// For people: what is wrong and how it is mended.
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanKeyChangeResponse_Problem) Reset() {
+	*x = PlanKeyChangeResponse_Problem{}
+	mi := &file_keybroker_v1_domains_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanKeyChangeResponse_Problem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanKeyChangeResponse_Problem) ProtoMessage() {}
+
+func (x *PlanKeyChangeResponse_Problem) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_domains_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanKeyChangeResponse_Problem.ProtoReflect.Descriptor instead.
+func (*PlanKeyChangeResponse_Problem) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{8, 1}
+}
+
+func (x *PlanKeyChangeResponse_Problem) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PlanKeyChangeResponse_Problem) GetSide() ReencryptionJob_Block_Side {
+	if x != nil {
+		return x.Side
+	}
+	return ReencryptionJob_Block_SIDE_UNSPECIFIED
+}
+
+func (x *PlanKeyChangeResponse_Problem) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 var File_keybroker_v1_domains_proto protoreflect.FileDescriptor
 
 const file_keybroker_v1_domains_proto_rawDesc = "" +
 	"\n" +
-	"\x1akeybroker/v1/domains.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fkeybroker/v1/reencryption.proto\"\xbb\f\n" +
+	"\x1akeybroker/v1/domains.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fkeybroker/v1/reencryption.proto\"\xbe\f\n" +
 	"\x06Domain\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12+\n" +
-	"\fdisplay_name\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\vdisplayName\x12K\n" +
-	"\x06region\x18\x04 \x01(\tB3\xbaH0r.\x18 2*^[a-z]{2,4}(-[a-z]{2,12}){1,3}-[0-9]{1,2}$R\x06region\x12G\n" +
+	"\fdisplay_name\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\vdisplayName\x12N\n" +
+	"\x06region\x18\x04 \x01(\tB6\xbaH3\xd8\x01\x01r.\x18 2*^[a-z]{2,4}(-[a-z]{2,12}){1,3}-[0-9]{1,2}$R\x06region\x12G\n" +
 	"\n" +
 	"key_source\x18\x05 \x01(\x0e2\x1e.keybroker.v1.Domain.KeySourceB\b\xbaH\x05\x82\x01\x02\x10\x01R\tkeySource\x12\x17\n" +
 	"\akms_key\x18\x06 \x01(\tR\x06kmsKey\x12\"\n" +
@@ -1050,7 +1473,36 @@ const file_keybroker_v1_domains_proto_rawDesc = "" +
 	"\x06filter\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06filter\"m\n" +
 	"\x13ListDomainsResponse\x12.\n" +
 	"\adomains\x18\x01 \x03(\v2\x14.keybroker.v1.DomainR\adomains\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd7\x06\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xda\x01\n" +
+	"\x13UpdateDomainRequest\x124\n" +
+	"\x06domain\x18\x01 \x01(\v2\x14.keybroker.v1.DomainB\x06\xbaH\x03\xc8\x01\x01R\x06domain\x12;\n" +
+	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12\x1b\n" +
+	"\x04etag\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x123\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xf2\x01\n" +
+	"\x13DeleteDomainRequest\x12D\n" +
+	"\x04name\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x1b\n" +
+	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12 \n" +
+	"\x06reason\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x12!\n" +
+	"\fcrypto_shred\x18\x04 \x01(\bR\vcryptoShred\x123\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xe2\x01\n" +
+	"\x14PlanKeyChangeRequest\x12D\n" +
+	"\x04name\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x83\x01\n" +
+	"\akms_key\x18\x02 \x01(\tBj\xbaHgre\x18\x80\x032`^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]{1,128}|alias/[A-Za-z0-9:/_-]{1,256})$R\x06kmsKey\"\x96\x03\n" +
+	"\x15PlanKeyChangeResponse\x12$\n" +
+	"\x0etarget_kms_key\x18\x01 \x01(\tR\ftargetKmsKey\x12D\n" +
+	"\asources\x18\x02 \x03(\v2*.keybroker.v1.PlanKeyChangeResponse.SourceR\asources\x12\x16\n" +
+	"\x06grants\x18\x03 \x01(\x03R\x06grants\x12G\n" +
+	"\bproblems\x18\x04 \x03(\v2+.keybroker.v1.PlanKeyChangeResponse.ProblemR\bproblems\x1a5\n" +
+	"\x06Source\x12\x17\n" +
+	"\akms_key\x18\x01 \x01(\tR\x06kmsKey\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\x03R\x04rows\x1ay\n" +
+	"\aProblem\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12<\n" +
+	"\x04side\x18\x02 \x01(\x0e2(.keybroker.v1.ReencryptionJob.Block.SideR\x04side\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xd7\x06\n" +
 	"\x18GenerateKeyPolicyRequest\x12D\n" +
 	"\x04name\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x125\n" +
 	"\vkey_account\x18\x02 \x01(\tB\x12\xbaH\x0fr\r2\v^[0-9]{12}$H\x00R\n" +
@@ -1072,19 +1524,23 @@ const file_keybroker_v1_domains_proto_rawDesc = "" +
 	"\n" +
 	"statements\x18\x02 \x03(\tR\n" +
 	"statements\x12%\n" +
-	"\x0epolicy_version\x18\x03 \x01(\tR\rpolicyVersion\"\xd2\x02\n" +
+	"\x0epolicy_version\x18\x03 \x01(\tR\rpolicyVersion\"\x8e\x03\n" +
 	"\x10ChangeKeyRequest\x12D\n" +
 	"\x04name\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x83\x01\n" +
 	"\akms_key\x18\x02 \x01(\tBj\xbaHgre\x18\x80\x032`^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]{1,128}|alias/[A-Za-z0-9:/_-]{1,256})$R\x06kmsKey\x12\x1b\n" +
 	"\x04etag\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12 \n" +
-	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x123\n" +
+	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x12:\n" +
+	"\x19allow_inaccessible_source\x18\x05 \x01(\bR\x17allowInaccessibleSource\x123\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId2\xa1\x03\n" +
+	"request_id\x18\x06 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId2\x8f\x05\n" +
 	"\rDomainService\x12G\n" +
 	"\fCreateDomain\x12!.keybroker.v1.CreateDomainRequest\x1a\x14.keybroker.v1.Domain\x12A\n" +
 	"\tGetDomain\x12\x1e.keybroker.v1.GetDomainRequest\x1a\x14.keybroker.v1.Domain\x12R\n" +
-	"\vListDomains\x12 .keybroker.v1.ListDomainsRequest\x1a!.keybroker.v1.ListDomainsResponse\x12d\n" +
-	"\x11GenerateKeyPolicy\x12&.keybroker.v1.GenerateKeyPolicyRequest\x1a'.keybroker.v1.GenerateKeyPolicyResponse\x12J\n" +
+	"\vListDomains\x12 .keybroker.v1.ListDomainsRequest\x1a!.keybroker.v1.ListDomainsResponse\x12G\n" +
+	"\fUpdateDomain\x12!.keybroker.v1.UpdateDomainRequest\x1a\x14.keybroker.v1.Domain\x12I\n" +
+	"\fDeleteDomain\x12!.keybroker.v1.DeleteDomainRequest\x1a\x16.google.protobuf.Empty\x12d\n" +
+	"\x11GenerateKeyPolicy\x12&.keybroker.v1.GenerateKeyPolicyRequest\x1a'.keybroker.v1.GenerateKeyPolicyResponse\x12X\n" +
+	"\rPlanKeyChange\x12\".keybroker.v1.PlanKeyChangeRequest\x1a#.keybroker.v1.PlanKeyChangeResponse\x12J\n" +
 	"\tChangeKey\x12\x1e.keybroker.v1.ChangeKeyRequest\x1a\x1d.keybroker.v1.ReencryptionJobB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
 
 var (
@@ -1100,7 +1556,7 @@ func file_keybroker_v1_domains_proto_rawDescGZIP() []byte {
 }
 
 var file_keybroker_v1_domains_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_keybroker_v1_domains_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_keybroker_v1_domains_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_keybroker_v1_domains_proto_goTypes = []any{
 	(Domain_KeySource)(0),                 // 0: keybroker.v1.Domain.KeySource
 	(Domain_State)(0),                     // 1: keybroker.v1.Domain.State
@@ -1110,47 +1566,67 @@ var file_keybroker_v1_domains_proto_goTypes = []any{
 	(*GetDomainRequest)(nil),              // 5: keybroker.v1.GetDomainRequest
 	(*ListDomainsRequest)(nil),            // 6: keybroker.v1.ListDomainsRequest
 	(*ListDomainsResponse)(nil),           // 7: keybroker.v1.ListDomainsResponse
-	(*GenerateKeyPolicyRequest)(nil),      // 8: keybroker.v1.GenerateKeyPolicyRequest
-	(*GenerateKeyPolicyResponse)(nil),     // 9: keybroker.v1.GenerateKeyPolicyResponse
-	(*ChangeKeyRequest)(nil),              // 10: keybroker.v1.ChangeKeyRequest
-	(*Domain_PreviousKey)(nil),            // 11: keybroker.v1.Domain.PreviousKey
-	nil,                                   // 12: keybroker.v1.Domain.EncryptionContextEntry
-	nil,                                   // 13: keybroker.v1.Domain.LabelsEntry
-	nil,                                   // 14: keybroker.v1.GenerateKeyPolicyRequest.ImportSourceContextEntry
-	(*timestamppb.Timestamp)(nil),         // 15: google.protobuf.Timestamp
-	(*ReencryptionJob)(nil),               // 16: keybroker.v1.ReencryptionJob
+	(*UpdateDomainRequest)(nil),           // 8: keybroker.v1.UpdateDomainRequest
+	(*DeleteDomainRequest)(nil),           // 9: keybroker.v1.DeleteDomainRequest
+	(*PlanKeyChangeRequest)(nil),          // 10: keybroker.v1.PlanKeyChangeRequest
+	(*PlanKeyChangeResponse)(nil),         // 11: keybroker.v1.PlanKeyChangeResponse
+	(*GenerateKeyPolicyRequest)(nil),      // 12: keybroker.v1.GenerateKeyPolicyRequest
+	(*GenerateKeyPolicyResponse)(nil),     // 13: keybroker.v1.GenerateKeyPolicyResponse
+	(*ChangeKeyRequest)(nil),              // 14: keybroker.v1.ChangeKeyRequest
+	(*Domain_PreviousKey)(nil),            // 15: keybroker.v1.Domain.PreviousKey
+	nil,                                   // 16: keybroker.v1.Domain.EncryptionContextEntry
+	nil,                                   // 17: keybroker.v1.Domain.LabelsEntry
+	(*PlanKeyChangeResponse_Source)(nil),  // 18: keybroker.v1.PlanKeyChangeResponse.Source
+	(*PlanKeyChangeResponse_Problem)(nil), // 19: keybroker.v1.PlanKeyChangeResponse.Problem
+	nil,                                   // 20: keybroker.v1.GenerateKeyPolicyRequest.ImportSourceContextEntry
+	(*timestamppb.Timestamp)(nil),         // 21: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),         // 22: google.protobuf.FieldMask
+	(ReencryptionJob_Block_Side)(0),       // 23: keybroker.v1.ReencryptionJob.Block.Side
+	(*emptypb.Empty)(nil),                 // 24: google.protobuf.Empty
+	(*ReencryptionJob)(nil),               // 25: keybroker.v1.ReencryptionJob
 }
 var file_keybroker_v1_domains_proto_depIdxs = []int32{
 	0,  // 0: keybroker.v1.Domain.key_source:type_name -> keybroker.v1.Domain.KeySource
 	1,  // 1: keybroker.v1.Domain.state:type_name -> keybroker.v1.Domain.State
-	15, // 2: keybroker.v1.Domain.key_inaccessible_time:type_name -> google.protobuf.Timestamp
-	12, // 3: keybroker.v1.Domain.encryption_context:type_name -> keybroker.v1.Domain.EncryptionContextEntry
-	11, // 4: keybroker.v1.Domain.previous_keys:type_name -> keybroker.v1.Domain.PreviousKey
-	13, // 5: keybroker.v1.Domain.labels:type_name -> keybroker.v1.Domain.LabelsEntry
-	15, // 6: keybroker.v1.Domain.create_time:type_name -> google.protobuf.Timestamp
-	15, // 7: keybroker.v1.Domain.update_time:type_name -> google.protobuf.Timestamp
+	21, // 2: keybroker.v1.Domain.key_inaccessible_time:type_name -> google.protobuf.Timestamp
+	16, // 3: keybroker.v1.Domain.encryption_context:type_name -> keybroker.v1.Domain.EncryptionContextEntry
+	15, // 4: keybroker.v1.Domain.previous_keys:type_name -> keybroker.v1.Domain.PreviousKey
+	17, // 5: keybroker.v1.Domain.labels:type_name -> keybroker.v1.Domain.LabelsEntry
+	21, // 6: keybroker.v1.Domain.create_time:type_name -> google.protobuf.Timestamp
+	21, // 7: keybroker.v1.Domain.update_time:type_name -> google.protobuf.Timestamp
 	3,  // 8: keybroker.v1.CreateDomainRequest.domain:type_name -> keybroker.v1.Domain
 	3,  // 9: keybroker.v1.ListDomainsResponse.domains:type_name -> keybroker.v1.Domain
-	2,  // 10: keybroker.v1.GenerateKeyPolicyRequest.profile:type_name -> keybroker.v1.GenerateKeyPolicyRequest.Profile
-	14, // 11: keybroker.v1.GenerateKeyPolicyRequest.import_source_context:type_name -> keybroker.v1.GenerateKeyPolicyRequest.ImportSourceContextEntry
-	15, // 12: keybroker.v1.Domain.PreviousKey.activate_time:type_name -> google.protobuf.Timestamp
-	15, // 13: keybroker.v1.Domain.PreviousKey.replace_time:type_name -> google.protobuf.Timestamp
-	15, // 14: keybroker.v1.Domain.PreviousKey.retire_time:type_name -> google.protobuf.Timestamp
-	4,  // 15: keybroker.v1.DomainService.CreateDomain:input_type -> keybroker.v1.CreateDomainRequest
-	5,  // 16: keybroker.v1.DomainService.GetDomain:input_type -> keybroker.v1.GetDomainRequest
-	6,  // 17: keybroker.v1.DomainService.ListDomains:input_type -> keybroker.v1.ListDomainsRequest
-	8,  // 18: keybroker.v1.DomainService.GenerateKeyPolicy:input_type -> keybroker.v1.GenerateKeyPolicyRequest
-	10, // 19: keybroker.v1.DomainService.ChangeKey:input_type -> keybroker.v1.ChangeKeyRequest
-	3,  // 20: keybroker.v1.DomainService.CreateDomain:output_type -> keybroker.v1.Domain
-	3,  // 21: keybroker.v1.DomainService.GetDomain:output_type -> keybroker.v1.Domain
-	7,  // 22: keybroker.v1.DomainService.ListDomains:output_type -> keybroker.v1.ListDomainsResponse
-	9,  // 23: keybroker.v1.DomainService.GenerateKeyPolicy:output_type -> keybroker.v1.GenerateKeyPolicyResponse
-	16, // 24: keybroker.v1.DomainService.ChangeKey:output_type -> keybroker.v1.ReencryptionJob
-	20, // [20:25] is the sub-list for method output_type
-	15, // [15:20] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	3,  // 10: keybroker.v1.UpdateDomainRequest.domain:type_name -> keybroker.v1.Domain
+	22, // 11: keybroker.v1.UpdateDomainRequest.update_mask:type_name -> google.protobuf.FieldMask
+	18, // 12: keybroker.v1.PlanKeyChangeResponse.sources:type_name -> keybroker.v1.PlanKeyChangeResponse.Source
+	19, // 13: keybroker.v1.PlanKeyChangeResponse.problems:type_name -> keybroker.v1.PlanKeyChangeResponse.Problem
+	2,  // 14: keybroker.v1.GenerateKeyPolicyRequest.profile:type_name -> keybroker.v1.GenerateKeyPolicyRequest.Profile
+	20, // 15: keybroker.v1.GenerateKeyPolicyRequest.import_source_context:type_name -> keybroker.v1.GenerateKeyPolicyRequest.ImportSourceContextEntry
+	21, // 16: keybroker.v1.Domain.PreviousKey.activate_time:type_name -> google.protobuf.Timestamp
+	21, // 17: keybroker.v1.Domain.PreviousKey.replace_time:type_name -> google.protobuf.Timestamp
+	21, // 18: keybroker.v1.Domain.PreviousKey.retire_time:type_name -> google.protobuf.Timestamp
+	23, // 19: keybroker.v1.PlanKeyChangeResponse.Problem.side:type_name -> keybroker.v1.ReencryptionJob.Block.Side
+	4,  // 20: keybroker.v1.DomainService.CreateDomain:input_type -> keybroker.v1.CreateDomainRequest
+	5,  // 21: keybroker.v1.DomainService.GetDomain:input_type -> keybroker.v1.GetDomainRequest
+	6,  // 22: keybroker.v1.DomainService.ListDomains:input_type -> keybroker.v1.ListDomainsRequest
+	8,  // 23: keybroker.v1.DomainService.UpdateDomain:input_type -> keybroker.v1.UpdateDomainRequest
+	9,  // 24: keybroker.v1.DomainService.DeleteDomain:input_type -> keybroker.v1.DeleteDomainRequest
+	12, // 25: keybroker.v1.DomainService.GenerateKeyPolicy:input_type -> keybroker.v1.GenerateKeyPolicyRequest
+	10, // 26: keybroker.v1.DomainService.PlanKeyChange:input_type -> keybroker.v1.PlanKeyChangeRequest
+	14, // 27: keybroker.v1.DomainService.ChangeKey:input_type -> keybroker.v1.ChangeKeyRequest
+	3,  // 28: keybroker.v1.DomainService.CreateDomain:output_type -> keybroker.v1.Domain
+	3,  // 29: keybroker.v1.DomainService.GetDomain:output_type -> keybroker.v1.Domain
+	7,  // 30: keybroker.v1.DomainService.ListDomains:output_type -> keybroker.v1.ListDomainsResponse
+	3,  // 31: keybroker.v1.DomainService.UpdateDomain:output_type -> keybroker.v1.Domain
+	24, // 32: keybroker.v1.DomainService.DeleteDomain:output_type -> google.protobuf.Empty
+	13, // 33: keybroker.v1.DomainService.GenerateKeyPolicy:output_type -> keybroker.v1.GenerateKeyPolicyResponse
+	11, // 34: keybroker.v1.DomainService.PlanKeyChange:output_type -> keybroker.v1.PlanKeyChangeResponse
+	25, // 35: keybroker.v1.DomainService.ChangeKey:output_type -> keybroker.v1.ReencryptionJob
+	28, // [28:36] is the sub-list for method output_type
+	20, // [20:28] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_keybroker_v1_domains_proto_init() }
@@ -1159,7 +1635,7 @@ func file_keybroker_v1_domains_proto_init() {
 		return
 	}
 	file_keybroker_v1_reencryption_proto_init()
-	file_keybroker_v1_domains_proto_msgTypes[5].OneofWrappers = []any{
+	file_keybroker_v1_domains_proto_msgTypes[9].OneofWrappers = []any{
 		(*GenerateKeyPolicyRequest_KeyAccount)(nil),
 		(*GenerateKeyPolicyRequest_ExistingPolicyDocument)(nil),
 	}
@@ -1169,7 +1645,7 @@ func file_keybroker_v1_domains_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keybroker_v1_domains_proto_rawDesc), len(file_keybroker_v1_domains_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   12,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

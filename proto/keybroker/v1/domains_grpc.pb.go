@@ -11,6 +11,7 @@ import (
 	grpc "google.golang.org/grpc"
 	codes "google.golang.org/grpc/codes"
 	status "google.golang.org/grpc/status"
+	emptypb "google.golang.org/protobuf/types/known/emptypb"
 )
 
 // This is a compile-time assertion to ensure that this generated file
@@ -22,7 +23,10 @@ const (
 	DomainService_CreateDomain_FullMethodName      = "/keybroker.v1.DomainService/CreateDomain"
 	DomainService_GetDomain_FullMethodName         = "/keybroker.v1.DomainService/GetDomain"
 	DomainService_ListDomains_FullMethodName       = "/keybroker.v1.DomainService/ListDomains"
+	DomainService_UpdateDomain_FullMethodName      = "/keybroker.v1.DomainService/UpdateDomain"
+	DomainService_DeleteDomain_FullMethodName      = "/keybroker.v1.DomainService/DeleteDomain"
 	DomainService_GenerateKeyPolicy_FullMethodName = "/keybroker.v1.DomainService/GenerateKeyPolicy"
+	DomainService_PlanKeyChange_FullMethodName     = "/keybroker.v1.DomainService/PlanKeyChange"
 	DomainService_ChangeKey_FullMethodName         = "/keybroker.v1.DomainService/ChangeKey"
 )
 
@@ -47,18 +51,37 @@ type DomainServiceClient interface {
 	// Lists domains in the order of their names.
 	// Errors: PAGE_TOKEN_INVALID, FILTER_INVALID.
 	ListDomains(ctx context.Context, in *ListDomainsRequest, opts ...grpc.CallOption) (*ListDomainsResponse, error)
+	// Changes what a caller may set after creation: display_name, labels,
+	// key_accounts and import_source_keys. The KMS key is changed by ChangeKey
+	// alone. Repeating it with the same request_id changes nothing more.
+	// Errors: DOMAIN_NOT_FOUND, KEY_CHANGED_BY_CHANGE_KEY, KEY_ARN_INVALID,
+	// KEY_REGION_MISMATCH, ETAG_MISMATCH, REQUEST_ID_REUSED.
+	UpdateDomain(ctx context.Context, in *UpdateDomainRequest, opts ...grpc.CallOption) (*Domain, error)
+	// Ends a domain for good: its jobs end, its grants are retired, and neither
+	// its domain_id nor its uid is ever given out again. A domain that has data
+	// keys is refused, unless crypto_shred is set: then every wrapped key is
+	// removed, and what was encrypted with them can be decrypted by nobody through
+	// the broker again. Both are recorded. The KMS keys stay as they are. Repeating
+	// it with the same request_id is answered like the first call.
+	// Errors: DOMAIN_NOT_FOUND, DOMAIN_NOT_EMPTY, ETAG_MISMATCH, REQUEST_ID_REUSED.
+	DeleteDomain(ctx context.Context, in *DeleteDomainRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// Renders the key policy that the key's owner has to put on the KMS key
 	// before it can become a domain's key. Reads only, calls no KMS, and gives
 	// the same text for the same input.
 	// Errors: DOMAIN_NOT_FOUND, POLICY_DOCUMENT_INVALID, POLICY_TOO_LARGE.
 	GenerateKeyPolicy(ctx context.Context, in *GenerateKeyPolicyRequest, opts ...grpc.CallOption) (*GenerateKeyPolicyResponse, error)
+	// Says what a ChangeKey to a key would have to do and what stands against it
+	// now, as far as KMS tells by dry runs. Changes nothing and reserves nothing.
+	// Counts every data key of the domain: seconds for a million.
+	// Errors: DOMAIN_NOT_FOUND, KEY_ARN_INVALID, KMS_THROTTLED, KMS_UNAVAILABLE.
+	PlanKeyChange(ctx context.Context, in *PlanKeyChangeRequest, opts ...grpc.CallOption) (*PlanKeyChangeResponse, error)
 	// Starts to move the domain to another KMS key and returns the job that does
 	// it. The first key is a change from none. The domain keeps its present key,
 	// and stays usable, until the job's preparations have passed: whether the new
 	// key is fit is reported by the job, not by this call.
 	//
 	// Naming the key that the newest change aims at returns that change while it
-	// is open, and takes it up again if it has failed. Naming the present key
+	// is open, and takes it up again if it failed after its switch. Naming the present key
 	// while a change is in PHASE_PREPARING cancels that change. Naming a third
 	// key supersedes a change in PHASE_PREPARING.
 	//
@@ -106,10 +129,40 @@ func (c *domainServiceClient) ListDomains(ctx context.Context, in *ListDomainsRe
 	return out, nil
 }
 
+func (c *domainServiceClient) UpdateDomain(ctx context.Context, in *UpdateDomainRequest, opts ...grpc.CallOption) (*Domain, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Domain)
+	err := c.cc.Invoke(ctx, DomainService_UpdateDomain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *domainServiceClient) DeleteDomain(ctx context.Context, in *DeleteDomainRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, DomainService_DeleteDomain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *domainServiceClient) GenerateKeyPolicy(ctx context.Context, in *GenerateKeyPolicyRequest, opts ...grpc.CallOption) (*GenerateKeyPolicyResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GenerateKeyPolicyResponse)
 	err := c.cc.Invoke(ctx, DomainService_GenerateKeyPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *domainServiceClient) PlanKeyChange(ctx context.Context, in *PlanKeyChangeRequest, opts ...grpc.CallOption) (*PlanKeyChangeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlanKeyChangeResponse)
+	err := c.cc.Invoke(ctx, DomainService_PlanKeyChange_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -147,18 +200,37 @@ type DomainServiceServer interface {
 	// Lists domains in the order of their names.
 	// Errors: PAGE_TOKEN_INVALID, FILTER_INVALID.
 	ListDomains(context.Context, *ListDomainsRequest) (*ListDomainsResponse, error)
+	// Changes what a caller may set after creation: display_name, labels,
+	// key_accounts and import_source_keys. The KMS key is changed by ChangeKey
+	// alone. Repeating it with the same request_id changes nothing more.
+	// Errors: DOMAIN_NOT_FOUND, KEY_CHANGED_BY_CHANGE_KEY, KEY_ARN_INVALID,
+	// KEY_REGION_MISMATCH, ETAG_MISMATCH, REQUEST_ID_REUSED.
+	UpdateDomain(context.Context, *UpdateDomainRequest) (*Domain, error)
+	// Ends a domain for good: its jobs end, its grants are retired, and neither
+	// its domain_id nor its uid is ever given out again. A domain that has data
+	// keys is refused, unless crypto_shred is set: then every wrapped key is
+	// removed, and what was encrypted with them can be decrypted by nobody through
+	// the broker again. Both are recorded. The KMS keys stay as they are. Repeating
+	// it with the same request_id is answered like the first call.
+	// Errors: DOMAIN_NOT_FOUND, DOMAIN_NOT_EMPTY, ETAG_MISMATCH, REQUEST_ID_REUSED.
+	DeleteDomain(context.Context, *DeleteDomainRequest) (*emptypb.Empty, error)
 	// Renders the key policy that the key's owner has to put on the KMS key
 	// before it can become a domain's key. Reads only, calls no KMS, and gives
 	// the same text for the same input.
 	// Errors: DOMAIN_NOT_FOUND, POLICY_DOCUMENT_INVALID, POLICY_TOO_LARGE.
 	GenerateKeyPolicy(context.Context, *GenerateKeyPolicyRequest) (*GenerateKeyPolicyResponse, error)
+	// Says what a ChangeKey to a key would have to do and what stands against it
+	// now, as far as KMS tells by dry runs. Changes nothing and reserves nothing.
+	// Counts every data key of the domain: seconds for a million.
+	// Errors: DOMAIN_NOT_FOUND, KEY_ARN_INVALID, KMS_THROTTLED, KMS_UNAVAILABLE.
+	PlanKeyChange(context.Context, *PlanKeyChangeRequest) (*PlanKeyChangeResponse, error)
 	// Starts to move the domain to another KMS key and returns the job that does
 	// it. The first key is a change from none. The domain keeps its present key,
 	// and stays usable, until the job's preparations have passed: whether the new
 	// key is fit is reported by the job, not by this call.
 	//
 	// Naming the key that the newest change aims at returns that change while it
-	// is open, and takes it up again if it has failed. Naming the present key
+	// is open, and takes it up again if it failed after its switch. Naming the present key
 	// while a change is in PHASE_PREPARING cancels that change. Naming a third
 	// key supersedes a change in PHASE_PREPARING.
 	//
@@ -185,8 +257,17 @@ func (UnimplementedDomainServiceServer) GetDomain(context.Context, *GetDomainReq
 func (UnimplementedDomainServiceServer) ListDomains(context.Context, *ListDomainsRequest) (*ListDomainsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDomains not implemented")
 }
+func (UnimplementedDomainServiceServer) UpdateDomain(context.Context, *UpdateDomainRequest) (*Domain, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateDomain not implemented")
+}
+func (UnimplementedDomainServiceServer) DeleteDomain(context.Context, *DeleteDomainRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteDomain not implemented")
+}
 func (UnimplementedDomainServiceServer) GenerateKeyPolicy(context.Context, *GenerateKeyPolicyRequest) (*GenerateKeyPolicyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GenerateKeyPolicy not implemented")
+}
+func (UnimplementedDomainServiceServer) PlanKeyChange(context.Context, *PlanKeyChangeRequest) (*PlanKeyChangeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanKeyChange not implemented")
 }
 func (UnimplementedDomainServiceServer) ChangeKey(context.Context, *ChangeKeyRequest) (*ReencryptionJob, error) {
 	return nil, status.Error(codes.Unimplemented, "method ChangeKey not implemented")
@@ -266,6 +347,42 @@ func _DomainService_ListDomains_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DomainService_UpdateDomain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateDomainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DomainServiceServer).UpdateDomain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DomainService_UpdateDomain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DomainServiceServer).UpdateDomain(ctx, req.(*UpdateDomainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DomainService_DeleteDomain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteDomainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DomainServiceServer).DeleteDomain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DomainService_DeleteDomain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DomainServiceServer).DeleteDomain(ctx, req.(*DeleteDomainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _DomainService_GenerateKeyPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GenerateKeyPolicyRequest)
 	if err := dec(in); err != nil {
@@ -280,6 +397,24 @@ func _DomainService_GenerateKeyPolicy_Handler(srv interface{}, ctx context.Conte
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(DomainServiceServer).GenerateKeyPolicy(ctx, req.(*GenerateKeyPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DomainService_PlanKeyChange_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlanKeyChangeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DomainServiceServer).PlanKeyChange(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DomainService_PlanKeyChange_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DomainServiceServer).PlanKeyChange(ctx, req.(*PlanKeyChangeRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -322,8 +457,20 @@ var DomainService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _DomainService_ListDomains_Handler,
 		},
 		{
+			MethodName: "UpdateDomain",
+			Handler:    _DomainService_UpdateDomain_Handler,
+		},
+		{
+			MethodName: "DeleteDomain",
+			Handler:    _DomainService_DeleteDomain_Handler,
+		},
+		{
 			MethodName: "GenerateKeyPolicy",
 			Handler:    _DomainService_GenerateKeyPolicy_Handler,
+		},
+		{
+			MethodName: "PlanKeyChange",
+			Handler:    _DomainService_PlanKeyChange_Handler,
 		},
 		{
 			MethodName: "ChangeKey",

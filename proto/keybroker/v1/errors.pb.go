@@ -84,24 +84,21 @@ const (
 	// FAILED_PRECONDITION: the grant is revoked, expired or failed, which is
 	// final. Create another.
 	Reason_REASON_GRANT_ENDED Reason = 32
-	// FAILED_PRECONDITION: the key's owner removed the KMS grant. RenewGrant, with
-	// a reason, makes it anew; a job that needs it waits for that.
-	Reason_REASON_GRANT_REVOKED_BY_CUSTOMER Reason = 33
 	// RESOURCE_EXHAUSTED: the KMS key has no room for another grant (50,000 by
 	// AWS's default). Its owner raises the quota or removes grants.
-	Reason_REASON_GRANT_LIMIT_EXCEEDED Reason = 34
+	Reason_REASON_GRANT_LIMIT_EXCEEDED Reason = 33
 	// INVALID_ARGUMENT: grantee_principal is not an IAM role, or not one that KMS
 	// knows. Give the ARN of an existing role.
-	Reason_REASON_GRANTEE_NOT_ALLOWED Reason = 35
+	Reason_REASON_GRANTEE_NOT_ALLOWED Reason = 34
 	// INVALID_ARGUMENT: an operation that a service never gets, or that does not
 	// fit the grant. Choose among those that Grant.operations lists.
-	Reason_REASON_OPERATION_NOT_ALLOWED Reason = 36
+	Reason_REASON_OPERATION_NOT_ALLOWED Reason = 35
 	// INVALID_ARGUMENT: both constraints are set, or one that KMS cannot hold.
 	// Set at most one, with at most 7 pairs.
-	Reason_REASON_CONSTRAINT_INVALID Reason = 37
+	Reason_REASON_CONSTRAINT_INVALID Reason = 36
 	// FAILED_PRECONDITION: services that keep their own wrapped keys are not
 	// supported yet. Use INVENTORY_BROKER and keep the keys here.
-	Reason_REASON_INVENTORY_SELF_UNSUPPORTED Reason = 38
+	Reason_REASON_INVENTORY_SELF_UNSUPPORTED Reason = 37
 	// NOT_FOUND: no such data key, or none that the caller may see.
 	Reason_REASON_DATA_KEY_NOT_FOUND Reason = 40
 	// ALREADY_EXISTS: the data_key_id is taken. Choose another, or use what is
@@ -172,8 +169,8 @@ const (
 	Reason_REASON_KEY_POLICY_MISSING Reason = 69
 	// FAILED_PRECONDITION: the domain is on this key already. Nothing to do.
 	Reason_REASON_KEY_UNCHANGED Reason = 70
-	// ABORTED: a key change of this domain is at a step that this call cannot
-	// join. Watch the job in the domain's key_change, then repeat.
+	// ABORTED: a job of this domain is at a step that this call cannot join. Watch
+	// it until it has ended, then repeat.
 	Reason_REASON_KEY_CHANGE_IN_PROGRESS Reason = 71
 	// INVALID_ARGUMENT: kms_key was sent as a plain field to change. Call
 	// ChangeKey.
@@ -232,12 +229,11 @@ var (
 		30:  "REASON_GRANT_NOT_FOUND",
 		31:  "REASON_GRANT_ALREADY_EXISTS",
 		32:  "REASON_GRANT_ENDED",
-		33:  "REASON_GRANT_REVOKED_BY_CUSTOMER",
-		34:  "REASON_GRANT_LIMIT_EXCEEDED",
-		35:  "REASON_GRANTEE_NOT_ALLOWED",
-		36:  "REASON_OPERATION_NOT_ALLOWED",
-		37:  "REASON_CONSTRAINT_INVALID",
-		38:  "REASON_INVENTORY_SELF_UNSUPPORTED",
+		33:  "REASON_GRANT_LIMIT_EXCEEDED",
+		34:  "REASON_GRANTEE_NOT_ALLOWED",
+		35:  "REASON_OPERATION_NOT_ALLOWED",
+		36:  "REASON_CONSTRAINT_INVALID",
+		37:  "REASON_INVENTORY_SELF_UNSUPPORTED",
 		40:  "REASON_DATA_KEY_NOT_FOUND",
 		41:  "REASON_DATA_KEY_ALREADY_EXISTS",
 		42:  "REASON_DATA_KEY_ID_DELETED",
@@ -294,12 +290,11 @@ var (
 		"REASON_GRANT_NOT_FOUND":            30,
 		"REASON_GRANT_ALREADY_EXISTS":       31,
 		"REASON_GRANT_ENDED":                32,
-		"REASON_GRANT_REVOKED_BY_CUSTOMER":  33,
-		"REASON_GRANT_LIMIT_EXCEEDED":       34,
-		"REASON_GRANTEE_NOT_ALLOWED":        35,
-		"REASON_OPERATION_NOT_ALLOWED":      36,
-		"REASON_CONSTRAINT_INVALID":         37,
-		"REASON_INVENTORY_SELF_UNSUPPORTED": 38,
+		"REASON_GRANT_LIMIT_EXCEEDED":       33,
+		"REASON_GRANTEE_NOT_ALLOWED":        34,
+		"REASON_OPERATION_NOT_ALLOWED":      35,
+		"REASON_CONSTRAINT_INVALID":         36,
+		"REASON_INVENTORY_SELF_UNSUPPORTED": 37,
 		"REASON_DATA_KEY_NOT_FOUND":         40,
 		"REASON_DATA_KEY_ALREADY_EXISTS":    41,
 		"REASON_DATA_KEY_ID_DELETED":        42,
@@ -438,7 +433,7 @@ const file_keybroker_v1_errors_proto_rawDesc = "" +
 	"\x06Status\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason*\xa4\x0e\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason*\xfe\r\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x18\n" +
@@ -459,13 +454,12 @@ const file_keybroker_v1_errors_proto_rawDesc = "" +
 	"\x17REASON_DOMAIN_NOT_EMPTY\x10\x17\x12\x1a\n" +
 	"\x16REASON_GRANT_NOT_FOUND\x10\x1e\x12\x1f\n" +
 	"\x1bREASON_GRANT_ALREADY_EXISTS\x10\x1f\x12\x16\n" +
-	"\x12REASON_GRANT_ENDED\x10 \x12$\n" +
-	" REASON_GRANT_REVOKED_BY_CUSTOMER\x10!\x12\x1f\n" +
-	"\x1bREASON_GRANT_LIMIT_EXCEEDED\x10\"\x12\x1e\n" +
-	"\x1aREASON_GRANTEE_NOT_ALLOWED\x10#\x12 \n" +
-	"\x1cREASON_OPERATION_NOT_ALLOWED\x10$\x12\x1d\n" +
-	"\x19REASON_CONSTRAINT_INVALID\x10%\x12%\n" +
-	"!REASON_INVENTORY_SELF_UNSUPPORTED\x10&\x12\x1d\n" +
+	"\x12REASON_GRANT_ENDED\x10 \x12\x1f\n" +
+	"\x1bREASON_GRANT_LIMIT_EXCEEDED\x10!\x12\x1e\n" +
+	"\x1aREASON_GRANTEE_NOT_ALLOWED\x10\"\x12 \n" +
+	"\x1cREASON_OPERATION_NOT_ALLOWED\x10#\x12\x1d\n" +
+	"\x19REASON_CONSTRAINT_INVALID\x10$\x12%\n" +
+	"!REASON_INVENTORY_SELF_UNSUPPORTED\x10%\x12\x1d\n" +
 	"\x19REASON_DATA_KEY_NOT_FOUND\x10(\x12\"\n" +
 	"\x1eREASON_DATA_KEY_ALREADY_EXISTS\x10)\x12\x1e\n" +
 	"\x1aREASON_DATA_KEY_ID_DELETED\x10*\x12\x1d\n" +

@@ -443,6 +443,137 @@ func (x *GetGrantRequest) GetName() string {
 	return ""
 }
 
+// What ListGrants takes.
+type ListGrantsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}", or "domains/-" for every domain that the caller may
+	// see. Required.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// How many to answer at most: 0 means 50, more than 250 means 250.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the answer before; the other fields must be unchanged.
+	// Empty: the first page.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Comparisons "field = value" joined by AND (a subset of AIP-160), on state
+	// and grantee_principal; for example `state = STATE_ACTIVE`. Empty: all.
+	Filter        string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGrantsRequest) Reset() {
+	*x = ListGrantsRequest{}
+	mi := &file_keybroker_v1_grants_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGrantsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGrantsRequest) ProtoMessage() {}
+
+func (x *ListGrantsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_grants_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGrantsRequest.ProtoReflect.Descriptor instead.
+func (*ListGrantsRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_grants_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ListGrantsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ListGrantsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListGrantsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListGrantsRequest) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+// One page of grants.
+type ListGrantsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of their names.
+	Grants []*Grant `protobuf:"bytes,1,rep,name=grants,proto3" json:"grants,omitempty"`
+	// Hand it back for the next page; empty on the last. Opaque.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGrantsResponse) Reset() {
+	*x = ListGrantsResponse{}
+	mi := &file_keybroker_v1_grants_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGrantsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGrantsResponse) ProtoMessage() {}
+
+func (x *ListGrantsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_grants_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGrantsResponse.ProtoReflect.Descriptor instead.
+func (*ListGrantsResponse) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_grants_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ListGrantsResponse) GetGrants() []*Grant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+func (x *ListGrantsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 // What RenewGrant takes.
 type RenewGrantRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -465,7 +596,7 @@ type RenewGrantRequest struct {
 
 func (x *RenewGrantRequest) Reset() {
 	*x = RenewGrantRequest{}
-	mi := &file_keybroker_v1_grants_proto_msgTypes[3]
+	mi := &file_keybroker_v1_grants_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +608,7 @@ func (x *RenewGrantRequest) String() string {
 func (*RenewGrantRequest) ProtoMessage() {}
 
 func (x *RenewGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_grants_proto_msgTypes[3]
+	mi := &file_keybroker_v1_grants_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +621,7 @@ func (x *RenewGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewGrantRequest.ProtoReflect.Descriptor instead.
 func (*RenewGrantRequest) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_grants_proto_rawDescGZIP(), []int{3}
+	return file_keybroker_v1_grants_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RenewGrantRequest) GetName() string {
@@ -528,6 +659,80 @@ func (x *RenewGrantRequest) GetRequestId() string {
 	return ""
 }
 
+// What RevokeGrant takes.
+type RevokeGrantRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}/grants/{grant_id}". Required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// etag of the grant that the caller looked at. Empty: whatever it is now.
+	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Why, for the audit trail; at most 512 characters.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
+	// characters without spaces, unique per caller and method.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeGrantRequest) Reset() {
+	*x = RevokeGrantRequest{}
+	mi := &file_keybroker_v1_grants_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeGrantRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeGrantRequest) ProtoMessage() {}
+
+func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_grants_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeGrantRequest.ProtoReflect.Descriptor instead.
+func (*RevokeGrantRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_grants_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RevokeGrantRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RevokeGrantRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *RevokeGrantRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RevokeGrantRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 // Narrows a grant to part of the domain's data, by encryption context. The
 // domain's reserved pair is always added, so an empty value means the whole
 // domain. At most one of the two maps may be set (CONSTRAINT_INVALID).
@@ -546,7 +751,7 @@ type Grant_Constraints struct {
 
 func (x *Grant_Constraints) Reset() {
 	*x = Grant_Constraints{}
-	mi := &file_keybroker_v1_grants_proto_msgTypes[4]
+	mi := &file_keybroker_v1_grants_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +763,7 @@ func (x *Grant_Constraints) String() string {
 func (*Grant_Constraints) ProtoMessage() {}
 
 func (x *Grant_Constraints) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_grants_proto_msgTypes[4]
+	mi := &file_keybroker_v1_grants_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,19 +848,37 @@ const file_keybroker_v1_grants_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\x81\x01\n" +
 	"\x0fGetGrantRequest\x12n\n" +
-	"\x04name\x18\x01 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/grants/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\"\xba\x02\n" +
+	"\x04name\x18\x01 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/grants/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\"\xd2\x01\n" +
+	"\x11ListGrantsRequest\x12L\n" +
+	"\x06parent\x18\x01 \x01(\tB4\xbaH1r/2-^domains/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)$R\x06parent\x12$\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tpageToken\x12 \n" +
+	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06filter\"i\n" +
+	"\x12ListGrantsResponse\x12+\n" +
+	"\x06grants\x18\x01 \x03(\v2\x13.keybroker.v1.GrantR\x06grants\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xba\x02\n" +
 	"\x11RenewGrantRequest\x12n\n" +
 	"\x04name\x18\x01 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/grants/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12A\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xc8\x01\x01\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b<R\x03ttl\x12\x1b\n" +
 	"\x04etag\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12 \n" +
 	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x123\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId2\xd8\x01\n" +
+	"request_id\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xf8\x01\n" +
+	"\x12RevokeGrantRequest\x12n\n" +
+	"\x04name\x18\x01 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/grants/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x1b\n" +
+	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12 \n" +
+	"\x06reason\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x123\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId2\xef\x02\n" +
 	"\fGrantService\x12D\n" +
 	"\vCreateGrant\x12 .keybroker.v1.CreateGrantRequest\x1a\x13.keybroker.v1.Grant\x12>\n" +
-	"\bGetGrant\x12\x1d.keybroker.v1.GetGrantRequest\x1a\x13.keybroker.v1.Grant\x12B\n" +
+	"\bGetGrant\x12\x1d.keybroker.v1.GetGrantRequest\x1a\x13.keybroker.v1.Grant\x12O\n" +
 	"\n" +
-	"RenewGrant\x12\x1f.keybroker.v1.RenewGrantRequest\x1a\x13.keybroker.v1.GrantB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
+	"ListGrants\x12\x1f.keybroker.v1.ListGrantsRequest\x1a .keybroker.v1.ListGrantsResponse\x12B\n" +
+	"\n" +
+	"RenewGrant\x12\x1f.keybroker.v1.RenewGrantRequest\x1a\x13.keybroker.v1.Grant\x12D\n" +
+	"\vRevokeGrant\x12 .keybroker.v1.RevokeGrantRequest\x1a\x13.keybroker.v1.GrantB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
 
 var (
 	file_keybroker_v1_grants_proto_rawDescOnce sync.Once
@@ -670,43 +893,51 @@ func file_keybroker_v1_grants_proto_rawDescGZIP() []byte {
 }
 
 var file_keybroker_v1_grants_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_keybroker_v1_grants_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_keybroker_v1_grants_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_keybroker_v1_grants_proto_goTypes = []any{
 	(Grant_State)(0),              // 0: keybroker.v1.Grant.State
 	(Grant_Inventory)(0),          // 1: keybroker.v1.Grant.Inventory
 	(*Grant)(nil),                 // 2: keybroker.v1.Grant
 	(*CreateGrantRequest)(nil),    // 3: keybroker.v1.CreateGrantRequest
 	(*GetGrantRequest)(nil),       // 4: keybroker.v1.GetGrantRequest
-	(*RenewGrantRequest)(nil),     // 5: keybroker.v1.RenewGrantRequest
-	(*Grant_Constraints)(nil),     // 6: keybroker.v1.Grant.Constraints
-	nil,                           // 7: keybroker.v1.Grant.Constraints.EncryptionContextSubsetEntry
-	nil,                           // 8: keybroker.v1.Grant.Constraints.EncryptionContextEqualsEntry
-	(*durationpb.Duration)(nil),   // 9: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*ListGrantsRequest)(nil),     // 5: keybroker.v1.ListGrantsRequest
+	(*ListGrantsResponse)(nil),    // 6: keybroker.v1.ListGrantsResponse
+	(*RenewGrantRequest)(nil),     // 7: keybroker.v1.RenewGrantRequest
+	(*RevokeGrantRequest)(nil),    // 8: keybroker.v1.RevokeGrantRequest
+	(*Grant_Constraints)(nil),     // 9: keybroker.v1.Grant.Constraints
+	nil,                           // 10: keybroker.v1.Grant.Constraints.EncryptionContextSubsetEntry
+	nil,                           // 11: keybroker.v1.Grant.Constraints.EncryptionContextEqualsEntry
+	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 }
 var file_keybroker_v1_grants_proto_depIdxs = []int32{
-	6,  // 0: keybroker.v1.Grant.constraints:type_name -> keybroker.v1.Grant.Constraints
+	9,  // 0: keybroker.v1.Grant.constraints:type_name -> keybroker.v1.Grant.Constraints
 	1,  // 1: keybroker.v1.Grant.inventory:type_name -> keybroker.v1.Grant.Inventory
-	9,  // 2: keybroker.v1.Grant.ttl:type_name -> google.protobuf.Duration
-	10, // 3: keybroker.v1.Grant.expire_time:type_name -> google.protobuf.Timestamp
+	12, // 2: keybroker.v1.Grant.ttl:type_name -> google.protobuf.Duration
+	13, // 3: keybroker.v1.Grant.expire_time:type_name -> google.protobuf.Timestamp
 	0,  // 4: keybroker.v1.Grant.state:type_name -> keybroker.v1.Grant.State
-	10, // 5: keybroker.v1.Grant.create_time:type_name -> google.protobuf.Timestamp
-	10, // 6: keybroker.v1.Grant.update_time:type_name -> google.protobuf.Timestamp
+	13, // 5: keybroker.v1.Grant.create_time:type_name -> google.protobuf.Timestamp
+	13, // 6: keybroker.v1.Grant.update_time:type_name -> google.protobuf.Timestamp
 	2,  // 7: keybroker.v1.CreateGrantRequest.grant:type_name -> keybroker.v1.Grant
-	9,  // 8: keybroker.v1.RenewGrantRequest.ttl:type_name -> google.protobuf.Duration
-	7,  // 9: keybroker.v1.Grant.Constraints.encryption_context_subset:type_name -> keybroker.v1.Grant.Constraints.EncryptionContextSubsetEntry
-	8,  // 10: keybroker.v1.Grant.Constraints.encryption_context_equals:type_name -> keybroker.v1.Grant.Constraints.EncryptionContextEqualsEntry
-	3,  // 11: keybroker.v1.GrantService.CreateGrant:input_type -> keybroker.v1.CreateGrantRequest
-	4,  // 12: keybroker.v1.GrantService.GetGrant:input_type -> keybroker.v1.GetGrantRequest
-	5,  // 13: keybroker.v1.GrantService.RenewGrant:input_type -> keybroker.v1.RenewGrantRequest
-	2,  // 14: keybroker.v1.GrantService.CreateGrant:output_type -> keybroker.v1.Grant
-	2,  // 15: keybroker.v1.GrantService.GetGrant:output_type -> keybroker.v1.Grant
-	2,  // 16: keybroker.v1.GrantService.RenewGrant:output_type -> keybroker.v1.Grant
-	14, // [14:17] is the sub-list for method output_type
-	11, // [11:14] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	2,  // 8: keybroker.v1.ListGrantsResponse.grants:type_name -> keybroker.v1.Grant
+	12, // 9: keybroker.v1.RenewGrantRequest.ttl:type_name -> google.protobuf.Duration
+	10, // 10: keybroker.v1.Grant.Constraints.encryption_context_subset:type_name -> keybroker.v1.Grant.Constraints.EncryptionContextSubsetEntry
+	11, // 11: keybroker.v1.Grant.Constraints.encryption_context_equals:type_name -> keybroker.v1.Grant.Constraints.EncryptionContextEqualsEntry
+	3,  // 12: keybroker.v1.GrantService.CreateGrant:input_type -> keybroker.v1.CreateGrantRequest
+	4,  // 13: keybroker.v1.GrantService.GetGrant:input_type -> keybroker.v1.GetGrantRequest
+	5,  // 14: keybroker.v1.GrantService.ListGrants:input_type -> keybroker.v1.ListGrantsRequest
+	7,  // 15: keybroker.v1.GrantService.RenewGrant:input_type -> keybroker.v1.RenewGrantRequest
+	8,  // 16: keybroker.v1.GrantService.RevokeGrant:input_type -> keybroker.v1.RevokeGrantRequest
+	2,  // 17: keybroker.v1.GrantService.CreateGrant:output_type -> keybroker.v1.Grant
+	2,  // 18: keybroker.v1.GrantService.GetGrant:output_type -> keybroker.v1.Grant
+	6,  // 19: keybroker.v1.GrantService.ListGrants:output_type -> keybroker.v1.ListGrantsResponse
+	2,  // 20: keybroker.v1.GrantService.RenewGrant:output_type -> keybroker.v1.Grant
+	2,  // 21: keybroker.v1.GrantService.RevokeGrant:output_type -> keybroker.v1.Grant
+	17, // [17:22] is the sub-list for method output_type
+	12, // [12:17] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_keybroker_v1_grants_proto_init() }
@@ -720,7 +951,7 @@ func file_keybroker_v1_grants_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keybroker_v1_grants_proto_rawDesc), len(file_keybroker_v1_grants_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   7,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

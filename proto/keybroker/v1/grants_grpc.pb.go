@@ -21,7 +21,9 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	GrantService_CreateGrant_FullMethodName = "/keybroker.v1.GrantService/CreateGrant"
 	GrantService_GetGrant_FullMethodName    = "/keybroker.v1.GrantService/GetGrant"
+	GrantService_ListGrants_FullMethodName  = "/keybroker.v1.GrantService/ListGrants"
 	GrantService_RenewGrant_FullMethodName  = "/keybroker.v1.GrantService/RenewGrant"
+	GrantService_RevokeGrant_FullMethodName = "/keybroker.v1.GrantService/RevokeGrant"
 )
 
 // GrantServiceClient is the client API for GrantService service.
@@ -48,12 +50,22 @@ type GrantServiceClient interface {
 	CreateGrant(ctx context.Context, in *CreateGrantRequest, opts ...grpc.CallOption) (*Grant, error)
 	// Reads one grant, without tokens. Errors: GRANT_NOT_FOUND.
 	GetGrant(ctx context.Context, in *GetGrantRequest, opts ...grpc.CallOption) (*Grant, error)
+	// Lists grants in the order of their names, ended ones included, without
+	// tokens. Errors: DOMAIN_NOT_FOUND, PAGE_TOKEN_INVALID, FILTER_INVALID.
+	ListGrants(ctx context.Context, in *ListGrantsRequest, opts ...grpc.CallOption) (*ListGrantsResponse, error)
 	// Gives a grant a longer life and answers with fresh tokens. It is also the
 	// way to make anew what the customer has revoked, which the broker never
 	// does unasked. Repeating it with the same request_id changes nothing more.
 	// Errors: GRANT_NOT_FOUND, GRANT_ENDED, ETAG_MISMATCH, and of KMS's what
 	// CreateGrant lists.
 	RenewGrant(ctx context.Context, in *RenewGrantRequest, opts ...grpc.CallOption) (*Grant, error)
+	// Ends a grant at once and for good, on every key. The KMS grants behind it are
+	// retired; where KMS refuses that or does not answer, the broker goes on until
+	// it has, and kms_keys tells where KMS may still have one. KMS itself may let
+	// the grantee work for some minutes more. A grant that has ended already is
+	// answered as it is. Repeating it with the same request_id changes nothing more.
+	// Errors: GRANT_NOT_FOUND, ETAG_MISMATCH, REQUEST_ID_REUSED.
+	RevokeGrant(ctx context.Context, in *RevokeGrantRequest, opts ...grpc.CallOption) (*Grant, error)
 }
 
 type grantServiceClient struct {
@@ -84,10 +96,30 @@ func (c *grantServiceClient) GetGrant(ctx context.Context, in *GetGrantRequest, 
 	return out, nil
 }
 
+func (c *grantServiceClient) ListGrants(ctx context.Context, in *ListGrantsRequest, opts ...grpc.CallOption) (*ListGrantsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListGrantsResponse)
+	err := c.cc.Invoke(ctx, GrantService_ListGrants_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *grantServiceClient) RenewGrant(ctx context.Context, in *RenewGrantRequest, opts ...grpc.CallOption) (*Grant, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Grant)
 	err := c.cc.Invoke(ctx, GrantService_RenewGrant_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *grantServiceClient) RevokeGrant(ctx context.Context, in *RevokeGrantRequest, opts ...grpc.CallOption) (*Grant, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Grant)
+	err := c.cc.Invoke(ctx, GrantService_RevokeGrant_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -118,12 +150,22 @@ type GrantServiceServer interface {
 	CreateGrant(context.Context, *CreateGrantRequest) (*Grant, error)
 	// Reads one grant, without tokens. Errors: GRANT_NOT_FOUND.
 	GetGrant(context.Context, *GetGrantRequest) (*Grant, error)
+	// Lists grants in the order of their names, ended ones included, without
+	// tokens. Errors: DOMAIN_NOT_FOUND, PAGE_TOKEN_INVALID, FILTER_INVALID.
+	ListGrants(context.Context, *ListGrantsRequest) (*ListGrantsResponse, error)
 	// Gives a grant a longer life and answers with fresh tokens. It is also the
 	// way to make anew what the customer has revoked, which the broker never
 	// does unasked. Repeating it with the same request_id changes nothing more.
 	// Errors: GRANT_NOT_FOUND, GRANT_ENDED, ETAG_MISMATCH, and of KMS's what
 	// CreateGrant lists.
 	RenewGrant(context.Context, *RenewGrantRequest) (*Grant, error)
+	// Ends a grant at once and for good, on every key. The KMS grants behind it are
+	// retired; where KMS refuses that or does not answer, the broker goes on until
+	// it has, and kms_keys tells where KMS may still have one. KMS itself may let
+	// the grantee work for some minutes more. A grant that has ended already is
+	// answered as it is. Repeating it with the same request_id changes nothing more.
+	// Errors: GRANT_NOT_FOUND, ETAG_MISMATCH, REQUEST_ID_REUSED.
+	RevokeGrant(context.Context, *RevokeGrantRequest) (*Grant, error)
 	mustEmbedUnimplementedGrantServiceServer()
 }
 
@@ -140,8 +182,14 @@ func (UnimplementedGrantServiceServer) CreateGrant(context.Context, *CreateGrant
 func (UnimplementedGrantServiceServer) GetGrant(context.Context, *GetGrantRequest) (*Grant, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetGrant not implemented")
 }
+func (UnimplementedGrantServiceServer) ListGrants(context.Context, *ListGrantsRequest) (*ListGrantsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListGrants not implemented")
+}
 func (UnimplementedGrantServiceServer) RenewGrant(context.Context, *RenewGrantRequest) (*Grant, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewGrant not implemented")
+}
+func (UnimplementedGrantServiceServer) RevokeGrant(context.Context, *RevokeGrantRequest) (*Grant, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeGrant not implemented")
 }
 func (UnimplementedGrantServiceServer) mustEmbedUnimplementedGrantServiceServer() {}
 func (UnimplementedGrantServiceServer) testEmbeddedByValue()                      {}
@@ -200,6 +248,24 @@ func _GrantService_GetGrant_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _GrantService_ListGrants_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListGrantsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GrantServiceServer).ListGrants(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GrantService_ListGrants_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GrantServiceServer).ListGrants(ctx, req.(*ListGrantsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _GrantService_RenewGrant_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RenewGrantRequest)
 	if err := dec(in); err != nil {
@@ -214,6 +280,24 @@ func _GrantService_RenewGrant_Handler(srv interface{}, ctx context.Context, dec 
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(GrantServiceServer).RenewGrant(ctx, req.(*RenewGrantRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GrantService_RevokeGrant_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeGrantRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GrantServiceServer).RevokeGrant(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GrantService_RevokeGrant_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GrantServiceServer).RevokeGrant(ctx, req.(*RevokeGrantRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -234,8 +318,16 @@ var GrantService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _GrantService_GetGrant_Handler,
 		},
 		{
+			MethodName: "ListGrants",
+			Handler:    _GrantService_ListGrants_Handler,
+		},
+		{
 			MethodName: "RenewGrant",
 			Handler:    _GrantService_RenewGrant_Handler,
+		},
+		{
+			MethodName: "RevokeGrant",
+			Handler:    _GrantService_RevokeGrant_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -164,9 +164,9 @@ const (
 	ReencryptionJob_STATE_BLOCKED ReencryptionJob_State = 3
 	// Nothing of this domain needs an older key. Final.
 	ReencryptionJob_STATE_SUCCEEDED ReencryptionJob_State = 4
-	// Stopped by what error tells. ChangeKey to the same key takes it up again.
+	// Stopped by what error tells. ResumeReencryptionJob takes it up again.
 	ReencryptionJob_STATE_FAILED ReencryptionJob_State = 5
-	// Given up in PHASE_PREPARING: the domain is as it was before. Final.
+	// Given up: after a key change, the domain is as it was before. Final.
 	ReencryptionJob_STATE_CANCELLED ReencryptionJob_State = 6
 	// A later key change took over what was left. Final.
 	ReencryptionJob_STATE_SUPERSEDED ReencryptionJob_State = 7
@@ -276,6 +276,63 @@ func (ReencryptionJob_Block_Side) EnumDescriptor() ([]byte, []int) {
 	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{0, 0, 0}
 }
 
+// Why KMS refused it.
+type ReencryptionFailure_Class int32
+
+const (
+	// Never answered.
+	ReencryptionFailure_CLASS_UNSPECIFIED ReencryptionFailure_Class = 0
+	// It is under no key that the domain has.
+	ReencryptionFailure_CLASS_INCORRECT_KEY ReencryptionFailure_Class = 1
+	// It is damaged, or was made with another context than the one stored.
+	ReencryptionFailure_CLASS_INVALID_CIPHERTEXT ReencryptionFailure_Class = 2
+	// Another refusal; message has KMS's code.
+	ReencryptionFailure_CLASS_OTHER ReencryptionFailure_Class = 3
+)
+
+// Enum value maps for ReencryptionFailure_Class.
+var (
+	ReencryptionFailure_Class_name = map[int32]string{
+		0: "CLASS_UNSPECIFIED",
+		1: "CLASS_INCORRECT_KEY",
+		2: "CLASS_INVALID_CIPHERTEXT",
+		3: "CLASS_OTHER",
+	}
+	ReencryptionFailure_Class_value = map[string]int32{
+		"CLASS_UNSPECIFIED":        0,
+		"CLASS_INCORRECT_KEY":      1,
+		"CLASS_INVALID_CIPHERTEXT": 2,
+		"CLASS_OTHER":              3,
+	}
+)
+
+func (x ReencryptionFailure_Class) Enum() *ReencryptionFailure_Class {
+	p := new(ReencryptionFailure_Class)
+	*p = x
+	return p
+}
+
+func (x ReencryptionFailure_Class) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReencryptionFailure_Class) Descriptor() protoreflect.EnumDescriptor {
+	return file_keybroker_v1_reencryption_proto_enumTypes[4].Descriptor()
+}
+
+func (ReencryptionFailure_Class) Type() protoreflect.EnumType {
+	return &file_keybroker_v1_reencryption_proto_enumTypes[4]
+}
+
+func (x ReencryptionFailure_Class) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReencryptionFailure_Class.Descriptor instead.
+func (ReencryptionFailure_Class) EnumDescriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{1, 0}
+}
+
 // What needs the key.
 type KeyRetirement_Blocker_Kind int32
 
@@ -296,7 +353,8 @@ const (
 	KeyRetirement_Blocker_KIND_IMPORT_SOURCE KeyRetirement_Blocker_Kind = 6
 	// A service that keeps wrapped keys itself and has not said that it is done.
 	KeyRetirement_Blocker_KIND_SELF_INVENTORY KeyRetirement_Blocker_Kind = 7
-	// Rows that an operator gave up: they are lost with the key.
+	// Rows that KMS refuses and an operator gave up. They are named, and do
+	// not stand against retiring the key.
 	KeyRetirement_Blocker_KIND_ABANDONED_ROWS KeyRetirement_Blocker_Kind = 8
 	// Backups of the broker's database that hold wrappings under it.
 	KeyRetirement_Blocker_KIND_BACKUP_RETENTION KeyRetirement_Blocker_Kind = 9
@@ -349,11 +407,11 @@ func (x KeyRetirement_Blocker_Kind) String() string {
 }
 
 func (KeyRetirement_Blocker_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_keybroker_v1_reencryption_proto_enumTypes[4].Descriptor()
+	return file_keybroker_v1_reencryption_proto_enumTypes[5].Descriptor()
 }
 
 func (KeyRetirement_Blocker_Kind) Type() protoreflect.EnumType {
-	return &file_keybroker_v1_reencryption_proto_enumTypes[4]
+	return &file_keybroker_v1_reencryption_proto_enumTypes[5]
 }
 
 func (x KeyRetirement_Blocker_Kind) Number() protoreflect.EnumNumber {
@@ -362,15 +420,17 @@ func (x KeyRetirement_Blocker_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyRetirement_Blocker_Kind.Descriptor instead.
 func (KeyRetirement_Blocker_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{8, 0, 0}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{17, 0, 0}
 }
 
-// The move of a domain's grants and wrapped data keys to another KMS key.
+// The move of a domain's grants and wrapped data keys to another KMS key, or
+// another pass over its wrapped data keys.
 type ReencryptionJob struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "domains/{domain_id}/reencryptionJobs/{job_id}".
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// What the job is about.
+	// What the job is about. In CreateReencryptionJob: KIND_KEY_MATERIAL or
+	// KIND_VERIFY, required.
 	Kind ReencryptionJob_Kind `protobuf:"varint,2,opt,name=kind,proto3,enum=keybroker.v1.ReencryptionJob_Kind" json:"kind,omitempty"`
 	// How far it is.
 	Phase ReencryptionJob_Phase `protobuf:"varint,3,opt,name=phase,proto3,enum=keybroker.v1.ReencryptionJob_Phase" json:"phase,omitempty"`
@@ -383,7 +443,7 @@ type ReencryptionJob struct {
 	SourceKmsKeys []string `protobuf:"bytes,6,rep,name=source_kms_keys,json=sourceKmsKeys,proto3" json:"source_kms_keys,omitempty"`
 	// ARN of the new key; as the caller gave it until it is resolved.
 	TargetKmsKey string `protobuf:"bytes,7,opt,name=target_kms_key,json=targetKmsKey,proto3" json:"target_kms_key,omitempty"`
-	// What the caller of ChangeKey gave as reason.
+	// What its caller gave as reason; at most 512 characters.
 	Reason string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
 	// How many rows are done.
 	Progress *ReencryptionJob_Progress `protobuf:"bytes,9,opt,name=progress,proto3" json:"progress,omitempty"`
@@ -391,7 +451,7 @@ type ReencryptionJob struct {
 	Waiting *ReencryptionJob_Waiting `protobuf:"bytes,10,opt,name=waiting,proto3" json:"waiting,omitempty"`
 	// Why the job failed. Only in STATE_FAILED.
 	Error *Status `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
-	// When ChangeKey was accepted (UTC).
+	// When it was accepted (UTC).
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When new data began to go to the new key (UTC). Absent before: until then
 	// the present key is in full use.
@@ -548,6 +608,162 @@ func (x *ReencryptionJob) GetEtag() string {
 	return ""
 }
 
+// A wrapped data key that KMS refused for good during a job.
+type ReencryptionFailure struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}/reencryptionJobs/{job_id}/failures/{data_key_id}".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "domains/{domain_id}/dataKeys/{data_key_id}".
+	DataKey string `protobuf:"bytes,2,opt,name=data_key,json=dataKey,proto3" json:"data_key,omitempty"`
+	// Why KMS refused it.
+	Class ReencryptionFailure_Class `protobuf:"varint,3,opt,name=class,proto3,enum=keybroker.v1.ReencryptionFailure_Class" json:"class,omitempty"`
+	// For people.
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// When KMS refused it last (UTC).
+	FailTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=fail_time,json=failTime,proto3" json:"fail_time,omitempty"`
+	// An operator gave the row up.
+	Acknowledged  bool `protobuf:"varint,6,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReencryptionFailure) Reset() {
+	*x = ReencryptionFailure{}
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptionFailure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptionFailure) ProtoMessage() {}
+
+func (x *ReencryptionFailure) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptionFailure.ProtoReflect.Descriptor instead.
+func (*ReencryptionFailure) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ReencryptionFailure) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ReencryptionFailure) GetDataKey() string {
+	if x != nil {
+		return x.DataKey
+	}
+	return ""
+}
+
+func (x *ReencryptionFailure) GetClass() ReencryptionFailure_Class {
+	if x != nil {
+		return x.Class
+	}
+	return ReencryptionFailure_CLASS_UNSPECIFIED
+}
+
+func (x *ReencryptionFailure) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ReencryptionFailure) GetFailTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FailTime
+	}
+	return nil
+}
+
+func (x *ReencryptionFailure) GetAcknowledged() bool {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return false
+}
+
+// What CreateReencryptionJob takes.
+type CreateReencryptionJobRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}". Required.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// kind and reason of the new job; the other fields are ignored. Required.
+	ReencryptionJob *ReencryptionJob `protobuf:"bytes,2,opt,name=reencryption_job,json=reencryptionJob,proto3" json:"reencryption_job,omitempty"`
+	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
+	// characters without spaces, unique per caller and method.
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateReencryptionJobRequest) Reset() {
+	*x = CreateReencryptionJobRequest{}
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateReencryptionJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateReencryptionJobRequest) ProtoMessage() {}
+
+func (x *CreateReencryptionJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateReencryptionJobRequest.ProtoReflect.Descriptor instead.
+func (*CreateReencryptionJobRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CreateReencryptionJobRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *CreateReencryptionJobRequest) GetReencryptionJob() *ReencryptionJob {
+	if x != nil {
+		return x.ReencryptionJob
+	}
+	return nil
+}
+
+func (x *CreateReencryptionJobRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 // What GetReencryptionJob takes.
 type GetReencryptionJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -559,7 +775,7 @@ type GetReencryptionJobRequest struct {
 
 func (x *GetReencryptionJobRequest) Reset() {
 	*x = GetReencryptionJobRequest{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[1]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +787,7 @@ func (x *GetReencryptionJobRequest) String() string {
 func (*GetReencryptionJobRequest) ProtoMessage() {}
 
 func (x *GetReencryptionJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[1]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +800,7 @@ func (x *GetReencryptionJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReencryptionJobRequest.ProtoReflect.Descriptor instead.
 func (*GetReencryptionJobRequest) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{1}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *GetReencryptionJobRequest) GetName() string {
@@ -614,7 +830,7 @@ type ListReencryptionJobsRequest struct {
 
 func (x *ListReencryptionJobsRequest) Reset() {
 	*x = ListReencryptionJobsRequest{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[2]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +842,7 @@ func (x *ListReencryptionJobsRequest) String() string {
 func (*ListReencryptionJobsRequest) ProtoMessage() {}
 
 func (x *ListReencryptionJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[2]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +855,7 @@ func (x *ListReencryptionJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReencryptionJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListReencryptionJobsRequest) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{2}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListReencryptionJobsRequest) GetParent() string {
@@ -683,7 +899,7 @@ type ListReencryptionJobsResponse struct {
 
 func (x *ListReencryptionJobsResponse) Reset() {
 	*x = ListReencryptionJobsResponse{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[3]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +911,7 @@ func (x *ListReencryptionJobsResponse) String() string {
 func (*ListReencryptionJobsResponse) ProtoMessage() {}
 
 func (x *ListReencryptionJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[3]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +924,7 @@ func (x *ListReencryptionJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReencryptionJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListReencryptionJobsResponse) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{3}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListReencryptionJobsResponse) GetReencryptionJobs() []*ReencryptionJob {
@@ -736,7 +952,7 @@ type WatchReencryptionJobRequest struct {
 
 func (x *WatchReencryptionJobRequest) Reset() {
 	*x = WatchReencryptionJobRequest{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[4]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +964,7 @@ func (x *WatchReencryptionJobRequest) String() string {
 func (*WatchReencryptionJobRequest) ProtoMessage() {}
 
 func (x *WatchReencryptionJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[4]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +977,7 @@ func (x *WatchReencryptionJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReencryptionJobRequest.ProtoReflect.Descriptor instead.
 func (*WatchReencryptionJobRequest) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{4}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WatchReencryptionJobRequest) GetName() string {
@@ -784,7 +1000,7 @@ type WatchReencryptionJobResponse struct {
 
 func (x *WatchReencryptionJobResponse) Reset() {
 	*x = WatchReencryptionJobResponse{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[5]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +1012,7 @@ func (x *WatchReencryptionJobResponse) String() string {
 func (*WatchReencryptionJobResponse) ProtoMessage() {}
 
 func (x *WatchReencryptionJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[5]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +1025,7 @@ func (x *WatchReencryptionJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReencryptionJobResponse.ProtoReflect.Descriptor instead.
 func (*WatchReencryptionJobResponse) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{5}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WatchReencryptionJobResponse) GetJob() *ReencryptionJob {
@@ -826,6 +1042,489 @@ func (x *WatchReencryptionJobResponse) GetHeartbeat() bool {
 	return false
 }
 
+// What PauseReencryptionJob takes.
+type PauseReencryptionJobRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}/reencryptionJobs/{job_id}". Required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// etag of the job that the caller looked at. Empty: whatever it is now.
+	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Why, for the audit trail; at most 512 characters.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
+	// characters without spaces, unique per caller and method.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseReencryptionJobRequest) Reset() {
+	*x = PauseReencryptionJobRequest{}
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseReencryptionJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseReencryptionJobRequest) ProtoMessage() {}
+
+func (x *PauseReencryptionJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseReencryptionJobRequest.ProtoReflect.Descriptor instead.
+func (*PauseReencryptionJobRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *PauseReencryptionJobRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PauseReencryptionJobRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *PauseReencryptionJobRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PauseReencryptionJobRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// What ResumeReencryptionJob takes.
+type ResumeReencryptionJobRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}/reencryptionJobs/{job_id}". Required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// etag of the job that the caller looked at. Empty: whatever it is now.
+	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Why, for the audit trail; at most 512 characters.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
+	// characters without spaces, unique per caller and method.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeReencryptionJobRequest) Reset() {
+	*x = ResumeReencryptionJobRequest{}
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeReencryptionJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeReencryptionJobRequest) ProtoMessage() {}
+
+func (x *ResumeReencryptionJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeReencryptionJobRequest.ProtoReflect.Descriptor instead.
+func (*ResumeReencryptionJobRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ResumeReencryptionJobRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ResumeReencryptionJobRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *ResumeReencryptionJobRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ResumeReencryptionJobRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// What CancelReencryptionJob takes.
+type CancelReencryptionJobRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}/reencryptionJobs/{job_id}". Required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// etag of the job that the caller looked at. Empty: whatever it is now.
+	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Why, for the audit trail; at most 512 characters.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
+	// characters without spaces, unique per caller and method.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelReencryptionJobRequest) Reset() {
+	*x = CancelReencryptionJobRequest{}
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelReencryptionJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelReencryptionJobRequest) ProtoMessage() {}
+
+func (x *CancelReencryptionJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelReencryptionJobRequest.ProtoReflect.Descriptor instead.
+func (*CancelReencryptionJobRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CancelReencryptionJobRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CancelReencryptionJobRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *CancelReencryptionJobRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CancelReencryptionJobRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// What ListReencryptionFailures takes.
+type ListReencryptionFailuresRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}/reencryptionJobs/{job_id}". Required.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// How many to answer at most: 0 means 50, more than 250 means 250.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the answer before; the other fields must be unchanged.
+	// Empty: the first page.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Comparisons "field = value" joined by AND (a subset of AIP-160), on class
+	// and acknowledged; for example `acknowledged = false`. Empty: all.
+	Filter        string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReencryptionFailuresRequest) Reset() {
+	*x = ListReencryptionFailuresRequest{}
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReencryptionFailuresRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReencryptionFailuresRequest) ProtoMessage() {}
+
+func (x *ListReencryptionFailuresRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReencryptionFailuresRequest.ProtoReflect.Descriptor instead.
+func (*ListReencryptionFailuresRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListReencryptionFailuresRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ListReencryptionFailuresRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListReencryptionFailuresRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListReencryptionFailuresRequest) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+// One page of failures.
+type ListReencryptionFailuresResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of their names.
+	ReencryptionFailures []*ReencryptionFailure `protobuf:"bytes,1,rep,name=reencryption_failures,json=reencryptionFailures,proto3" json:"reencryption_failures,omitempty"`
+	// Hand it back for the next page; empty on the last. Opaque.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReencryptionFailuresResponse) Reset() {
+	*x = ListReencryptionFailuresResponse{}
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReencryptionFailuresResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReencryptionFailuresResponse) ProtoMessage() {}
+
+func (x *ListReencryptionFailuresResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReencryptionFailuresResponse.ProtoReflect.Descriptor instead.
+func (*ListReencryptionFailuresResponse) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListReencryptionFailuresResponse) GetReencryptionFailures() []*ReencryptionFailure {
+	if x != nil {
+		return x.ReencryptionFailures
+	}
+	return nil
+}
+
+func (x *ListReencryptionFailuresResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// What AcknowledgeReencryptionFailures takes.
+type AcknowledgeReencryptionFailuresRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}/reencryptionJobs/{job_id}". Required.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// "domains/{domain_id}/reencryptionJobs/{job_id}/failures/{data_key_id}" of
+	// failures of this job; at most 500. A name that is none refuses the whole
+	// call. Either names or all.
+	Names []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	// Every failure that the job has now.
+	All bool `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
+	// Why, for the audit trail; 1 to 512 characters. Required.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
+	// characters without spaces, unique per caller and method.
+	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeReencryptionFailuresRequest) Reset() {
+	*x = AcknowledgeReencryptionFailuresRequest{}
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeReencryptionFailuresRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeReencryptionFailuresRequest) ProtoMessage() {}
+
+func (x *AcknowledgeReencryptionFailuresRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeReencryptionFailuresRequest.ProtoReflect.Descriptor instead.
+func (*AcknowledgeReencryptionFailuresRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AcknowledgeReencryptionFailuresRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *AcknowledgeReencryptionFailuresRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *AcknowledgeReencryptionFailuresRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+func (x *AcknowledgeReencryptionFailuresRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AcknowledgeReencryptionFailuresRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// What AcknowledgeReencryptionFailures answers.
+type AcknowledgeReencryptionFailuresResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many rows this call gave up. A repeat gives up none, and answers 0.
+	AcknowledgedCount int64 `protobuf:"varint,1,opt,name=acknowledged_count,json=acknowledgedCount,proto3" json:"acknowledged_count,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *AcknowledgeReencryptionFailuresResponse) Reset() {
+	*x = AcknowledgeReencryptionFailuresResponse{}
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeReencryptionFailuresResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeReencryptionFailuresResponse) ProtoMessage() {}
+
+func (x *AcknowledgeReencryptionFailuresResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeReencryptionFailuresResponse.ProtoReflect.Descriptor instead.
+func (*AcknowledgeReencryptionFailuresResponse) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *AcknowledgeReencryptionFailuresResponse) GetAcknowledgedCount() int64 {
+	if x != nil {
+		return x.AcknowledgedCount
+	}
+	return 0
+}
+
 // What GetRetirementReport takes.
 type GetRetirementReportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -837,7 +1536,7 @@ type GetRetirementReportRequest struct {
 
 func (x *GetRetirementReportRequest) Reset() {
 	*x = GetRetirementReportRequest{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[6]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +1548,7 @@ func (x *GetRetirementReportRequest) String() string {
 func (*GetRetirementReportRequest) ProtoMessage() {}
 
 func (x *GetRetirementReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[6]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +1561,7 @@ func (x *GetRetirementReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRetirementReportRequest.ProtoReflect.Descriptor instead.
 func (*GetRetirementReportRequest) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{6}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetRetirementReportRequest) GetName() string {
@@ -894,7 +1593,7 @@ type RetirementReport struct {
 
 func (x *RetirementReport) Reset() {
 	*x = RetirementReport{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[7]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -906,7 +1605,7 @@ func (x *RetirementReport) String() string {
 func (*RetirementReport) ProtoMessage() {}
 
 func (x *RetirementReport) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[7]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -919,7 +1618,7 @@ func (x *RetirementReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetirementReport.ProtoReflect.Descriptor instead.
 func (*RetirementReport) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{7}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RetirementReport) GetName() string {
@@ -962,7 +1661,8 @@ type KeyRetirement struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Key ARN.
 	KmsKey string `protobuf:"bytes,1,opt,name=kms_key,json=kmsKey,proto3" json:"kms_key,omitempty"`
-	// True if the key may be disabled now: no blockers, and safe_after is past.
+	// True if the key may be disabled now: safe_after is past, and there are no
+	// blockers but of KIND_ABANDONED_ROWS.
 	SafeToRetire bool `protobuf:"varint,2,opt,name=safe_to_retire,json=safeToRetire,proto3" json:"safe_to_retire,omitempty"`
 	// From when the key may be disabled if nothing changes (UTC). Absent while a
 	// blocker does not end by itself.
@@ -987,7 +1687,7 @@ type KeyRetirement struct {
 
 func (x *KeyRetirement) Reset() {
 	*x = KeyRetirement{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[8]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1699,7 @@ func (x *KeyRetirement) String() string {
 func (*KeyRetirement) ProtoMessage() {}
 
 func (x *KeyRetirement) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[8]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1712,7 @@ func (x *KeyRetirement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRetirement.ProtoReflect.Descriptor instead.
 func (*KeyRetirement) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{8}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *KeyRetirement) GetKmsKey() string {
@@ -1098,7 +1798,7 @@ type ReencryptionJob_Block struct {
 
 func (x *ReencryptionJob_Block) Reset() {
 	*x = ReencryptionJob_Block{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[9]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1810,7 @@ func (x *ReencryptionJob_Block) String() string {
 func (*ReencryptionJob_Block) ProtoMessage() {}
 
 func (x *ReencryptionJob_Block) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[9]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1885,7 @@ type ReencryptionJob_Progress struct {
 
 func (x *ReencryptionJob_Progress) Reset() {
 	*x = ReencryptionJob_Progress{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[10]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1897,7 @@ func (x *ReencryptionJob_Progress) String() string {
 func (*ReencryptionJob_Progress) ProtoMessage() {}
 
 func (x *ReencryptionJob_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[10]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1975,7 @@ type ReencryptionJob_Waiting struct {
 
 func (x *ReencryptionJob_Waiting) Reset() {
 	*x = ReencryptionJob_Waiting{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[11]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1987,7 @@ func (x *ReencryptionJob_Waiting) String() string {
 func (*ReencryptionJob_Waiting) ProtoMessage() {}
 
 func (x *ReencryptionJob_Waiting) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[11]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +2037,7 @@ type KeyRetirement_Blocker struct {
 
 func (x *KeyRetirement_Blocker) Reset() {
 	*x = KeyRetirement_Blocker{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[12]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +2049,7 @@ func (x *KeyRetirement_Blocker) String() string {
 func (*KeyRetirement_Blocker) ProtoMessage() {}
 
 func (x *KeyRetirement_Blocker) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[12]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +2062,7 @@ func (x *KeyRetirement_Blocker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRetirement_Blocker.ProtoReflect.Descriptor instead.
 func (*KeyRetirement_Blocker) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{8, 0}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{17, 0}
 }
 
 func (x *KeyRetirement_Blocker) GetKind() KeyRetirement_Blocker_Kind {
@@ -1415,7 +2115,7 @@ type KeyRetirement_RowsMoved struct {
 
 func (x *KeyRetirement_RowsMoved) Reset() {
 	*x = KeyRetirement_RowsMoved{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[13]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +2127,7 @@ func (x *KeyRetirement_RowsMoved) String() string {
 func (*KeyRetirement_RowsMoved) ProtoMessage() {}
 
 func (x *KeyRetirement_RowsMoved) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[13]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +2140,7 @@ func (x *KeyRetirement_RowsMoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRetirement_RowsMoved.ProtoReflect.Descriptor instead.
 func (*KeyRetirement_RowsMoved) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{8, 1}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{17, 1}
 }
 
 func (x *KeyRetirement_RowsMoved) GetSourceKeyMaterialId() string {
@@ -1468,16 +2168,16 @@ var File_keybroker_v1_reencryption_proto protoreflect.FileDescriptor
 
 const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\n" +
-	"\x1fkeybroker/v1/reencryption.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keybroker/v1/errors.proto\"\xf6\x0e\n" +
+	"\x1fkeybroker/v1/reencryption.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keybroker/v1/errors.proto\"\x8a\x0f\n" +
 	"\x0fReencryptionJob\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
-	"\x04kind\x18\x02 \x01(\x0e2\".keybroker.v1.ReencryptionJob.KindR\x04kind\x129\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12@\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\".keybroker.v1.ReencryptionJob.KindB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04kind\x129\n" +
 	"\x05phase\x18\x03 \x01(\x0e2#.keybroker.v1.ReencryptionJob.PhaseR\x05phase\x129\n" +
 	"\x05state\x18\x04 \x01(\x0e2#.keybroker.v1.ReencryptionJob.StateR\x05state\x129\n" +
 	"\x05block\x18\x05 \x01(\v2#.keybroker.v1.ReencryptionJob.BlockR\x05block\x12&\n" +
 	"\x0fsource_kms_keys\x18\x06 \x03(\tR\rsourceKmsKeys\x12$\n" +
-	"\x0etarget_kms_key\x18\a \x01(\tR\ftargetKmsKey\x12\x16\n" +
-	"\x06reason\x18\b \x01(\tR\x06reason\x12B\n" +
+	"\x0etarget_kms_key\x18\a \x01(\tR\ftargetKmsKey\x12 \n" +
+	"\x06reason\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x12B\n" +
 	"\bprogress\x18\t \x01(\v2&.keybroker.v1.ReencryptionJob.ProgressR\bprogress\x12?\n" +
 	"\awaiting\x18\n" +
 	" \x01(\v2%.keybroker.v1.ReencryptionJob.WaitingR\awaiting\x12*\n" +
@@ -1533,7 +2233,24 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n" +
 	"\fSTATE_FAILED\x10\x05\x12\x13\n" +
 	"\x0fSTATE_CANCELLED\x10\x06\x12\x14\n" +
-	"\x10STATE_SUPERSEDED\x10\a\"\x95\x01\n" +
+	"\x10STATE_SUPERSEDED\x10\a\"\xe2\x02\n" +
+	"\x13ReencryptionFailure\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
+	"\bdata_key\x18\x02 \x01(\tR\adataKey\x12=\n" +
+	"\x05class\x18\x03 \x01(\x0e2'.keybroker.v1.ReencryptionFailure.ClassR\x05class\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x127\n" +
+	"\tfail_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bfailTime\x12\"\n" +
+	"\facknowledged\x18\x06 \x01(\bR\facknowledged\"f\n" +
+	"\x05Class\x12\x15\n" +
+	"\x11CLASS_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13CLASS_INCORRECT_KEY\x10\x01\x12\x1c\n" +
+	"\x18CLASS_INVALID_CIPHERTEXT\x10\x02\x12\x0f\n" +
+	"\vCLASS_OTHER\x10\x03\"\xef\x01\n" +
+	"\x1cCreateReencryptionJobRequest\x12H\n" +
+	"\x06parent\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12P\n" +
+	"\x10reencryption_job\x18\x02 \x01(\v2\x1d.keybroker.v1.ReencryptionJobB\x06\xbaH\x03\xc8\x01\x01R\x0freencryptionJob\x123\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\x95\x01\n" +
 	"\x19GetReencryptionJobRequest\x12x\n" +
 	"\x04name\x18\x01 \x01(\tBd\xbaHar_2]^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\"\xdc\x01\n" +
 	"\x1bListReencryptionJobsRequest\x12L\n" +
@@ -1549,7 +2266,44 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tBd\xbaHar_2]^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\"m\n" +
 	"\x1cWatchReencryptionJobResponse\x12/\n" +
 	"\x03job\x18\x01 \x01(\v2\x1d.keybroker.v1.ReencryptionJobR\x03job\x12\x1c\n" +
-	"\theartbeat\x18\x02 \x01(\bR\theartbeat\"\xa8\x01\n" +
+	"\theartbeat\x18\x02 \x01(\bR\theartbeat\"\x8b\x02\n" +
+	"\x1bPauseReencryptionJobRequest\x12x\n" +
+	"\x04name\x18\x01 \x01(\tBd\xbaHar_2]^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x1b\n" +
+	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12 \n" +
+	"\x06reason\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x123\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\x8c\x02\n" +
+	"\x1cResumeReencryptionJobRequest\x12x\n" +
+	"\x04name\x18\x01 \x01(\tBd\xbaHar_2]^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x1b\n" +
+	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12 \n" +
+	"\x06reason\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x123\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\x8c\x02\n" +
+	"\x1cCancelReencryptionJobRequest\x12x\n" +
+	"\x04name\x18\x01 \x01(\tBd\xbaHar_2]^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x1b\n" +
+	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12 \n" +
+	"\x06reason\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x123\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\x90\x02\n" +
+	"\x1fListReencryptionFailuresRequest\x12|\n" +
+	"\x06parent\x18\x01 \x01(\tBd\xbaHar_2]^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12$\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tpageToken\x12 \n" +
+	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06filter\"\xa2\x01\n" +
+	" ListReencryptionFailuresResponse\x12V\n" +
+	"\x15reencryption_failures\x18\x01 \x03(\v2!.keybroker.v1.ReencryptionFailureR\x14reencryptionFailures\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc6\x03\n" +
+	"&AcknowledgeReencryptionFailuresRequest\x12|\n" +
+	"\x06parent\x18\x01 \x01(\tBd\xbaHar_2]^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12\xb2\x01\n" +
+	"\x05names\x18\x02 \x03(\tB\x9b\x01\xbaH\x97\x01\x92\x01\x93\x01\x10\xf4\x03\"\x8d\x01r\x8a\x012\x87\x01^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/failures/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$R\x05names\x12\x10\n" +
+	"\x03all\x18\x03 \x01(\bR\x03all\x12\"\n" +
+	"\x06reason\x18\x04 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06reason\x123\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"X\n" +
+	"'AcknowledgeReencryptionFailuresResponse\x12-\n" +
+	"\x12acknowledged_count\x18\x01 \x01(\x03R\x11acknowledgedCount\"\xa8\x01\n" +
 	"\x1aGetRetirementReportRequest\x12\x89\x01\n" +
 	"\x04name\x18\x01 \x01(\tBu\xbaHrrp2n^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/retirementReport$R\x04name\"\xea\x01\n" +
 	"\x10RetirementReport\x12\x12\n" +
@@ -1594,11 +2348,17 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\tRowsMoved\x123\n" +
 	"\x16source_key_material_id\x18\x01 \x01(\tR\x13sourceKeyMaterialId\x12=\n" +
 	"\x1bdestination_key_material_id\x18\x02 \x01(\tR\x18destinationKeyMaterialId\x12\x12\n" +
-	"\x04rows\x18\x03 \x01(\x03R\x04rows2\xb4\x03\n" +
-	"\x13ReencryptionService\x12\\\n" +
+	"\x04rows\x18\x03 \x01(\x03R\x04rows2\xce\b\n" +
+	"\x13ReencryptionService\x12b\n" +
+	"\x15CreateReencryptionJob\x12*.keybroker.v1.CreateReencryptionJobRequest\x1a\x1d.keybroker.v1.ReencryptionJob\x12\\\n" +
 	"\x12GetReencryptionJob\x12'.keybroker.v1.GetReencryptionJobRequest\x1a\x1d.keybroker.v1.ReencryptionJob\x12m\n" +
 	"\x14ListReencryptionJobs\x12).keybroker.v1.ListReencryptionJobsRequest\x1a*.keybroker.v1.ListReencryptionJobsResponse\x12o\n" +
-	"\x14WatchReencryptionJob\x12).keybroker.v1.WatchReencryptionJobRequest\x1a*.keybroker.v1.WatchReencryptionJobResponse0\x01\x12_\n" +
+	"\x14WatchReencryptionJob\x12).keybroker.v1.WatchReencryptionJobRequest\x1a*.keybroker.v1.WatchReencryptionJobResponse0\x01\x12`\n" +
+	"\x14PauseReencryptionJob\x12).keybroker.v1.PauseReencryptionJobRequest\x1a\x1d.keybroker.v1.ReencryptionJob\x12b\n" +
+	"\x15ResumeReencryptionJob\x12*.keybroker.v1.ResumeReencryptionJobRequest\x1a\x1d.keybroker.v1.ReencryptionJob\x12b\n" +
+	"\x15CancelReencryptionJob\x12*.keybroker.v1.CancelReencryptionJobRequest\x1a\x1d.keybroker.v1.ReencryptionJob\x12y\n" +
+	"\x18ListReencryptionFailures\x12-.keybroker.v1.ListReencryptionFailuresRequest\x1a..keybroker.v1.ListReencryptionFailuresResponse\x12\x8e\x01\n" +
+	"\x1fAcknowledgeReencryptionFailures\x124.keybroker.v1.AcknowledgeReencryptionFailuresRequest\x1a5.keybroker.v1.AcknowledgeReencryptionFailuresResponse\x12_\n" +
 	"\x13GetRetirementReport\x12(.keybroker.v1.GetRetirementReportRequest\x1a\x1e.keybroker.v1.RetirementReportB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
 
 var (
@@ -1613,72 +2373,98 @@ func file_keybroker_v1_reencryption_proto_rawDescGZIP() []byte {
 	return file_keybroker_v1_reencryption_proto_rawDescData
 }
 
-var file_keybroker_v1_reencryption_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_keybroker_v1_reencryption_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_keybroker_v1_reencryption_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_keybroker_v1_reencryption_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_keybroker_v1_reencryption_proto_goTypes = []any{
-	(ReencryptionJob_Kind)(0),            // 0: keybroker.v1.ReencryptionJob.Kind
-	(ReencryptionJob_Phase)(0),           // 1: keybroker.v1.ReencryptionJob.Phase
-	(ReencryptionJob_State)(0),           // 2: keybroker.v1.ReencryptionJob.State
-	(ReencryptionJob_Block_Side)(0),      // 3: keybroker.v1.ReencryptionJob.Block.Side
-	(KeyRetirement_Blocker_Kind)(0),      // 4: keybroker.v1.KeyRetirement.Blocker.Kind
-	(*ReencryptionJob)(nil),              // 5: keybroker.v1.ReencryptionJob
-	(*GetReencryptionJobRequest)(nil),    // 6: keybroker.v1.GetReencryptionJobRequest
-	(*ListReencryptionJobsRequest)(nil),  // 7: keybroker.v1.ListReencryptionJobsRequest
-	(*ListReencryptionJobsResponse)(nil), // 8: keybroker.v1.ListReencryptionJobsResponse
-	(*WatchReencryptionJobRequest)(nil),  // 9: keybroker.v1.WatchReencryptionJobRequest
-	(*WatchReencryptionJobResponse)(nil), // 10: keybroker.v1.WatchReencryptionJobResponse
-	(*GetRetirementReportRequest)(nil),   // 11: keybroker.v1.GetRetirementReportRequest
-	(*RetirementReport)(nil),             // 12: keybroker.v1.RetirementReport
-	(*KeyRetirement)(nil),                // 13: keybroker.v1.KeyRetirement
-	(*ReencryptionJob_Block)(nil),        // 14: keybroker.v1.ReencryptionJob.Block
-	(*ReencryptionJob_Progress)(nil),     // 15: keybroker.v1.ReencryptionJob.Progress
-	(*ReencryptionJob_Waiting)(nil),      // 16: keybroker.v1.ReencryptionJob.Waiting
-	(*KeyRetirement_Blocker)(nil),        // 17: keybroker.v1.KeyRetirement.Blocker
-	(*KeyRetirement_RowsMoved)(nil),      // 18: keybroker.v1.KeyRetirement.RowsMoved
-	(*Status)(nil),                       // 19: keybroker.v1.Status
-	(*timestamppb.Timestamp)(nil),        // 20: google.protobuf.Timestamp
+	(ReencryptionJob_Kind)(0),                       // 0: keybroker.v1.ReencryptionJob.Kind
+	(ReencryptionJob_Phase)(0),                      // 1: keybroker.v1.ReencryptionJob.Phase
+	(ReencryptionJob_State)(0),                      // 2: keybroker.v1.ReencryptionJob.State
+	(ReencryptionJob_Block_Side)(0),                 // 3: keybroker.v1.ReencryptionJob.Block.Side
+	(ReencryptionFailure_Class)(0),                  // 4: keybroker.v1.ReencryptionFailure.Class
+	(KeyRetirement_Blocker_Kind)(0),                 // 5: keybroker.v1.KeyRetirement.Blocker.Kind
+	(*ReencryptionJob)(nil),                         // 6: keybroker.v1.ReencryptionJob
+	(*ReencryptionFailure)(nil),                     // 7: keybroker.v1.ReencryptionFailure
+	(*CreateReencryptionJobRequest)(nil),            // 8: keybroker.v1.CreateReencryptionJobRequest
+	(*GetReencryptionJobRequest)(nil),               // 9: keybroker.v1.GetReencryptionJobRequest
+	(*ListReencryptionJobsRequest)(nil),             // 10: keybroker.v1.ListReencryptionJobsRequest
+	(*ListReencryptionJobsResponse)(nil),            // 11: keybroker.v1.ListReencryptionJobsResponse
+	(*WatchReencryptionJobRequest)(nil),             // 12: keybroker.v1.WatchReencryptionJobRequest
+	(*WatchReencryptionJobResponse)(nil),            // 13: keybroker.v1.WatchReencryptionJobResponse
+	(*PauseReencryptionJobRequest)(nil),             // 14: keybroker.v1.PauseReencryptionJobRequest
+	(*ResumeReencryptionJobRequest)(nil),            // 15: keybroker.v1.ResumeReencryptionJobRequest
+	(*CancelReencryptionJobRequest)(nil),            // 16: keybroker.v1.CancelReencryptionJobRequest
+	(*ListReencryptionFailuresRequest)(nil),         // 17: keybroker.v1.ListReencryptionFailuresRequest
+	(*ListReencryptionFailuresResponse)(nil),        // 18: keybroker.v1.ListReencryptionFailuresResponse
+	(*AcknowledgeReencryptionFailuresRequest)(nil),  // 19: keybroker.v1.AcknowledgeReencryptionFailuresRequest
+	(*AcknowledgeReencryptionFailuresResponse)(nil), // 20: keybroker.v1.AcknowledgeReencryptionFailuresResponse
+	(*GetRetirementReportRequest)(nil),              // 21: keybroker.v1.GetRetirementReportRequest
+	(*RetirementReport)(nil),                        // 22: keybroker.v1.RetirementReport
+	(*KeyRetirement)(nil),                           // 23: keybroker.v1.KeyRetirement
+	(*ReencryptionJob_Block)(nil),                   // 24: keybroker.v1.ReencryptionJob.Block
+	(*ReencryptionJob_Progress)(nil),                // 25: keybroker.v1.ReencryptionJob.Progress
+	(*ReencryptionJob_Waiting)(nil),                 // 26: keybroker.v1.ReencryptionJob.Waiting
+	(*KeyRetirement_Blocker)(nil),                   // 27: keybroker.v1.KeyRetirement.Blocker
+	(*KeyRetirement_RowsMoved)(nil),                 // 28: keybroker.v1.KeyRetirement.RowsMoved
+	(*Status)(nil),                                  // 29: keybroker.v1.Status
+	(*timestamppb.Timestamp)(nil),                   // 30: google.protobuf.Timestamp
 }
 var file_keybroker_v1_reencryption_proto_depIdxs = []int32{
 	0,  // 0: keybroker.v1.ReencryptionJob.kind:type_name -> keybroker.v1.ReencryptionJob.Kind
 	1,  // 1: keybroker.v1.ReencryptionJob.phase:type_name -> keybroker.v1.ReencryptionJob.Phase
 	2,  // 2: keybroker.v1.ReencryptionJob.state:type_name -> keybroker.v1.ReencryptionJob.State
-	14, // 3: keybroker.v1.ReencryptionJob.block:type_name -> keybroker.v1.ReencryptionJob.Block
-	15, // 4: keybroker.v1.ReencryptionJob.progress:type_name -> keybroker.v1.ReencryptionJob.Progress
-	16, // 5: keybroker.v1.ReencryptionJob.waiting:type_name -> keybroker.v1.ReencryptionJob.Waiting
-	19, // 6: keybroker.v1.ReencryptionJob.error:type_name -> keybroker.v1.Status
-	20, // 7: keybroker.v1.ReencryptionJob.create_time:type_name -> google.protobuf.Timestamp
-	20, // 8: keybroker.v1.ReencryptionJob.switch_time:type_name -> google.protobuf.Timestamp
-	20, // 9: keybroker.v1.ReencryptionJob.end_time:type_name -> google.protobuf.Timestamp
-	20, // 10: keybroker.v1.ReencryptionJob.update_time:type_name -> google.protobuf.Timestamp
-	5,  // 11: keybroker.v1.ListReencryptionJobsResponse.reencryption_jobs:type_name -> keybroker.v1.ReencryptionJob
-	5,  // 12: keybroker.v1.WatchReencryptionJobResponse.job:type_name -> keybroker.v1.ReencryptionJob
-	13, // 13: keybroker.v1.RetirementReport.entries:type_name -> keybroker.v1.KeyRetirement
-	20, // 14: keybroker.v1.RetirementReport.evaluate_time:type_name -> google.protobuf.Timestamp
-	20, // 15: keybroker.v1.KeyRetirement.safe_after:type_name -> google.protobuf.Timestamp
-	17, // 16: keybroker.v1.KeyRetirement.blockers:type_name -> keybroker.v1.KeyRetirement.Blocker
-	18, // 17: keybroker.v1.KeyRetirement.rows_moved:type_name -> keybroker.v1.KeyRetirement.RowsMoved
-	20, // 18: keybroker.v1.KeyRetirement.listed_time:type_name -> google.protobuf.Timestamp
-	20, // 19: keybroker.v1.KeyRetirement.last_row_moved_time:type_name -> google.protobuf.Timestamp
-	3,  // 20: keybroker.v1.ReencryptionJob.Block.side:type_name -> keybroker.v1.ReencryptionJob.Block.Side
-	20, // 21: keybroker.v1.ReencryptionJob.Block.since:type_name -> google.protobuf.Timestamp
-	20, // 22: keybroker.v1.ReencryptionJob.Block.next_probe_time:type_name -> google.protobuf.Timestamp
-	20, // 23: keybroker.v1.ReencryptionJob.Progress.estimated_finish_time:type_name -> google.protobuf.Timestamp
-	20, // 24: keybroker.v1.ReencryptionJob.Waiting.until:type_name -> google.protobuf.Timestamp
-	4,  // 25: keybroker.v1.KeyRetirement.Blocker.kind:type_name -> keybroker.v1.KeyRetirement.Blocker.Kind
-	20, // 26: keybroker.v1.KeyRetirement.Blocker.until:type_name -> google.protobuf.Timestamp
-	6,  // 27: keybroker.v1.ReencryptionService.GetReencryptionJob:input_type -> keybroker.v1.GetReencryptionJobRequest
-	7,  // 28: keybroker.v1.ReencryptionService.ListReencryptionJobs:input_type -> keybroker.v1.ListReencryptionJobsRequest
-	9,  // 29: keybroker.v1.ReencryptionService.WatchReencryptionJob:input_type -> keybroker.v1.WatchReencryptionJobRequest
-	11, // 30: keybroker.v1.ReencryptionService.GetRetirementReport:input_type -> keybroker.v1.GetRetirementReportRequest
-	5,  // 31: keybroker.v1.ReencryptionService.GetReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
-	8,  // 32: keybroker.v1.ReencryptionService.ListReencryptionJobs:output_type -> keybroker.v1.ListReencryptionJobsResponse
-	10, // 33: keybroker.v1.ReencryptionService.WatchReencryptionJob:output_type -> keybroker.v1.WatchReencryptionJobResponse
-	12, // 34: keybroker.v1.ReencryptionService.GetRetirementReport:output_type -> keybroker.v1.RetirementReport
-	31, // [31:35] is the sub-list for method output_type
-	27, // [27:31] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	24, // 3: keybroker.v1.ReencryptionJob.block:type_name -> keybroker.v1.ReencryptionJob.Block
+	25, // 4: keybroker.v1.ReencryptionJob.progress:type_name -> keybroker.v1.ReencryptionJob.Progress
+	26, // 5: keybroker.v1.ReencryptionJob.waiting:type_name -> keybroker.v1.ReencryptionJob.Waiting
+	29, // 6: keybroker.v1.ReencryptionJob.error:type_name -> keybroker.v1.Status
+	30, // 7: keybroker.v1.ReencryptionJob.create_time:type_name -> google.protobuf.Timestamp
+	30, // 8: keybroker.v1.ReencryptionJob.switch_time:type_name -> google.protobuf.Timestamp
+	30, // 9: keybroker.v1.ReencryptionJob.end_time:type_name -> google.protobuf.Timestamp
+	30, // 10: keybroker.v1.ReencryptionJob.update_time:type_name -> google.protobuf.Timestamp
+	4,  // 11: keybroker.v1.ReencryptionFailure.class:type_name -> keybroker.v1.ReencryptionFailure.Class
+	30, // 12: keybroker.v1.ReencryptionFailure.fail_time:type_name -> google.protobuf.Timestamp
+	6,  // 13: keybroker.v1.CreateReencryptionJobRequest.reencryption_job:type_name -> keybroker.v1.ReencryptionJob
+	6,  // 14: keybroker.v1.ListReencryptionJobsResponse.reencryption_jobs:type_name -> keybroker.v1.ReencryptionJob
+	6,  // 15: keybroker.v1.WatchReencryptionJobResponse.job:type_name -> keybroker.v1.ReencryptionJob
+	7,  // 16: keybroker.v1.ListReencryptionFailuresResponse.reencryption_failures:type_name -> keybroker.v1.ReencryptionFailure
+	23, // 17: keybroker.v1.RetirementReport.entries:type_name -> keybroker.v1.KeyRetirement
+	30, // 18: keybroker.v1.RetirementReport.evaluate_time:type_name -> google.protobuf.Timestamp
+	30, // 19: keybroker.v1.KeyRetirement.safe_after:type_name -> google.protobuf.Timestamp
+	27, // 20: keybroker.v1.KeyRetirement.blockers:type_name -> keybroker.v1.KeyRetirement.Blocker
+	28, // 21: keybroker.v1.KeyRetirement.rows_moved:type_name -> keybroker.v1.KeyRetirement.RowsMoved
+	30, // 22: keybroker.v1.KeyRetirement.listed_time:type_name -> google.protobuf.Timestamp
+	30, // 23: keybroker.v1.KeyRetirement.last_row_moved_time:type_name -> google.protobuf.Timestamp
+	3,  // 24: keybroker.v1.ReencryptionJob.Block.side:type_name -> keybroker.v1.ReencryptionJob.Block.Side
+	30, // 25: keybroker.v1.ReencryptionJob.Block.since:type_name -> google.protobuf.Timestamp
+	30, // 26: keybroker.v1.ReencryptionJob.Block.next_probe_time:type_name -> google.protobuf.Timestamp
+	30, // 27: keybroker.v1.ReencryptionJob.Progress.estimated_finish_time:type_name -> google.protobuf.Timestamp
+	30, // 28: keybroker.v1.ReencryptionJob.Waiting.until:type_name -> google.protobuf.Timestamp
+	5,  // 29: keybroker.v1.KeyRetirement.Blocker.kind:type_name -> keybroker.v1.KeyRetirement.Blocker.Kind
+	30, // 30: keybroker.v1.KeyRetirement.Blocker.until:type_name -> google.protobuf.Timestamp
+	8,  // 31: keybroker.v1.ReencryptionService.CreateReencryptionJob:input_type -> keybroker.v1.CreateReencryptionJobRequest
+	9,  // 32: keybroker.v1.ReencryptionService.GetReencryptionJob:input_type -> keybroker.v1.GetReencryptionJobRequest
+	10, // 33: keybroker.v1.ReencryptionService.ListReencryptionJobs:input_type -> keybroker.v1.ListReencryptionJobsRequest
+	12, // 34: keybroker.v1.ReencryptionService.WatchReencryptionJob:input_type -> keybroker.v1.WatchReencryptionJobRequest
+	14, // 35: keybroker.v1.ReencryptionService.PauseReencryptionJob:input_type -> keybroker.v1.PauseReencryptionJobRequest
+	15, // 36: keybroker.v1.ReencryptionService.ResumeReencryptionJob:input_type -> keybroker.v1.ResumeReencryptionJobRequest
+	16, // 37: keybroker.v1.ReencryptionService.CancelReencryptionJob:input_type -> keybroker.v1.CancelReencryptionJobRequest
+	17, // 38: keybroker.v1.ReencryptionService.ListReencryptionFailures:input_type -> keybroker.v1.ListReencryptionFailuresRequest
+	19, // 39: keybroker.v1.ReencryptionService.AcknowledgeReencryptionFailures:input_type -> keybroker.v1.AcknowledgeReencryptionFailuresRequest
+	21, // 40: keybroker.v1.ReencryptionService.GetRetirementReport:input_type -> keybroker.v1.GetRetirementReportRequest
+	6,  // 41: keybroker.v1.ReencryptionService.CreateReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	6,  // 42: keybroker.v1.ReencryptionService.GetReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	11, // 43: keybroker.v1.ReencryptionService.ListReencryptionJobs:output_type -> keybroker.v1.ListReencryptionJobsResponse
+	13, // 44: keybroker.v1.ReencryptionService.WatchReencryptionJob:output_type -> keybroker.v1.WatchReencryptionJobResponse
+	6,  // 45: keybroker.v1.ReencryptionService.PauseReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	6,  // 46: keybroker.v1.ReencryptionService.ResumeReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	6,  // 47: keybroker.v1.ReencryptionService.CancelReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	18, // 48: keybroker.v1.ReencryptionService.ListReencryptionFailures:output_type -> keybroker.v1.ListReencryptionFailuresResponse
+	20, // 49: keybroker.v1.ReencryptionService.AcknowledgeReencryptionFailures:output_type -> keybroker.v1.AcknowledgeReencryptionFailuresResponse
+	22, // 50: keybroker.v1.ReencryptionService.GetRetirementReport:output_type -> keybroker.v1.RetirementReport
+	41, // [41:51] is the sub-list for method output_type
+	31, // [31:41] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_keybroker_v1_reencryption_proto_init() }
@@ -1692,8 +2478,8 @@ func file_keybroker_v1_reencryption_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keybroker_v1_reencryption_proto_rawDesc), len(file_keybroker_v1_reencryption_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   14,
+			NumEnums:      6,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,22 +19,36 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ReencryptionService_GetReencryptionJob_FullMethodName   = "/keybroker.v1.ReencryptionService/GetReencryptionJob"
-	ReencryptionService_ListReencryptionJobs_FullMethodName = "/keybroker.v1.ReencryptionService/ListReencryptionJobs"
-	ReencryptionService_WatchReencryptionJob_FullMethodName = "/keybroker.v1.ReencryptionService/WatchReencryptionJob"
-	ReencryptionService_GetRetirementReport_FullMethodName  = "/keybroker.v1.ReencryptionService/GetRetirementReport"
+	ReencryptionService_CreateReencryptionJob_FullMethodName           = "/keybroker.v1.ReencryptionService/CreateReencryptionJob"
+	ReencryptionService_GetReencryptionJob_FullMethodName              = "/keybroker.v1.ReencryptionService/GetReencryptionJob"
+	ReencryptionService_ListReencryptionJobs_FullMethodName            = "/keybroker.v1.ReencryptionService/ListReencryptionJobs"
+	ReencryptionService_WatchReencryptionJob_FullMethodName            = "/keybroker.v1.ReencryptionService/WatchReencryptionJob"
+	ReencryptionService_PauseReencryptionJob_FullMethodName            = "/keybroker.v1.ReencryptionService/PauseReencryptionJob"
+	ReencryptionService_ResumeReencryptionJob_FullMethodName           = "/keybroker.v1.ReencryptionService/ResumeReencryptionJob"
+	ReencryptionService_CancelReencryptionJob_FullMethodName           = "/keybroker.v1.ReencryptionService/CancelReencryptionJob"
+	ReencryptionService_ListReencryptionFailures_FullMethodName        = "/keybroker.v1.ReencryptionService/ListReencryptionFailures"
+	ReencryptionService_AcknowledgeReencryptionFailures_FullMethodName = "/keybroker.v1.ReencryptionService/AcknowledgeReencryptionFailures"
+	ReencryptionService_GetRetirementReport_FullMethodName             = "/keybroker.v1.ReencryptionService/GetRetirementReport"
 )
 
 // ReencryptionServiceClient is the client API for ReencryptionService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Shows re-encryption jobs at work and, at their end, the proof that an old KMS
-// key is no longer needed.
+// Shows and steers re-encryption jobs and gives, at their end, the proof that an
+// old KMS key is no longer needed.
 //
 // Every method may answer FIELD_INVALID, NAME_INVALID, STORE_UNAVAILABLE and
 // SHUTTING_DOWN.
 type ReencryptionServiceClient interface {
+	// Starts a job about the domain's present key: of KIND_KEY_MATERIAL, to move
+	// every wrapped key to the key's newest material, or of KIND_VERIFY, to have
+	// KMS read each. Such a job ends when a ChangeKey is accepted. Repeating it with
+	// the same request_id returns the same job.
+	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, KEY_CHANGE_IN_PROGRESS (any
+	// other job is open), KEY_ACCESS_DENIED, KMS_THROTTLED, KMS_UNAVAILABLE,
+	// REQUEST_ID_REUSED.
+	CreateReencryptionJob(ctx context.Context, in *CreateReencryptionJobRequest, opts ...grpc.CallOption) (*ReencryptionJob, error)
 	// Reads one job as it is now. Errors: JOB_NOT_FOUND.
 	GetReencryptionJob(ctx context.Context, in *GetReencryptionJobRequest, opts ...grpc.CallOption) (*ReencryptionJob, error)
 	// Lists jobs, oldest first, domain by domain.
@@ -45,6 +59,32 @@ type ReencryptionServiceClient interface {
 	// after a final state, and with UNAVAILABLE (SHUTTING_DOWN) when the server
 	// drains: then call again. Errors: JOB_NOT_FOUND.
 	WatchReencryptionJob(ctx context.Context, in *WatchReencryptionJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchReencryptionJobResponse], error)
+	// Stops a job where it is, within seconds: the batch at hand is finished. The
+	// phase, the waits and every grant stay. A paused job is answered as it is.
+	// Errors: JOB_NOT_FOUND, JOB_ENDED, ETAG_MISMATCH, REQUEST_ID_REUSED.
+	PauseReencryptionJob(ctx context.Context, in *PauseReencryptionJobRequest, opts ...grpc.CallOption) (*ReencryptionJob, error)
+	// Lets a paused job go on, lets a blocked one look again at once, and takes a
+	// failed one up again: the rows that KMS refused are tried anew, except those
+	// acknowledged. A job that is blocked by CONTEXT_OR_KEY_MISMATCH goes on over
+	// the rows that KMS refuses. A running job is answered as it is.
+	// Errors: JOB_NOT_FOUND, JOB_ENDED, KEY_CHANGE_IN_PROGRESS, ETAG_MISMATCH,
+	// REQUEST_ID_REUSED.
+	ResumeReencryptionJob(ctx context.Context, in *ResumeReencryptionJobRequest, opts ...grpc.CallOption) (*ReencryptionJob, error)
+	// Gives a job up: a key change in PHASE_PREPARING, which leaves the domain as
+	// it was before, or a job of another kind at any time. The grants made for a key
+	// change are retired before it reaches STATE_CANCELLED.
+	// Errors: JOB_NOT_FOUND, JOB_NOT_CANCELLABLE, JOB_ENDED, ETAG_MISMATCH,
+	// REQUEST_ID_REUSED.
+	CancelReencryptionJob(ctx context.Context, in *CancelReencryptionJobRequest, opts ...grpc.CallOption) (*ReencryptionJob, error)
+	// Lists the rows that KMS refuses for good, in the order of their names.
+	// Errors: DOMAIN_NOT_FOUND, JOB_NOT_FOUND, PAGE_TOKEN_INVALID, FILTER_INVALID.
+	ListReencryptionFailures(ctx context.Context, in *ListReencryptionFailuresRequest, opts ...grpc.CallOption) (*ListReencryptionFailuresResponse, error)
+	// Gives up rows that KMS refuses: they stay as they are, under the key that
+	// they are under, no job waits for them any more, and a retirement report
+	// names them. ResumeReencryptionJob then lets the job end. A row that was
+	// replaced since it failed is left alone.
+	// Errors: DOMAIN_NOT_FOUND, JOB_NOT_FOUND, REQUEST_ID_REUSED.
+	AcknowledgeReencryptionFailures(ctx context.Context, in *AcknowledgeReencryptionFailuresRequest, opts ...grpc.CallOption) (*AcknowledgeReencryptionFailuresResponse, error)
 	// Says for each key that a job moved the domain away from whether, and from
 	// when, the key may be disabled. Evaluated anew at each call, also while the
 	// job runs. Errors: REPORT_NOT_FOUND (a domain's first key replaced none),
@@ -58,6 +98,16 @@ type reencryptionServiceClient struct {
 
 func NewReencryptionServiceClient(cc grpc.ClientConnInterface) ReencryptionServiceClient {
 	return &reencryptionServiceClient{cc}
+}
+
+func (c *reencryptionServiceClient) CreateReencryptionJob(ctx context.Context, in *CreateReencryptionJobRequest, opts ...grpc.CallOption) (*ReencryptionJob, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReencryptionJob)
+	err := c.cc.Invoke(ctx, ReencryptionService_CreateReencryptionJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 func (c *reencryptionServiceClient) GetReencryptionJob(ctx context.Context, in *GetReencryptionJobRequest, opts ...grpc.CallOption) (*ReencryptionJob, error) {
@@ -99,6 +149,56 @@ func (c *reencryptionServiceClient) WatchReencryptionJob(ctx context.Context, in
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ReencryptionService_WatchReencryptionJobClient = grpc.ServerStreamingClient[WatchReencryptionJobResponse]
 
+func (c *reencryptionServiceClient) PauseReencryptionJob(ctx context.Context, in *PauseReencryptionJobRequest, opts ...grpc.CallOption) (*ReencryptionJob, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReencryptionJob)
+	err := c.cc.Invoke(ctx, ReencryptionService_PauseReencryptionJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *reencryptionServiceClient) ResumeReencryptionJob(ctx context.Context, in *ResumeReencryptionJobRequest, opts ...grpc.CallOption) (*ReencryptionJob, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReencryptionJob)
+	err := c.cc.Invoke(ctx, ReencryptionService_ResumeReencryptionJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *reencryptionServiceClient) CancelReencryptionJob(ctx context.Context, in *CancelReencryptionJobRequest, opts ...grpc.CallOption) (*ReencryptionJob, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReencryptionJob)
+	err := c.cc.Invoke(ctx, ReencryptionService_CancelReencryptionJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *reencryptionServiceClient) ListReencryptionFailures(ctx context.Context, in *ListReencryptionFailuresRequest, opts ...grpc.CallOption) (*ListReencryptionFailuresResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListReencryptionFailuresResponse)
+	err := c.cc.Invoke(ctx, ReencryptionService_ListReencryptionFailures_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *reencryptionServiceClient) AcknowledgeReencryptionFailures(ctx context.Context, in *AcknowledgeReencryptionFailuresRequest, opts ...grpc.CallOption) (*AcknowledgeReencryptionFailuresResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcknowledgeReencryptionFailuresResponse)
+	err := c.cc.Invoke(ctx, ReencryptionService_AcknowledgeReencryptionFailures_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *reencryptionServiceClient) GetRetirementReport(ctx context.Context, in *GetRetirementReportRequest, opts ...grpc.CallOption) (*RetirementReport, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RetirementReport)
@@ -113,12 +213,20 @@ func (c *reencryptionServiceClient) GetRetirementReport(ctx context.Context, in 
 // All implementations must embed UnimplementedReencryptionServiceServer
 // for forward compatibility.
 //
-// Shows re-encryption jobs at work and, at their end, the proof that an old KMS
-// key is no longer needed.
+// Shows and steers re-encryption jobs and gives, at their end, the proof that an
+// old KMS key is no longer needed.
 //
 // Every method may answer FIELD_INVALID, NAME_INVALID, STORE_UNAVAILABLE and
 // SHUTTING_DOWN.
 type ReencryptionServiceServer interface {
+	// Starts a job about the domain's present key: of KIND_KEY_MATERIAL, to move
+	// every wrapped key to the key's newest material, or of KIND_VERIFY, to have
+	// KMS read each. Such a job ends when a ChangeKey is accepted. Repeating it with
+	// the same request_id returns the same job.
+	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, KEY_CHANGE_IN_PROGRESS (any
+	// other job is open), KEY_ACCESS_DENIED, KMS_THROTTLED, KMS_UNAVAILABLE,
+	// REQUEST_ID_REUSED.
+	CreateReencryptionJob(context.Context, *CreateReencryptionJobRequest) (*ReencryptionJob, error)
 	// Reads one job as it is now. Errors: JOB_NOT_FOUND.
 	GetReencryptionJob(context.Context, *GetReencryptionJobRequest) (*ReencryptionJob, error)
 	// Lists jobs, oldest first, domain by domain.
@@ -129,6 +237,32 @@ type ReencryptionServiceServer interface {
 	// after a final state, and with UNAVAILABLE (SHUTTING_DOWN) when the server
 	// drains: then call again. Errors: JOB_NOT_FOUND.
 	WatchReencryptionJob(*WatchReencryptionJobRequest, grpc.ServerStreamingServer[WatchReencryptionJobResponse]) error
+	// Stops a job where it is, within seconds: the batch at hand is finished. The
+	// phase, the waits and every grant stay. A paused job is answered as it is.
+	// Errors: JOB_NOT_FOUND, JOB_ENDED, ETAG_MISMATCH, REQUEST_ID_REUSED.
+	PauseReencryptionJob(context.Context, *PauseReencryptionJobRequest) (*ReencryptionJob, error)
+	// Lets a paused job go on, lets a blocked one look again at once, and takes a
+	// failed one up again: the rows that KMS refused are tried anew, except those
+	// acknowledged. A job that is blocked by CONTEXT_OR_KEY_MISMATCH goes on over
+	// the rows that KMS refuses. A running job is answered as it is.
+	// Errors: JOB_NOT_FOUND, JOB_ENDED, KEY_CHANGE_IN_PROGRESS, ETAG_MISMATCH,
+	// REQUEST_ID_REUSED.
+	ResumeReencryptionJob(context.Context, *ResumeReencryptionJobRequest) (*ReencryptionJob, error)
+	// Gives a job up: a key change in PHASE_PREPARING, which leaves the domain as
+	// it was before, or a job of another kind at any time. The grants made for a key
+	// change are retired before it reaches STATE_CANCELLED.
+	// Errors: JOB_NOT_FOUND, JOB_NOT_CANCELLABLE, JOB_ENDED, ETAG_MISMATCH,
+	// REQUEST_ID_REUSED.
+	CancelReencryptionJob(context.Context, *CancelReencryptionJobRequest) (*ReencryptionJob, error)
+	// Lists the rows that KMS refuses for good, in the order of their names.
+	// Errors: DOMAIN_NOT_FOUND, JOB_NOT_FOUND, PAGE_TOKEN_INVALID, FILTER_INVALID.
+	ListReencryptionFailures(context.Context, *ListReencryptionFailuresRequest) (*ListReencryptionFailuresResponse, error)
+	// Gives up rows that KMS refuses: they stay as they are, under the key that
+	// they are under, no job waits for them any more, and a retirement report
+	// names them. ResumeReencryptionJob then lets the job end. A row that was
+	// replaced since it failed is left alone.
+	// Errors: DOMAIN_NOT_FOUND, JOB_NOT_FOUND, REQUEST_ID_REUSED.
+	AcknowledgeReencryptionFailures(context.Context, *AcknowledgeReencryptionFailuresRequest) (*AcknowledgeReencryptionFailuresResponse, error)
 	// Says for each key that a job moved the domain away from whether, and from
 	// when, the key may be disabled. Evaluated anew at each call, also while the
 	// job runs. Errors: REPORT_NOT_FOUND (a domain's first key replaced none),
@@ -144,6 +278,9 @@ type ReencryptionServiceServer interface {
 // pointer dereference when methods are called.
 type UnimplementedReencryptionServiceServer struct{}
 
+func (UnimplementedReencryptionServiceServer) CreateReencryptionJob(context.Context, *CreateReencryptionJobRequest) (*ReencryptionJob, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateReencryptionJob not implemented")
+}
 func (UnimplementedReencryptionServiceServer) GetReencryptionJob(context.Context, *GetReencryptionJobRequest) (*ReencryptionJob, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetReencryptionJob not implemented")
 }
@@ -152,6 +289,21 @@ func (UnimplementedReencryptionServiceServer) ListReencryptionJobs(context.Conte
 }
 func (UnimplementedReencryptionServiceServer) WatchReencryptionJob(*WatchReencryptionJobRequest, grpc.ServerStreamingServer[WatchReencryptionJobResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchReencryptionJob not implemented")
+}
+func (UnimplementedReencryptionServiceServer) PauseReencryptionJob(context.Context, *PauseReencryptionJobRequest) (*ReencryptionJob, error) {
+	return nil, status.Error(codes.Unimplemented, "method PauseReencryptionJob not implemented")
+}
+func (UnimplementedReencryptionServiceServer) ResumeReencryptionJob(context.Context, *ResumeReencryptionJobRequest) (*ReencryptionJob, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeReencryptionJob not implemented")
+}
+func (UnimplementedReencryptionServiceServer) CancelReencryptionJob(context.Context, *CancelReencryptionJobRequest) (*ReencryptionJob, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelReencryptionJob not implemented")
+}
+func (UnimplementedReencryptionServiceServer) ListReencryptionFailures(context.Context, *ListReencryptionFailuresRequest) (*ListReencryptionFailuresResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListReencryptionFailures not implemented")
+}
+func (UnimplementedReencryptionServiceServer) AcknowledgeReencryptionFailures(context.Context, *AcknowledgeReencryptionFailuresRequest) (*AcknowledgeReencryptionFailuresResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcknowledgeReencryptionFailures not implemented")
 }
 func (UnimplementedReencryptionServiceServer) GetRetirementReport(context.Context, *GetRetirementReportRequest) (*RetirementReport, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetRetirementReport not implemented")
@@ -175,6 +327,24 @@ func RegisterReencryptionServiceServer(s grpc.ServiceRegistrar, srv Reencryption
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&ReencryptionService_ServiceDesc, srv)
+}
+
+func _ReencryptionService_CreateReencryptionJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateReencryptionJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReencryptionServiceServer).CreateReencryptionJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ReencryptionService_CreateReencryptionJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReencryptionServiceServer).CreateReencryptionJob(ctx, req.(*CreateReencryptionJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
 }
 
 func _ReencryptionService_GetReencryptionJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -224,6 +394,96 @@ func _ReencryptionService_WatchReencryptionJob_Handler(srv interface{}, stream g
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ReencryptionService_WatchReencryptionJobServer = grpc.ServerStreamingServer[WatchReencryptionJobResponse]
 
+func _ReencryptionService_PauseReencryptionJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseReencryptionJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReencryptionServiceServer).PauseReencryptionJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ReencryptionService_PauseReencryptionJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReencryptionServiceServer).PauseReencryptionJob(ctx, req.(*PauseReencryptionJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ReencryptionService_ResumeReencryptionJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeReencryptionJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReencryptionServiceServer).ResumeReencryptionJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ReencryptionService_ResumeReencryptionJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReencryptionServiceServer).ResumeReencryptionJob(ctx, req.(*ResumeReencryptionJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ReencryptionService_CancelReencryptionJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelReencryptionJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReencryptionServiceServer).CancelReencryptionJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ReencryptionService_CancelReencryptionJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReencryptionServiceServer).CancelReencryptionJob(ctx, req.(*CancelReencryptionJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ReencryptionService_ListReencryptionFailures_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListReencryptionFailuresRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReencryptionServiceServer).ListReencryptionFailures(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ReencryptionService_ListReencryptionFailures_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReencryptionServiceServer).ListReencryptionFailures(ctx, req.(*ListReencryptionFailuresRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ReencryptionService_AcknowledgeReencryptionFailures_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcknowledgeReencryptionFailuresRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReencryptionServiceServer).AcknowledgeReencryptionFailures(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ReencryptionService_AcknowledgeReencryptionFailures_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReencryptionServiceServer).AcknowledgeReencryptionFailures(ctx, req.(*AcknowledgeReencryptionFailuresRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ReencryptionService_GetRetirementReport_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetRetirementReportRequest)
 	if err := dec(in); err != nil {
@@ -250,12 +510,36 @@ var ReencryptionService_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*ReencryptionServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
+			MethodName: "CreateReencryptionJob",
+			Handler:    _ReencryptionService_CreateReencryptionJob_Handler,
+		},
+		{
 			MethodName: "GetReencryptionJob",
 			Handler:    _ReencryptionService_GetReencryptionJob_Handler,
 		},
 		{
 			MethodName: "ListReencryptionJobs",
 			Handler:    _ReencryptionService_ListReencryptionJobs_Handler,
+		},
+		{
+			MethodName: "PauseReencryptionJob",
+			Handler:    _ReencryptionService_PauseReencryptionJob_Handler,
+		},
+		{
+			MethodName: "ResumeReencryptionJob",
+			Handler:    _ReencryptionService_ResumeReencryptionJob_Handler,
+		},
+		{
+			MethodName: "CancelReencryptionJob",
+			Handler:    _ReencryptionService_CancelReencryptionJob_Handler,
+		},
+		{
+			MethodName: "ListReencryptionFailures",
+			Handler:    _ReencryptionService_ListReencryptionFailures_Handler,
+		},
+		{
+			MethodName: "AcknowledgeReencryptionFailures",
+			Handler:    _ReencryptionService_AcknowledgeReencryptionFailures_Handler,
 		},
 		{
 			MethodName: "GetRetirementReport",
