@@ -10,7 +10,7 @@ import (
 
 const (
 	// passPage is how many rows a full pass reads at a time; ours.
-	passPage = 2000
+	passPage = 500
 	// A sample of sampleShare of the rows, at least sampleMin and at most
 	// sampleMax, goes through KMS.
 	sampleShare          = 0.01
