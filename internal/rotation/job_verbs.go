@@ -34,7 +34,21 @@ func (e *Engine) PauseJob(ctx context.Context, caller broker.Caller, in JobAct) 
 // ResumeJob lets a paused job go on, lets a blocked one look again at once, and
 // takes a failed one up again: after its switch with its poison rows, before it
 // from the start. A job that is blocked by many poison rows goes on over them.
+// With a reason, grants of the broker's own that the customer took away are made
+// again: that is never done unasked.
 func (e *Engine) ResumeJob(ctx context.Context, caller broker.Caller, in JobAct) (JobView, error) {
+	view, err := e.resumeJob(ctx, caller, in)
+	if err != nil || in.Reason == "" || view.State != Blocked || view.Block.Reason != broker.ReasonKeyAccessDenied {
+		return view, err
+	}
+	if err := e.broker.ReviveWorkerGrant(ctx, caller, view.Domain, in.Reason); err != nil {
+		return JobView{}, err
+	}
+	e.nudge()
+	return view, nil
+}
+
+func (e *Engine) resumeJob(ctx context.Context, caller broker.Caller, in JobAct) (JobView, error) {
 	return e.act(ctx, caller, "reencryptionJobs.resume", in, func(tx Tx, d broker.Domain, j Job) (Job, error) {
 		switch {
 		case j.State == Paused:

@@ -238,3 +238,80 @@ func TestPlanKeyChange(t *testing.T) {
 		t.Errorf("problems: %v", reasons)
 	}
 }
+
+// The customer takes the worker's grant away at KMS: the job waits, nothing
+// makes the grant again unasked, and ResumeReencryptionJob with a reason does.
+func TestCustomerTakesWorkerGrantAway(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	_, old, err := b.Onboard(ctx, "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	createKeys(t, b, "acme", 20)
+	next := must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))
+	job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", next))
+	workUntil(t, b, job, func(v rotation.JobView) bool { return v.Progress.Done > 0 })
+	listed, err := b.Customer.ListGrants(ctx, &kms.ListGrantsInput{KeyId: aws.String(string(old))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range listed.Grants {
+		if _, err := b.Customer.RevokeGrant(ctx, &kms.RevokeGrantInput{KeyId: g.KeyId, GrantId: g.GrantId}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	blocked := workUntil(t, b, job, func(v rotation.JobView) bool { return v.State == rotation.Blocked })
+	if blocked.Block.Side != rotation.From || blocked.Block.Reason != broker.ReasonKeyAccessDenied {
+		t.Errorf("blocked by %+v", blocked.Block)
+	}
+	for range 20 {
+		b.Clock.Advance(10 * time.Minute)
+		must[bool](t)(b.Step(ctx))
+		if err := b.Broker.SweepOrphans(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v := must[rotation.JobView](t)(b.Engine.GetJob(ctx, harness.Caller, "acme", job.ID)); v.State != rotation.Blocked {
+		t.Fatalf("the grant was made again unasked: %s in %s", v.State, v.Phase)
+	}
+	must[rotation.JobView](t)(b.Engine.ResumeJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: job.ID, Reason: "the customer agrees"}))
+	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded || v.Progress.Done != 20 {
+		t.Errorf("after the grant came back: %s in %s, %d rows", v.State, v.Phase, v.Progress.Done)
+	}
+}
+
+// A KEY_MATERIAL job moves every row to the key's newest material, and leaves
+// epoch and grants alone (KMS's own rotation re-encrypts nothing; KMS Developer
+// Guide, Rotate keys).
+func TestKeyMaterialJob(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	d, key, err := b.Onboard(ctx, "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	createKeys(t, b, "acme", 12)
+	grants := must[[]string](t)(b.GrantsAt(ctx, key, d))
+	if _, err := b.Customer.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: aws.String(string(key))}); err != nil {
+		t.Fatal(err)
+	}
+	described, err := b.Customer.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: aws.String(string(key))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	newest := aws.ToString(described.KeyMetadata.CurrentKeyMaterialId)
+	job := must[rotation.JobView](t)(b.Engine.CreateJob(ctx, harness.Caller, rotation.NewJob{Domain: "acme", Kind: rotation.KindKeyMaterial}))
+	v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID))
+	if v.State != rotation.Succeeded || v.Progress.Done != 12 {
+		t.Fatalf("job ended %s, %d rows: %s", v.State, v.Progress.Done, v.FailMessage)
+	}
+	for _, k := range must[[]broker.DataKeyView](t)(b.Broker.ListDataKeys(ctx, harness.Caller, "acme", broker.DataKeyCursor{}, 100)) {
+		if k.KeyMaterialID != newest || k.Epoch != d.Epoch {
+			t.Errorf("%s is under material %.8s in epoch %d", k.ID, k.KeyMaterialID, k.Epoch)
+		}
+	}
+	if after := must[[]string](t)(b.GrantsAt(ctx, key, d)); len(after) != len(grants) {
+		t.Errorf("grants changed from %v to %v", grants, after)
+	}
+}
