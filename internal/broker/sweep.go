@@ -30,8 +30,14 @@ func (b *Broker) settling() time.Duration {
 // end, so none keeps the others waiting.
 func (b *Broker) Sweep(ctx context.Context) error {
 	var failed failures
-	failed.add(b.expireDue(ctx))
-	failed.add(b.settleStale(ctx))
+	for range sweepRounds {
+		failed.add(b.expireDue(ctx)) // also those whose time came during the last round
+		more, err := b.settleStale(ctx)
+		failed.add(err)
+		if !more || ctx.Err() != nil {
+			break
+		}
+	}
 	return failed.err()
 }
 
@@ -98,7 +104,7 @@ func (b *Broker) expire(ctx context.Context, tx Tx, g Grant) error {
 		return err
 	}
 	for _, k := range marked {
-		k.NextTry = tx.Now()
+		k.NextTry = g.ExpireTime // before whatever is tried again
 		if err := tx.UpdateKMSGrant(ctx, k); err != nil {
 			return err
 		}
@@ -106,28 +112,22 @@ func (b *Broker) expire(ctx context.Context, tx Tx, g Grant) error {
 	return nil
 }
 
-// settleStale retires what is to be retired and resolves the intents that have
-// settled, until nothing is due, KMS throttles, or it has done its share.
-func (b *Broker) settleStale(ctx context.Context) error {
+// settleStale retires some of what is to be retired and resolves some of the
+// intents that have settled. It says whether there may be more, unless KMS
+// throttles or is silent.
+func (b *Broker) settleStale(ctx context.Context) (more bool, err error) {
+	retiring, intended, err := b.claimStale(ctx)
+	if err != nil {
+		return false, err
+	}
 	var failed failures
-	for range sweepRounds {
-		retiring, intended, err := b.claimStale(ctx)
-		if err != nil || len(retiring)+len(intended) == 0 {
-			failed.add(err)
-			break
-		}
-		err = b.retireMarked(ctx, System, retiring)
-		failed.add(err)
-		if ClassOf(err).Transient() || ctx.Err() != nil {
-			break
-		}
+	err = b.retireMarked(ctx, System, retiring)
+	failed.add(err)
+	if !ClassOf(err).Transient() {
 		_, err = b.resolveIntents(ctx, intended)
 		failed.add(err)
-		if ClassOf(err).Transient() {
-			break
-		}
 	}
-	return failed.err()
+	return len(retiring)+len(intended) > 0 && !ClassOf(err).Transient(), failed.err()
 }
 
 // claimStale takes up open KMS grants that are due, and puts their next try off,
