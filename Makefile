@@ -28,6 +28,7 @@ help: ## List the targets
 
 .PHONY: build
 build: ## Build bin/broker
+	@[ -e bin/broker ] || echo "the first build compiles every dependency, which takes minutes"
 	go build -trimpath -o bin/broker ./cmd/broker
 
 .PHONY: demo
@@ -45,6 +46,8 @@ test: ## Vet, all tests, and the race detector where goroutines share state
 		echo "!!! NO RACE DETECTOR: it needs a C compiler, and $${CC:-gcc} is not installed" >&2; \
 		[ "$${CI:-}" != true ]; \
 	fi
+	@for tool in jq aws; do command -v $$tool >/dev/null || \
+		echo "!!! THE README'S TOUR WAS NOT TESTED: it needs $$tool, which is not installed" >&2; done
 
 .PHONY: lint
 lint: $(GOLANGCI) ## Lint and check the format of schema and Go, the import rules included
