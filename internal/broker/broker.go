@@ -32,7 +32,10 @@ type Config struct {
 	SweepOrphans bool
 	// NewID mints 26 characters, time-ordered; NewUID mints 26 random ones.
 
-	NewID  func() string
+	NewID func() string
+	// At, if set, is called between an act at KMS and its commit, or before and
+	// after one, with the point's name. Tests of crashes end the process there.
+	At     func(point string)
 	NewUID func() string
 }
 
@@ -116,6 +119,9 @@ func New(cfg Config, store Store, registrar Registrar, worker Worker) (*Broker, 
 	}
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	if cfg.At == nil {
+		cfg.At = func(string) {}
 	}
 	return &Broker{cfg: cfg, store: store, registrar: registrar, worker: worker}, nil
 }

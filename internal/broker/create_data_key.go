@@ -57,6 +57,7 @@ func (b *Broker) CreateDataKey(ctx context.Context, caller Caller, in NewDataKey
 		}
 		wrapped, err := b.worker.GenerateDataKeyWithoutPlaintext(ctx, GenerateDataKey{
 			Key: d.KMSKey, KeySpec: in.KeySpec, Context: in.Context.With(d.Reserved)})
+		b.cfg.At("datakey.generated")
 		if err == nil && wrapped.Key != d.KMSKey {
 			err = fmt.Errorf("KMS answered with another key than %s", d.KMSKey)
 		}

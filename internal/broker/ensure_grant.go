@@ -43,6 +43,7 @@ func (b *Broker) ensureGrant(ctx context.Context, caller Caller, domain DomainUI
 			return tokens, nil
 		}
 		answers = nil
+		b.cfg.At("grant.intended")
 		for _, intent := range round.intents {
 			made, err := b.registrar.CreateGrant(ctx, b.newKMSGrant(round.domain, round.grant, intent))
 			if err != nil {
@@ -54,6 +55,7 @@ func (b *Broker) ensureGrant(ctx context.Context, caller Caller, domain DomainUI
 			intent.KMSGrantID, intent.State = made.ID, KMSGrantLive
 			answers = append(answers, intent)
 			tokens = append(tokens, made.Token)
+			b.cfg.At("grant.created")
 		}
 	}
 	return nil, fmt.Errorf("grant %s: its domain's keys changed %d times during the call: %w", uid, ensureRounds, ErrConflict)

@@ -61,6 +61,7 @@ func (b *Broker) ImportDataKeys(ctx context.Context, caller Caller, in ImportDat
 			return b.importedBefore(ctx, in, done)
 		}
 		moved, err := b.reencryptItems(ctx, d, in.Items)
+		b.cfg.At("import.reencrypted")
 		if err != nil {
 			return nil, err
 		}

@@ -108,7 +108,9 @@ func (b *Broker) retireMarked(ctx context.Context, caller Caller, marked []KMSGr
 	if len(marked) == 0 {
 		return nil
 	}
+	b.cfg.At("retire.marked")
 	answers := b.retireAtKMS(ctx, marked)
+	b.cfg.At("retire.asked")
 	var failed failures
 	for _, a := range answers {
 		if !errors.Is(a.err, errNotAsked) {

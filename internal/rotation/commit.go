@@ -46,6 +46,7 @@ func (w *shardWork) commit(ctx context.Context, out batchResult, release bool) (
 	if err != nil {
 		return false, err
 	}
+	w.engine.cfg.At("batch.committed")
 	w.shard = next
 	w.engine.cfg.Observe.Batch(tally.moved, tally.relabelled, tally.failed, tally.conflicts, took)
 	if tally.conflicts > 0 {

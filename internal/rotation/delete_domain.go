@@ -61,6 +61,7 @@ func (e *Engine) DeleteDomain(ctx context.Context, caller broker.Caller, in Dele
 		return err
 	}
 	e.nudge()
+	e.cfg.At("delete.committed")
 	return e.clearDeleted(context.WithoutCancel(ctx), d)
 }
 

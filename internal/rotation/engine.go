@@ -48,8 +48,11 @@ type Config struct {
 	// NewID mints 26 characters, time-ordered. NewProbe mints a random context
 	// value for the ownership probe.
 	NewID, NewProbe func() string
-	Logger          *slog.Logger
-	Observe         Observer
+	// At, if set, is called between an act at KMS and its commit, or before and
+	// after one, with the point's name. Tests of crashes end the process there.
+	At      func(point string)
+	Logger  *slog.Logger
+	Observe Observer
 }
 
 // An Observer is told what the engine does; the metrics hang on it. Nil methods
@@ -98,6 +101,9 @@ func New(cfg Config, store Store, b *broker.Broker, registrar broker.Registrar, 
 	setDefault(&cfg.Sweep, 10*time.Second)
 	if cfg.Sleep == nil {
 		cfg.Sleep = sleep
+	}
+	if cfg.At == nil {
+		cfg.At = func(string) {}
 	}
 	if cfg.Observe == nil {
 		cfg.Observe = NoObserver{}

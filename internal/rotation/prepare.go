@@ -98,6 +98,7 @@ func (e *Engine) resolveTarget(ctx context.Context, j Job) (Job, error) {
 	if err != nil {
 		return e.undoOnFailure(ctx, j, describeFailed(j.TargetGiven, err))
 	}
+	e.cfg.At("prepare.described")
 	if err := checkMetadata(p.domain, meta); err != nil {
 		return e.undoOnFailure(ctx, j, err)
 	}
@@ -201,6 +202,7 @@ func (e *Engine) grantEverything(ctx context.Context, p plan, j Job) (Job, error
 	if err := e.dryRun(ctx, p, j, tokens); err != nil {
 		return j, e.perhapsInvisible(p, j, err)
 	}
+	e.cfg.At("prepare.granted")
 	j.PrepareTime = p.now
 	return j, nil
 }

@@ -115,6 +115,7 @@ func (w *shardWork) batch(ctx context.Context, release bool) (goOn bool, err err
 		return false, err
 	}
 	out := w.moveRows(ctx, rows)
+	w.engine.cfg.At("batch.reencrypted")
 	out.begun = begun
 	if ctx.Err() != nil {
 		release = true

@@ -35,6 +35,7 @@ func (e *Engine) retire(ctx context.Context, j Job) (Job, error) {
 		return j, e.blockedFrom(j, err)
 	}
 	if retired > 0 {
+		e.cfg.At("retire.retired")
 		return j, e.countRetired(ctx, &j, retired)
 	}
 	if open > 0 {
@@ -139,6 +140,7 @@ func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, e
 	if found > 0 {
 		return j, e.countRetired(ctx, &j, found)
 	}
+	e.cfg.At("retire.listed")
 	return e.succeed(ctx, p, j, now)
 }
 

@@ -24,6 +24,7 @@ func (e *Engine) switchKey(ctx context.Context, j Job) (Job, error) {
 	if err != nil {
 		return j, err
 	}
+	e.cfg.At("switch.sampled")
 	err = e.store.Update(ctx, func(tx Tx) error {
 		if err := tx.LockDomain(ctx, j.Domain, broker.Exclusive); err != nil {
 			return err
@@ -60,6 +61,7 @@ func (e *Engine) switchKey(ctx context.Context, j Job) (Job, error) {
 		j, err = tx.Job(ctx, j.Ref())
 		return err
 	})
+	e.cfg.At("switch.committed")
 	if errors.Is(err, errUnprepared) {
 		unprepared := j
 		unprepared.PrepareTime = time.Time{}

@@ -78,6 +78,7 @@ func (e *Engine) undo(ctx context.Context, j Job) (Job, error) {
 	if _, err := e.broker.RetireEpochs(ctx, j.Domain, ours); err != nil {
 		return j, err
 	}
+	e.cfg.At("undo.retired")
 	if open > 0 {
 		return j, waitUntil(time.Time{}, "grants that KMS has not answered for must show, or prove absent, first")
 	}

@@ -37,6 +37,7 @@ func (e *Engine) verify(ctx context.Context, j Job) (Job, error) {
 	if err != nil {
 		return j, err
 	}
+	e.cfg.At("verify.passed")
 	j.VerifiedRows = 0
 	for _, id := range pass.sample {
 		checked, err := e.verifyRow(ctx, p, j, id)

@@ -73,6 +73,9 @@ type Config struct {
 	BatchRows, Shards int
 	// KeepOrphans turns the broker's orphan sweep off, as after a restore.
 	KeepOrphans bool
+	// At is called at the points where a crash is told from none; see
+	// rotation.Config.
+	At func(point string)
 	// Transport wraps the road to KMS for the broker's calls, for faults.
 	Transport func(http.RoundTripper) http.RoundTripper
 }
@@ -170,7 +173,7 @@ func (b *Bench) wire(cfg Config) error {
 	}
 	engine := rotation.Config{Owner: "bench", RegistrarRole: RegistrarRole, WorkerRole: WorkerRole,
 		BatchRows: cfg.BatchRows, Shards: cfg.Shards, CallsPerBatch: 4, Sleep: noWait, Rand: mathrand.Float64,
-		NewID: b.ids.next, NewProbe: rand.Text, Logger: slog.New(slog.DiscardHandler)}
+		NewID: b.ids.next, NewProbe: rand.Text, At: cfg.At, Logger: slog.New(slog.DiscardHandler)}
 	if engine.BatchRows == 0 {
 		engine.BatchRows = 5
 	}

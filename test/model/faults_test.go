@@ -15,7 +15,8 @@ type faults struct {
 	held bool
 	used bool
 
-	throttled int // calls to come that KMS throttles
+	crashAt   string // the point at which the process ends, "" for none
+	throttled int    // calls to come that KMS throttles
 
 	hookOn string // the operation after whose next answer hook runs, once
 	hook   func()
@@ -57,6 +58,28 @@ func (f *faults) wrap(road http.RoundTripper) http.RoundTripper {
 		_ = resp.Body.Close()
 		return nil, errLost
 	})
+}
+
+// A crash is what is thrown at a point where the process ends.
+type crash string
+
+// at is called by the broker and the engine at each of their points.
+func (f *faults) at(point string) {
+	f.mu.Lock()
+	hit := f.crashAt == point
+	if hit {
+		f.crashAt = ""
+	}
+	f.mu.Unlock()
+	if hit {
+		panic(crash(point))
+	}
+}
+
+func (f *faults) armCrash(point string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.crashAt = point
 }
 
 // throttleNext has KMS throttle the broker's next n calls, before it does any work.

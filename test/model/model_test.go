@@ -124,7 +124,7 @@ func newMachine(t *rapid.T) *machine {
 	fatal(t, err)
 	wire := &faults{}
 	m := &machine{ctx: context.Background(), wire: wire, plain: map[broker.DataKeyID][]byte{}, safe: map[broker.KeyARN]bool{}, disabled: map[broker.KeyARN]bool{},
-		cfg: harness.Config{Dir: dir, GrantDelay: grantDelay, BatchRows: 3, Shards: 2, Transport: wire.wrap,
+		cfg: harness.Config{Dir: dir, GrantDelay: grantDelay, BatchRows: 3, Shards: 2, Transport: wire.wrap, At: wire.at,
 			Windows: broker.Windows{GrantVisibility: visibility, MaxStoreDelay: storeDelay, MaxReadDelay: readDelay}}}
 	m.bench, err = harness.New(m.ctx, m.cfg)
 	fatal(t, err)

@@ -2,7 +2,11 @@ package model_test
 
 import (
 	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,6 +36,8 @@ func TestKeyChangeInAStorm(t *testing.T) {
 			"retry requests": m.retryRequest,
 			"stale etag":     m.staleEtag,
 			"end and sweep":  m.sweep,
+			"crash":          m.crash,
+			"crash again":    m.crash,
 		})
 		t.Repeat(actions)
 		m.drainOut(t)
@@ -67,6 +73,47 @@ func (m *machine) enable(t *rapid.T) {
 
 func (m *machine) throttle(t *rapid.T) {
 	m.wire.throttleNext(rapid.IntRange(1, 20).Draw(t, "calls"))
+}
+
+// points are all the places between an act at KMS and its commit, or around
+// one, where the process may end.
+func points() []string {
+	return []string{"grant.intended", "grant.created", "retire.marked", "retire.asked", "datakey.generated", "import.reencrypted",
+		"prepare.described", "prepare.granted", "switch.sampled", "switch.committed", "batch.reencrypted", "batch.committed",
+		"verify.passed", "retire.retired", "retire.listed", "undo.retired"}
+}
+
+// crash lets the process end at a point, in whatever reaches it first, and
+// start again with nothing in memory. What was not acknowledged may be there or
+// not; what was, is.
+func (m *machine) crash(t *rapid.T) {
+	point := rapid.SampledFrom(points()).Draw(t, "point")
+	m.wire.armCrash(point)
+	func() {
+		defer func() {
+			if r := recover(); r != nil {
+				if _, ours := r.(crash); !ours {
+					panic(r)
+				}
+			}
+		}()
+		switch {
+		case strings.HasPrefix(point, "datakey"):
+			m.create(t)
+		case strings.HasPrefix(point, "import"):
+			m.importLegacy(t)
+		default:
+			for range 30 {
+				if _, err := m.bench.Step(m.ctx); err != nil && !m.wire.tookHold() {
+					t.Fatalf("step: %v", err)
+				}
+			}
+		}
+	}()
+	m.wire.armCrash("")
+	fatal(t, m.bench.Restart(m.cfg))
+	m.bench.Clock.Advance(time.Minute) // the leases of the dead run out
+	m.sawJobs(t)
 }
 
 // calm ends all faults.
@@ -174,5 +221,33 @@ func (m *machine) checkNoStrays(t *rapid.T) {
 	})
 	for name := range live {
 		t.Fatalf("I7: the database holds %s as live, and KMS does not show it", name)
+	}
+}
+
+// TestEveryPointIsListed keeps the list whole: a point that the sources name and
+// the model does not crash at fails. Deleting a domain ends the model.
+func TestEveryPointIsListed(t *testing.T) {
+	named := regexp.MustCompile(`cfg\.At\("([a-z.]+)"\)`)
+	found := 0
+	for _, pattern := range []string{"../../internal/broker/*.go", "../../internal/rotation/*.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			src, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, match := range named.FindAllStringSubmatch(string(src), -1) {
+				found++
+				if !slices.Contains(points(), match[1]) && match[1] != "delete.committed" {
+					t.Errorf("%s: the model never crashes at %s", file, match[1])
+				}
+			}
+		}
+	}
+	if found < len(points()) {
+		t.Errorf("%d points in the sources, %d in the list", found, len(points()))
 	}
 }
