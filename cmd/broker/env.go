@@ -10,6 +10,8 @@ import (
 //	OTEL_EXPORTER_OTLP_ENDPOINT  where traces go; unset: nowhere. The exporter
 //	                             reads the other OTEL_EXPORTER_OTLP_ variables.
 //	KUBERNETES_SERVICE_HOST      refused under --dev
+//	KEYBROKER_FAILPOINT          where serve --dev kills itself, see failpoint;
+//	                             refused with --config
 //	AWS_…                        see refuseForDev; with --config the AWS SDK reads
 //	                             its own, for the credentials that the roles are
 //	                             assumed with

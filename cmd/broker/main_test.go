@@ -70,6 +70,8 @@ func TestBadCallsSayWhyInOneLine(t *testing.T) {
 		{"role", environment("AWS_ROLE_ARN", "x"), []string{"serve", "--dev"}, 2, []string{"--dev", "AWS_ROLE_ARN", "unset"}},
 		{"container", environment("AWS_CONTAINER_CREDENTIALS_FULL_URI", "x"), []string{"serve", "--dev"}, 2, []string{"--dev", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "unset"}},
 		{"profile", environment("AWS_PROFILE", "prod"), []string{"serve", "--dev"}, 2, []string{"--dev", "AWS_PROFILE", "unset"}},
+		{"a failpoint that is none", environment("KEYBROKER_FAILPOINT", "batch.committed"), []string{"serve", "--dev"}, 2, []string{"KEYBROKER_FAILPOINT", "batch.committed:3"}},
+		{"a failpoint for real", environment("KEYBROKER_FAILPOINT", "batch.committed:1"), []string{"serve", "--config", config(goodConfig)}, 2, []string{"KEYBROKER_FAILPOINT", "unset", "--dev"}},
 		{"flag of the other mode", none, []string{"serve", "--config", "x", "--listen", "127.0.0.1:1"}, 2, []string{"--listen", "--dev", "configuration file"}},
 		{"no such file", none, []string{"serve", "--config", filepath.Join(data, "absent")}, 1, []string{"--config", "absent"}},
 		{"unknown field", none, []string{"serve", "--config", config(`{"lsiten":"x"}`)}, 1, []string{"--config", "lsiten"}},

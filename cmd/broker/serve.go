@@ -40,6 +40,9 @@ func (c command) serve(ctx context.Context) error {
 	case *config == "":
 		return usagef("--config: name a configuration file, or use --dev to try things out")
 	}
+	if err := refuseFailpoint(c.getenv); err != nil {
+		return err
+	}
 	delete(flags, "config")
 	for name := range flags {
 		return usagef("--%s goes with --dev only: set it in the configuration file", name)
@@ -83,6 +86,11 @@ func (c command) serveDev(ctx context.Context, o devOptions) (err error) {
 	if err := refuseForDev(c.getenv, o.data); err != nil {
 		return err
 	}
+	log := newLogger(c.stderr, 0, true)
+	failpoint, err := readFailpoint(c.getenv, log)
+	if err != nil {
+		return err
+	}
 	if err := makeDataDir(o.data); err != nil {
 		return err
 	}
@@ -102,7 +110,11 @@ func (c command) serveDev(ctx context.Context, o devOptions) (err error) {
 		return fmt.Errorf("--data: %w", err)
 	}
 	w := devWiring(o.data, kms.url)
-	w.log = newLogger(c.stderr, 0, true)
+	w.log = log
+	if failpoint != nil {
+		log.Warn("this process will kill itself", failpointVariable, c.getenv(failpointVariable))
+		w.at = failpoint.at
+	}
 	return c.serveApp(ctx, w, addresses{listenSetting: "--listen", listen: o.listen, adminSetting: "--admin", admin: o.admin}, true,
 		func(ctx context.Context, address string) error {
 			tour := demo.Tour{Broker: address, KMSEndpoint: kms.url, Region: devRegion, Customer: devCustomer().demo()}

@@ -38,6 +38,9 @@ type wiring struct {
 	owner                     string
 	lease, probe, poll, sweep time.Duration
 
+	// at is called at the points where a crash counts, see failpoint.
+	at func(point string)
+
 	mayBeBroad  bool // see Config.OneAccountMayBeBroad
 	roles       awskms.Roles
 	region      string   // of key identifiers that name none; "" refuses those
@@ -79,15 +82,15 @@ func newApp(ctx context.Context, w wiring) (_ *app, err error) {
 		return nil, err
 	}
 	ids := newIDs(time.Now)
-	w.broker.NewID, w.broker.NewUID = ids.next, rand.Text
+	w.broker.NewID, w.broker.NewUID, w.broker.At = ids.next, rand.Text, w.at
 	b, err := broker.New(w.broker, a.store.Broker(), a.foreground, a.foreground)
 	if err != nil {
 		return nil, err
 	}
 	if a.engine, err = rotation.New(rotation.Config{
 		Owner: w.owner, RegistrarRole: w.broker.RegistrarRole, WorkerRole: w.broker.WorkerRole,
-		MayBeBroad: w.mayBeBroad,
-		LeaseTTL:   w.lease, Probe: w.probe, Poll: w.poll, Sweep: w.sweep,
+		MayBeBroad: w.mayBeBroad, At: w.at,
+		LeaseTTL: w.lease, Probe: w.probe, Poll: w.poll, Sweep: w.sweep,
 		Rand: mathrand.Float64, NewID: ids.next, NewProbe: rand.Text, Logger: w.log, Observe: w.telemetry.metrics,
 	}, a.store.Rotation(), b, a.background, a.background); err != nil {
 		return nil, err
