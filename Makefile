@@ -80,6 +80,13 @@ fuzz: ## Search for inputs that break what parses (FUZZTIME=30s for each target)
 bench: ## Measure against the performance targets, at most 15 minutes (BENCH=full adds the long lines)
 	go run ./test/bench $(ARGS)
 
+# Half the cycles strike at random, half at the points between an act at KMS and
+# its commit. It ends in one line of JSON. 500 cycles take about an hour.
+CYCLES ?= 500
+.PHONY: chaos
+chaos: ## Kill a broker CYCLES=500 times while keys change, at random and at named points
+	go test ./test/chaos -timeout=0 -v -run 'TestKeyChangesSurviveTheNemesis$$' -chaos.cycles=$(CYCLES) -chaos.nemesis=mix
+
 .PHONY: clean
 clean: ## Remove what was built, but not the pinned tools
 	rm -rf bin

@@ -3,7 +3,7 @@
 // Package chaos_test kills a real `broker serve --dev`, again and again, while
 // keys change, and then asks KMS and the database whether anything is missing.
 //
-//	go test ./test/chaos -v -chaos.cycles=500 -chaos.nemesis=kill -chaos.seed=7
+//	go test ./test/chaos -timeout=0 -v -run Nemesis -chaos.cycles=500 -chaos.nemesis=mix -chaos.seed=7
 package chaos_test
 
 import (
@@ -32,7 +32,8 @@ var (
 	seedFlag    = flag.Uint64("chaos.seed", 0, "seed of the moments; 0 takes one from the clock")
 	cyclesFlag  = flag.Int("chaos.cycles", 10, "how often to strike")
 	rowsFlag    = flag.Int("chaos.rows", 5000, "how many data keys there are before the first strike")
-	nemesisFlag = flag.String("chaos.nemesis", "kill", "what is done to the process: kill, term or pause")
+	nemesisFlag = flag.String("chaos.nemesis", "", "what is done to the process: kill, term, pause, point (it kills itself at named points)\n"+
+		"or mix (kill and point in turn); empty is kill, then each point of a plain key change once")
 )
 
 func TestMain(m *testing.M) {
@@ -65,6 +66,9 @@ type result struct {
 	// Calls cut off by a strike, all of them resolved afterwards.
 	UnknownKeys   int64 `json:"unknown_data_keys"`
 	UnknownGrants int64 `json:"unknown_grants"`
+	// Points by name: how often the process ended there, and how often not in time.
+	Points     map[string]int `json:"points,omitempty"`
+	NotReached map[string]int `json:"points_not_reached,omitempty"`
 }
 
 func TestKeyChangesSurviveTheNemesis(t *testing.T) {
@@ -76,25 +80,38 @@ func TestKeyChangesSurviveTheNemesis(t *testing.T) {
 		seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("-chaos.seed=%d", seed)
+	begun := time.Now()
+	bin, err := devserver.Build(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("built in %v", time.Since(begun).Round(time.Millisecond))
+	if *nemesisFlag != "" {
+		play(t, bin, *nemesisFlag, *cyclesFlag, *rowsFlag, points(), seed)
+		return
+	}
+	t.Run("kill", func(t *testing.T) { play(t, bin, "kill", *cyclesFlag, *rowsFlag, nil, seed) })
+	t.Run("point", func(t *testing.T) { play(t, bin, "point", len(plainPoints()), *rowsFlag, plainPoints(), seed) })
+}
+
+// play runs one story with a nemesis and prints its result.
+func play(t *testing.T, bin, nemesis string, cycles, rows int, at []point, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 0))
-	harm, err := newNemesis(*nemesisFlag, rng)
+	harm, at, err := newNemesis(nemesis, rng, at)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Long enough for any machine; what hangs is to end before go test's timeout,
 	// which knows nothing of our process.
-	limit := 2*time.Minute + time.Duration(*cyclesFlag)*15*time.Second
+	each := 15 * time.Second
+	if at != nil {
+		each += pointBound
+	}
+	limit := 2*time.Minute + time.Duration(cycles)*each
 	bounded, stop := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("not done after %v", limit))
 	defer stop()
 	ctx, fail := context.WithCancelCause(bounded)
 	defer fail(nil)
-
-	begun := time.Now()
-	bin, err := devserver.Build(ctx, t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("built in %v", time.Since(begun).Round(time.Millisecond))
 	dir := t.TempDir()
 	sys := newSystem(bin, dir, fail)
 	t.Cleanup(func() {
@@ -105,8 +122,10 @@ func TestKeyChangesSurviveTheNemesis(t *testing.T) {
 			logTail(t, sys.log)
 		}
 	})
-	s := &story{t: t, sys: sys, work: newWorkload(sys, serviceARN), rng: rng, harm: harm, tmp: dir, fail: fail,
-		result: result{Engine: "sqlite", Nemesis: harm.name(), Seed: seed, Struck: map[string]int{}}}
+	s := &story{t: t, sys: sys, work: newWorkload(sys, serviceARN), rng: rng, harm: harm, points: at,
+		planned: cycles, fillRows: rows, tmp: dir, fail: fail,
+		result: result{Engine: "sqlite", Nemesis: nemesis, Seed: seed, Struck: map[string]int{},
+			Points: map[string]int{}, NotReached: map[string]int{}}}
 	if err := s.tell(ctx); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
@@ -166,21 +185,26 @@ func logTail(t *testing.T, path string) {
 
 // A story is one run of the test.
 type story struct {
-	t      *testing.T
-	sys    *system
-	work   *workload
-	check  checker
-	rng    *rand.Rand
-	harm   nemesis
-	tmp    string
-	fail   context.CancelCauseFunc
-	result result
+	t                 *testing.T
+	sys               *system
+	work              *workload
+	check             checker
+	rng               *rand.Rand
+	harm              nemesis // nil: points alone
+	points            []point // nil: harm alone
+	planned, fillRows int     // cycles to come, and data keys before the first
+	tmp               string
+	fail              context.CancelCauseFunc
+	result            result
 
-	keys       [2]string // of the customer; the domain goes from one to the other
-	job        string    // the last key change
-	jobEnded   bool
-	recoveries []float64
-	lastStart  time.Duration // from exec to the first call served
+	keys        [2]string // of the customer; the domain goes from one to the other
+	job         string    // the last key change
+	jobEnded    bool
+	target      int    // of keys, modulo their number: the next change's
+	cancelled   string // the job that was cancelled last
+	pointCycles int
+	recoveries  []float64
+	lastStart   time.Duration // from exec to the first call served
 }
 
 func (s *story) report() result {
@@ -208,10 +232,10 @@ func (s *story) tell(ctx context.Context) error {
 	}
 	s.t.Logf("onboarded; the server starts in %v", s.lastStart.Round(time.Millisecond))
 	filled := time.Now()
-	if err := s.work.fill(ctx, *rowsFlag); err != nil {
+	if err := s.work.fill(ctx, s.fillRows); err != nil {
 		return err
 	}
-	s.t.Logf("%d data keys made and unwrapped by their owner in %v", *rowsFlag, time.Since(filled).Round(time.Millisecond))
+	s.t.Logf("%d data keys made and unwrapped by their owner in %v", s.fillRows, time.Since(filled).Round(time.Millisecond))
 	quiet := make(chan struct{})
 	trafficDone := make(chan struct{})
 	go func() {

@@ -70,6 +70,14 @@ type jobRow struct {
 	pending      int // rows below the domain's epoch
 }
 
+// found says where the crash met the job.
+func (j jobRow) found() string {
+	if j.state == "RUNNING" {
+		return j.phase
+	}
+	return j.state
+}
+
 // A look is one reading of the files.
 type look struct {
 	*checker
@@ -237,10 +245,12 @@ func (l *look) checkRows(ctx context.Context) error {
 	}
 	l.work.mu.Lock()
 	defer l.work.mu.Unlock() // nothing is acknowledged while the process is down
-	for op, name := range l.work.keys {
-		if len(byOp[op]) == 0 {
-			l.findings.lost++
-			l.findings.add("%s was acknowledged for %s and is gone", name, op)
+	for _, acknowledged := range []map[string]string{l.work.keys, l.work.imported} {
+		for op, name := range acknowledged {
+			if len(byOp[op]) == 0 {
+				l.findings.lost++
+				l.findings.add("%s was acknowledged for %s and is gone", name, op)
+			}
 		}
 	}
 	for op, made := range byOp {

@@ -23,7 +23,8 @@ func createKMSKey(ctx context.Context, r *running, policy string) (string, error
 
 // changeKey asks for the key that the domain does not have.
 func (s *story) changeKey(ctx context.Context) error {
-	target := s.keys[s.result.KeyChanges%2]
+	target := s.keys[s.target%2]
+	s.target++
 	s.result.KeyChanges++
 	request := &keybrokerv1.ChangeKeyRequest{Name: domainName, KmsKey: target, Reason: "chaos",
 		RequestId: fmt.Sprintf("change-%d", s.result.KeyChanges)}
@@ -55,6 +56,10 @@ func (s *story) see(j *keybrokerv1.ReencryptionJob) bool {
 		s.jobEnded = true
 	case keybrokerv1.ReencryptionJob_STATE_RUNNING:
 	default:
+		if j.GetState() == keybrokerv1.ReencryptionJob_STATE_CANCELLED && j.GetName() == s.cancelled {
+			s.jobEnded = true
+			break
+		}
 		// No key was touched, so that nothing may fail or block.
 		s.fail(fmt.Errorf("%s is %s: %s %s", j.GetName(), j.GetState(), j.GetBlock().GetMessage(), j.GetError().GetMessage()))
 	}
@@ -63,10 +68,19 @@ func (s *story) see(j *keybrokerv1.ReencryptionJob) bool {
 
 // cycles strikes, looks at what is left, and starts again.
 func (s *story) cycles(ctx context.Context) error {
-	for i, m := range schedule(*cyclesFlag) {
+	moments := schedule(s.planned)
+	for i := range s.planned {
 		begun := time.Now()
-		if err := s.cycle(ctx, m); err != nil {
-			return fmt.Errorf("cycle %d, %s: %w", i+1, m.phase, err)
+		if s.harm == nil || s.points != nil && i%2 == 1 {
+			if err := s.pointCycle(ctx); err != nil {
+				return fmt.Errorf("cycle %d, a point: %w", i+1, err)
+			}
+		} else {
+			m := moments[0]
+			moments = moments[1:]
+			if err := s.cycle(ctx, m); err != nil {
+				return fmt.Errorf("cycle %d, %s: %w", i+1, m.phase, err)
+			}
 		}
 		s.result.Cycles++
 		s.t.Logf("cycle %d took %v", s.result.Cycles, time.Since(begun).Round(time.Millisecond))
@@ -104,18 +118,12 @@ func (s *story) cycle(ctx context.Context, m moment) error {
 		return err
 	}
 	looked := time.Now()
-	left, err := s.check.look(ctx, s.sys.data, s.tmp, false, "")
+	left, err := s.lookAfterCrash(ctx)
 	if err != nil {
 		return err
 	}
 	lookTook := time.Since(looked)
-	if s.check.findings.problems != nil {
-		return errors.New("what the crash left is wrong: the next start would hide it")
-	}
-	found := left.phase
-	if left.state != "RUNNING" {
-		found = left.state
-	}
+	found := left.found()
 	if m.phase == starting {
 		found = starting
 	}
@@ -126,6 +134,15 @@ func (s *story) cycle(ctx context.Context, m moment) error {
 		return err
 	}
 	return s.recovered(ctx, r)
+}
+
+// lookAfterCrash looks at what a dead process left.
+func (s *story) lookAfterCrash(ctx context.Context) (jobRow, error) {
+	left, err := s.check.look(ctx, s.sys.data, s.tmp, false, "")
+	if err == nil && s.check.findings.problems != nil {
+		err = errors.New("what the crash left is wrong: the next start would hide it")
+	}
+	return left, err
 }
 
 // reach waits until the job is in the moment's phase or past it, and tells until

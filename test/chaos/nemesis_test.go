@@ -13,28 +13,32 @@ import (
 // A nemesis does one kind of harm to a running system. It does not choose the
 // moment: that is the schedule's part.
 type nemesis interface {
-	name() string
 	// strike returns when the harm is done. gone says that the process has ended,
 	// so that another one has to be started on its data.
 	strike(ctx context.Context, r *running) (gone bool, err error)
 }
 
-func newNemesis(name string, rng *rand.Rand) (nemesis, error) {
+// newNemesis gives the nemesis of that name and, if it is their turn as well, the
+// points at which the process is to kill itself: mix strikes in turn with them,
+// point is them alone.
+func newNemesis(name string, rng *rand.Rand, at []point) (nemesis, []point, error) {
 	switch name {
 	case "kill":
-		return killer{}, nil
+		return killer{}, nil, nil
 	case "term":
-		return terminator{}, nil
+		return terminator{}, nil, nil
 	case "pause":
-		return pauser{rng}, nil
+		return pauser{rng}, nil, nil
+	case "point":
+		return nil, at, nil
+	case "mix":
+		return killer{}, at, nil
 	}
-	return nil, fmt.Errorf("there is no nemesis %q: kill, term or pause", name)
+	return nil, nil, fmt.Errorf("there is no nemesis %q: kill, term, pause, point or mix", name)
 }
 
 // killer is kill -9: broker and embedded KMS end between two instructions.
 type killer struct{}
-
-func (killer) name() string { return "kill" }
 
 func (killer) strike(_ context.Context, r *running) (bool, error) {
 	r.expectHarm()
@@ -43,8 +47,6 @@ func (killer) strike(_ context.Context, r *running) (bool, error) {
 
 // terminator asks for an orderly end, and insists on exit code 0.
 type terminator struct{}
-
-func (terminator) name() string { return "term" }
 
 func (terminator) strike(ctx context.Context, r *running) (bool, error) {
 	r.expectHarm()
@@ -55,8 +57,6 @@ func (terminator) strike(ctx context.Context, r *running) (bool, error) {
 // and lets it go on as if nothing had been. Nobody takes its work meanwhile: the
 // directory has room for one process. What is tested is that it notices.
 type pauser struct{ rng *rand.Rand }
-
-func (pauser) name() string { return "pause" }
 
 func (p pauser) strike(ctx context.Context, r *running) (bool, error) {
 	if err := r.Signal(syscall.SIGSTOP); err != nil {

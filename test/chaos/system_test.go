@@ -41,7 +41,9 @@ type running struct {
 	*devserver.Server
 	conn  *grpc.ClientConn
 	http  *http.Transport
-	down  chan struct{} // closed before harm is done to it: its errors mean nothing any more
+	armed bool          // it will kill itself
+	down  chan struct{} // closed before harm is done to it, or after it did: its errors mean nothing any more
+	harm  sync.Once     // closes down
 	wrote chan struct{} // closed when it has acknowledged a write
 	once  sync.Once
 	// wroteAt is read after wrote.
@@ -59,8 +61,8 @@ func newSystem(bin, dir string, fail context.CancelCauseFunc) *system {
 		fail: fail, changed: make(chan struct{})}
 }
 
-func (s *system) spawn() (*devserver.Server, error) {
-	server, err := devserver.Spawn(s.bin, s.data, s.log)
+func (s *system) spawn(env ...string) (*devserver.Server, error) {
+	server, err := devserver.Spawn(s.bin, s.data, s.log, env...)
 	if err == nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -69,14 +71,19 @@ func (s *system) spawn() (*devserver.Server, error) {
 	return server, err
 }
 
-// start brings the system up, and tells everybody who waits for that.
-func (s *system) start(ctx context.Context) (*running, error) {
-	server, err := s.spawn()
+// start brings the system up, and tells everybody who waits for that. With an
+// environment the process is one that kills itself, perhaps before it serves.
+func (s *system) start(ctx context.Context, env ...string) (*running, error) {
+	server, err := s.spawn(env...)
 	if err != nil {
 		return nil, err
 	}
-	r := &running{Server: server, down: make(chan struct{}), wrote: make(chan struct{}), http: &http.Transport{}}
+	r := &running{Server: server, armed: len(env) > 0, down: make(chan struct{}), wrote: make(chan struct{}), http: &http.Transport{}}
 	if err := server.Ready(ctx); err != nil {
+		if r.armed && ctx.Err() == nil && server.Killed() {
+			r.expectHarm()
+			return r, nil
+		}
 		return nil, err
 	}
 	r.conn, err = grpc.NewClient(server.API, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -92,6 +99,9 @@ func (s *system) start(ctx context.Context) (*running, error) {
 	r.customer = kms.NewFromConfig(profile, func(o *kms.Options) { o.HTTPClient = &http.Client{Transport: r.http} })
 	go func() {
 		<-server.Done()
+		if r.armed && server.Killed() {
+			r.expectHarm()
+		}
 		select {
 		case <-r.down:
 		default:
@@ -139,11 +149,30 @@ func (r *running) isDown() bool {
 }
 
 // expectHarm says that whatever happens to the process from now on is our doing.
-func (r *running) expectHarm() { close(r.down) }
+func (r *running) expectHarm() { r.harm.Do(func() { close(r.down) }) }
+
+// endedItself reports, after an error, whether the process has killed itself:
+// its clients may notice before we do.
+func (r *running) endedItself(ctx context.Context) bool {
+	if !r.armed {
+		return false
+	}
+	t := time.NewTimer(2 * time.Second)
+	defer t.Stop()
+	select {
+	case <-r.down:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return r.isDown()
+}
 
 // buried closes what this test has of a process that has ended.
 func (r *running) buried() error {
 	r.http.CloseIdleConnections()
+	if r.conn == nil { // it never served
+		return nil
+	}
 	return r.conn.Close()
 }
 
@@ -177,16 +206,30 @@ func (s *system) do(ctx context.Context, call func(context.Context, *running) er
 		}
 		after, again := repeatAfter(err)
 		if !again {
+			if r.endedItself(ctx) {
+				unknown++
+				continue
+			}
 			return unknown, err
 		}
 		t := time.NewTimer(after)
 		select {
 		case <-t.C:
 		case <-r.down:
+			if unanswered(err) { // the call has noticed that before us
+				unknown++
+			}
 		case <-ctx.Done():
 		}
 		t.Stop()
 	}
+}
+
+// unanswered reports whether an error came of the connection: the broker's own
+// have details.
+func unanswered(err error) bool {
+	answer, ok := status.FromError(err)
+	return ok && answer.Code() == codes.Unavailable && len(answer.Details()) == 0
 }
 
 // repeatAfter reads from an answer whether and when to repeat the call, as any

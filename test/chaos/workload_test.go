@@ -38,17 +38,18 @@ type workload struct {
 	// Attempts that a strike left without an answer.
 	unknownKeys, unknownGrants atomic.Int64
 
-	mu      sync.Mutex
-	keys    map[string]string // acknowledged: data key names by request_id
-	digests map[string]digest // by request_id
-	grants  map[string]string // acknowledged: grant names by request_id
-	names   []string          // of grants, in the order of their acknowledgement
-	renewed map[string]bool   // acknowledged renewals by request_id
+	mu       sync.Mutex
+	keys     map[string]string // acknowledged: data key names by request_id
+	digests  map[string]digest // by request_id
+	grants   map[string]string // acknowledged: grant names by request_id
+	names    []string          // of grants, in the order of their acknowledgement
+	renewed  map[string]bool   // acknowledged renewals by request_id
+	imported map[string]string // acknowledged: imported data keys by request_id
 }
 
 func newWorkload(sys *system, service string) *workload {
 	return &workload{sys: sys, service: service, keys: map[string]string{}, digests: map[string]digest{},
-		grants: map[string]string{}, renewed: map[string]bool{}}
+		grants: map[string]string{}, renewed: map[string]bool{}, imported: map[string]string{}}
 }
 
 func (w *workload) op(kind string) string { return fmt.Sprintf("%s-%06d", kind, w.next.Add(1)) }

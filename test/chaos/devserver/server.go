@@ -32,8 +32,8 @@ type Server struct {
 var exportLine = regexp.MustCompile(`^export A=(\S+) AWS_CONFIG_FILE=(\S+)$`)
 
 // Spawn starts a process on a data directory, on ports that the kernel chooses.
-// What the process logs is appended to logFile.
-func Spawn(bin, data, logFile string) (*Server, error) {
+// What the process logs is appended to logFile. env goes beside Environ.
+func Spawn(bin, data, logFile string, env ...string) (*Server, error) {
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -42,7 +42,7 @@ func Spawn(bin, data, logFile string) (*Server, error) {
 	// Not CommandContext: how and when it ends is the test's business.
 	cmd := exec.Command(bin, "serve", "--dev", "--data", data,
 		"--listen", "127.0.0.1:0", "--kms-listen", "127.0.0.1:0", "--admin", "off")
-	cmd.Env = Environ()
+	cmd.Env = append(Environ(), env...)
 	cmd.Stderr = log
 	cmd.SysProcAttr = OwnGroup()
 	out, err := cmd.StdoutPipe()
@@ -98,6 +98,14 @@ func (s *Server) Ready(ctx context.Context) error {
 
 // Done is closed when the process has ended and was reaped.
 func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Killed says whether it was SIGKILL that ended a process, whoever sent it. It
+// waits until the process is Done.
+func (s *Server) Killed() bool {
+	<-s.done
+	status, ok := s.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
+}
 
 // Signal sends a signal to the whole process group. A process that has ended
 // is no error.
