@@ -201,8 +201,9 @@ type Domain struct {
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
 	// Free text for people, at most 128 characters.
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
-	// AWS region of the domain's keys, such as "us-east-1". Required, immutable:
-	// a key of another region is refused with KEY_REGION_MISMATCH.
+	// AWS region of the domain's keys, such as "us-east-1". Required in
+	// CreateDomain (FIELD_INVALID), immutable: a key of another region is refused
+	// with KEY_REGION_MISMATCH.
 	Region string `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
 	// Immutable. Absent means KEY_SOURCE_CUSTOMER.
 	KeySource Domain_KeySource `protobuf:"varint,5,opt,name=key_source,json=keySource,proto3,enum=keybroker.v1.Domain_KeySource" json:"key_source,omitempty"`

@@ -61,7 +61,8 @@ func TestRequests(t *testing.T) {
 	}{
 		{"newcomer's domain", "DomainService.CreateDomain", `{"domain_id":"acme","domain":{"display_name":"Acme Corp","region":"us-east-1"}}`, ""},
 		{"domain of a partition", "DomainService.CreateDomain", `{"domain_id":"a","domain":{"region":"us-isob-east-1"}}`, ""},
-		{"domain without a region", "DomainService.CreateDomain", `{"domain_id":"acme","domain":{}}`, "domain.region"},
+		{"domain of no region", "DomainService.CreateDomain", `{"domain_id":"acme","domain":{"region":"nowhere"}}`, "domain.region"},
+		{"update without a region", "DomainService.UpdateDomain", `{"domain":{"name":"domains/acme","display_name":"Acme"}}`, ""},
 		{"domain id in upper case", "DomainService.CreateDomain", `{"domain_id":"Acme","domain":{"region":"us-east-1"}}`, "domain_id"},
 		{"domain id with a hyphen at its end", "DomainService.CreateDomain", `{"domain_id":"acme-","domain":{"region":"us-east-1"}}`, "domain_id"},
 		{"no domain", "DomainService.CreateDomain", `{"domain_id":"acme"}`, "domain"},
