@@ -66,7 +66,9 @@ func (r *run) write(ctx context.Context, t *traffic) error {
 		n++
 		id := fmt.Sprintf("%s%06d", addedPrefix, n)
 		content := addedContent(id)
-		if err := r.seal(ctx, label{ID: id, SHA256: digest(content)}, content); err != nil {
+		// A file that was begun is finished, whoever ends the traffic: else its data
+		// key would stay in the inventory without one.
+		if err := r.seal(context.WithoutCancel(ctx), label{ID: id, SHA256: digest(content)}, content); err != nil {
 			if ctx.Err() != nil {
 				return nil // this one is written again by the next start
 			}

@@ -133,13 +133,13 @@ func (e *Engine) logFailure(ctx context.Context, message string, err error, args
 	}
 }
 
-// OpenJob gives the domain's newest job that is not final, nor being taken back;
-// "" if there is none.
+// OpenJob gives the domain's newest key change that is not final, nor being
+// taken back; "" if there is none.
 func (e *Engine) OpenJob(ctx context.Context, d broker.DomainUID) (id broker.JobID, err error) {
 	err = e.store.View(ctx, func(tx Tx) error {
 		jobs, err := tx.UnfinishedJobs(ctx, d)
 		for _, j := range jobs {
-			if j.Open() && j.Undo == "" {
+			if j.Kind == KindKeyChange && j.Open() && j.Undo == "" {
 				id = j.ID // the newest
 			}
 		}
