@@ -91,7 +91,9 @@ func TestKeyChangesSurviveTheNemesis(t *testing.T) {
 		return
 	}
 	t.Run("kill", func(t *testing.T) { play(t, bin, "kill", *cyclesFlag, *rowsFlag, nil, seed) })
-	t.Run("point", func(t *testing.T) { play(t, bin, "point", len(plainPoints()), *rowsFlag, plainPoints(), seed) })
+	t.Run("point", func(t *testing.T) {
+		play(t, bin, "point", len(plainPoints()), min(*rowsFlag, 3000), plainPoints(), seed)
+	})
 }
 
 // play runs one story with a nemesis and prints its result.
@@ -156,7 +158,10 @@ func (s *story) checkTheChecker(ctx context.Context) {
 		"a lost row": {`delete from data_key where data_key_id = ` + some, func(f findings) bool { return f.lost == 1 }},
 		"swapped rows": {`update data_key set ciphertext = (select ciphertext from data_key order by data_key_id desc limit 1) where data_key_id = ` + some,
 			func(f findings) bool { return f.undecryptable == 1 }},
-		"a row under another key than it says": {`update data_key set key_epoch = key_epoch - 1 where data_key_id = ` + some,
+		"a row under another key than it says": {`update data_key set key_epoch = (
+			select max(o.key_epoch) from domain_key o join domain_key n on n.domain_uid = o.domain_uid
+			where n.domain_uid = data_key.domain_uid and n.key_epoch = data_key.key_epoch and o.key_epoch < n.key_epoch and o.kms_key <> n.kms_key)
+			where data_key_id = ` + some,
 			func(f findings) bool { return f.undecryptable == 1 && f.stale == 1 }},
 		"a grant that nobody knows of": {`delete from kms_grant where state = 'LIVE'`, func(f findings) bool { return len(f.problems) > 0 }},
 		"a grant of an older epoch":    {`update domain set key_epoch = key_epoch + 1 where domain_id = 'chaos'`, func(f findings) bool { return f.liveOld > 0 }},
