@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +24,27 @@ type embedded struct {
 	calls  atomic.Int64
 }
 
+// faultsPath is where the faults of the embedded KMS are seen (GET) and set
+// (PUT), on its own listener: that is on loopback always.
+const faultsPath = "/faults"
+
+// readFaults reads the value of --faults: JSON, or @ and the name of a file of it.
+func readFaults(text string) (faults localkms.Faults, err error) {
+	if text == "" {
+		return faults, nil
+	}
+	raw := []byte(text)
+	if name, isFile := strings.CutPrefix(text, "@"); isFile {
+		if raw, err = os.ReadFile(name); err != nil {
+			return faults, usagef("--faults: %v", err)
+		}
+	}
+	if err := json.Unmarshal(raw, &faults); err != nil {
+		return faults, usagef("--faults: %v; an example: {\"requests_per_second\":200}", err)
+	}
+	return faults, nil
+}
+
 // startEmbedded opens the KMS of a directory and serves it. The directory is the
 // lock as well: only one process may have it.
 func startEmbedded(l net.Listener, config localkms.Config) (*embedded, error) {
@@ -32,7 +56,10 @@ func startEmbedded(l net.Listener, config localkms.Config) (*embedded, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	e.kms = kms
-	e.server = &http.Server{Handler: kms, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10}
+	mux := http.NewServeMux()
+	mux.Handle("/", kms)
+	mux.Handle(faultsPath, kms.AdminHandler())
+	e.server = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10}
 	go func() { e.done <- e.server.Serve(l) }()
 	return e, nil
 }

@@ -17,7 +17,12 @@ func (c command) localkms(ctx context.Context) (err error) {
 	data := set.String("data", "", "the `directory` that keeps keys and grants; empty keeps them in memory")
 	accounts := set.String("accounts", "", "a JSON `file` of principals: [{\"arn\",\"access_key_id\",\"secret_access_key\"}]; empty takes those of serve --dev")
 	delay := set.Duration("grant-delay", devGrantDelay, "how long a new grant is hidden")
+	faultPlan := set.String("faults", "", "faults as `JSON`, or @FILE; see and change them at /faults")
 	if err := c.parse(set); err != nil {
+		return err
+	}
+	faults, err := readFaults(*faultPlan)
+	if err != nil {
 		return err
 	}
 	if err := checkAddress("--listen", *address, false); err != nil {
@@ -36,7 +41,7 @@ func (c command) localkms(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	kms, err := startEmbedded(l, localkms.Config{Dir: *data, Principals: principals, GrantDelay: *delay})
+	kms, err := startEmbedded(l, localkms.Config{Dir: *data, Principals: principals, GrantDelay: *delay, Faults: faults})
 	if err != nil {
 		return err
 	}

@@ -85,6 +85,9 @@ func TestBadCallsSayWhyInOneLine(t *testing.T) {
 		{"demo without a directory", none, []string{"demo", "--data", data, "--dir", filepath.Join(data, "absent")}, 1, []string{"absent"}},
 		{"demo in a foreign directory", none, []string{"demo", "--data", foreign}, 1, []string{"thesis.txt"}},
 		{"demo with too many keys", none, []string{"demo", "--keys", "-1"}, 2, []string{"--keys"}},
+		{"faults that are no JSON", none, []string{"localkms", "--listen", "127.0.0.1:0", "--faults", "{"}, 2, []string{"--faults", "requests_per_second"}},
+		{"faults that nobody knows", none, []string{"localkms", "--listen", "127.0.0.1:0", "--faults", `{"chaos":1}`}, 2, []string{"--faults"}},
+		{"faults in no file", none, []string{"localkms", "--listen", "127.0.0.1:0", "--faults", "@nowhere"}, 2, []string{"--faults", "nowhere"}},
 		{"KMS for everybody", none, []string{"localkms", "--listen", "0.0.0.0:8444"}, 2, []string{"--listen", "127.0.0.1"}},
 		{"no accounts", none, []string{"localkms", "--listen", "127.0.0.1:0", "--accounts", config(`[]`)}, 1, []string{"--accounts"}},
 	} {

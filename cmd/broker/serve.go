@@ -27,6 +27,7 @@ func (c command) serve(ctx context.Context) error {
 	set.StringVar(&o.kmsListen, "kms-listen", defaultKMSListen, "with --dev: the embedded KMS's loopback `address`")
 	set.StringVar(&o.admin, "admin", defaultAdmin, "with --dev: the loopback `address` of metrics, health and profiles, or off")
 	set.DurationVar(&o.grantDelay, "grant-delay", devGrantDelay, "with --dev: how long the embedded KMS hides a new grant")
+	set.StringVar(&o.faults, "faults", "", "with --dev: faults of the embedded KMS as `JSON`, or @FILE; see and change them at its /faults")
 	if err := c.parse(set); err != nil {
 		return err
 	}
@@ -52,8 +53,8 @@ func (c command) serve(ctx context.Context) error {
 
 // devOptions are the flags of --dev.
 type devOptions struct {
-	data, listen, kmsListen, admin string
-	grantDelay                     time.Duration
+	data, listen, kmsListen, admin, faults string
+	grantDelay                             time.Duration
 }
 
 func (o devOptions) validate() error {
@@ -87,6 +88,10 @@ func (c command) serveDev(ctx context.Context, o devOptions) (err error) {
 		return err
 	}
 	log := newLogger(c.stderr, 0, true)
+	faults, err := readFaults(o.faults)
+	if err != nil {
+		return err
+	}
 	failpoint, err := readFailpoint(c.getenv, log)
 	if err != nil {
 		return err
@@ -99,7 +104,7 @@ func (c command) serveDev(ctx context.Context, o devOptions) (err error) {
 		return err
 	}
 	kms, err := startEmbedded(kmsListener, localkms.Config{
-		Dir: filepath.Join(o.data, "kms"), Principals: devPrincipals(), GrantDelay: o.grantDelay,
+		Dir: filepath.Join(o.data, "kms"), Principals: devPrincipals(), GrantDelay: o.grantDelay, Faults: faults,
 	})
 	if err != nil {
 		return fmt.Errorf("--data: %w", err)

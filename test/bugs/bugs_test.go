@@ -42,7 +42,7 @@ func bugs() []seeded {
 		{name: "bug_no_store_check", what: "a store does not check the domain's key", suite: "./test/model", run: model, says: "I1: data key"},
 		{name: "bug_no_drain", what: "nobody waits for what services still hold", suite: "./test/model", run: model, says: "import of .* refused"},
 		{name: "bug_no_reserved_pair", what: "a ReEncrypt lacks the reserved pair", suite: "./test/model", run: model, says: "I4: ReEncrypt|did not end well|job failed|job blocked"},
-		{name: "bug_early_report", what: "a report does not wait for the final pass", suite: "./test/model", run: model, says: "I6: the report of a job"},
+		{name: "bug_early_report", what: "a report does not wait for the final pass", suite: "./test/scenarios", run: "TestReportIsNeverEarly", says: "I6: the report of a job"},
 		{name: "bug_expiry_forgets_epochs", what: "an expiry retires only what is on the present key", suite: "./internal/broker", run: "TestSweepExpires", says: "grants are left on"},
 		{name: "bug_orphan_ignored", what: "the orphan sweep steps over Names that it does not know", suite: "./internal/broker", run: "TestOrphansAreRetired", says: "the orphan is still there"},
 		{name: "bug_recreate_revoked", what: "what the customer took away is made again unasked", suite: "./internal/broker", run: "TestTakenAwayStaysAway", says: "was made again unasked"},

@@ -61,6 +61,7 @@ type machine struct {
 	reads      []heldRead
 	stragglers []straggler
 	safe       map[broker.KeyARN]bool // keys that a report called safe since they were last used
+	done       map[broker.JobID]int64 // rows that a job said it has moved
 	storm      bool                   // the world misbehaves: see storm_test.go
 	disabled   map[broker.KeyARN]bool // by their owner
 }
@@ -123,7 +124,7 @@ func newMachine(t *rapid.T) *machine {
 	dir, err := os.MkdirTemp("", "model")
 	fatal(t, err)
 	wire := &faults{}
-	m := &machine{ctx: context.Background(), wire: wire, plain: map[broker.DataKeyID][]byte{}, safe: map[broker.KeyARN]bool{}, disabled: map[broker.KeyARN]bool{},
+	m := &machine{ctx: context.Background(), wire: wire, plain: map[broker.DataKeyID][]byte{}, safe: map[broker.KeyARN]bool{}, disabled: map[broker.KeyARN]bool{}, done: map[broker.JobID]int64{},
 		cfg: harness.Config{Dir: dir, GrantDelay: grantDelay, BatchRows: 3, Shards: 2, Transport: wire.wrap, At: wire.at,
 			Windows: broker.Windows{GrantVisibility: visibility, MaxStoreDelay: storeDelay, MaxReadDelay: readDelay}}}
 	m.bench, err = harness.New(m.ctx, m.cfg)
@@ -337,7 +338,10 @@ func (m *machine) read(t *rapid.T) {
 }
 
 func (m *machine) remove(t *rapid.T) {
-	id := m.anyID(t)
+	m.removeID(t, m.anyID(t))
+}
+
+func (m *machine) removeID(t *rapid.T, id broker.DataKeyID) {
 	fatal(t, m.bench.Broker.DeleteDataKey(m.ctx, harness.Caller, broker.Request{}, domain, id, ""))
 	delete(m.plain, id)
 	m.reads = slices.DeleteFunc(m.reads, func(r heldRead) bool { return r.view.ID == id })
@@ -503,6 +507,10 @@ func (m *machine) sawJobs(t *rapid.T) {
 	m.jobs = slices.DeleteFunc(m.jobs, func(id broker.JobID) bool {
 		view, err := m.bench.Engine.GetJob(m.ctx, harness.Caller, domain, id)
 		fatal(t, err)
+		if done := view.Progress.Done; done < m.done[id] {
+			t.Fatalf("I10: job %s went back from %d rows to %d", id, m.done[id], done)
+		}
+		m.done[id] = view.Progress.Done
 		switch view.State {
 		case rotation.Blocked:
 			if m.storm {

@@ -36,6 +36,7 @@ func TestKeyChangeInAStorm(t *testing.T) {
 			"retry requests": m.retryRequest,
 			"stale etag":     m.staleEtag,
 			"end and sweep":  m.sweep,
+			"id again":       m.reuseID,
 			"crash":          m.crash,
 			"crash again":    m.crash,
 		})
@@ -73,6 +74,16 @@ func (m *machine) enable(t *rapid.T) {
 
 func (m *machine) throttle(t *rapid.T) {
 	m.wire.throttleNext(rapid.IntRange(1, 20).Draw(t, "calls"))
+}
+
+// reuseID: the id of a deleted data key is never given out again (I14).
+func (m *machine) reuseID(t *rapid.T) {
+	id := m.anyID(t)
+	m.removeID(t, id)
+	_, err := m.bench.Broker.CreateDataKey(m.ctx, harness.Caller, broker.NewDataKey{Domain: domain, ID: id})
+	if err == nil || broker.ReasonOf(err) != broker.ReasonDataKeyIDDeleted && !m.gaveUp(t, err) {
+		t.Fatalf("I14: the id of a deleted data key was answered %v", err)
+	}
 }
 
 // points are all the places between an act at KMS and its commit, or around

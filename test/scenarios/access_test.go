@@ -184,3 +184,31 @@ func workUntil(t *testing.T, b *harness.Bench, job rotation.JobView, wanted func
 	t.Fatal("the job never came to look as wanted")
 	return rotation.JobView{}
 }
+
+// I6: at no moment before the job has succeeded does the report call the old key
+// safe; right after, it does.
+func TestReportIsNeverEarly(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{GrantDelay: time.Second})
+	if _, _, err := b.Onboard(ctx, "acme"); err != nil {
+		t.Fatal(err)
+	}
+	createKeys(t, b, "acme", 12)
+	serviceGrant(t, b, "acme", "Decrypt", "GenerateDataKey")
+	job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))))
+	for range 500 {
+		moved := must[bool](t)(b.Step(ctx))
+		view := must[rotation.JobView](t)(b.Engine.GetJob(ctx, harness.Caller, "acme", job.ID))
+		report := must[rotation.Report](t)(b.Engine.RetirementReport(ctx, harness.Caller, "acme", job.ID))
+		if safe := report.Keys[0].Safe; safe != (view.State == rotation.Succeeded) {
+			t.Fatalf("I6: the report of a job in %s %s calls the key safe: %t", view.Phase, view.State, safe)
+		}
+		if !view.Open() {
+			return
+		}
+		if !moved {
+			b.Clock.Advance(20 * time.Second)
+		}
+	}
+	t.Fatal("the job never ended")
+}
