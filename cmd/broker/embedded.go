@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +23,12 @@ type embedded struct {
 	done   chan error
 	url    string
 	calls  atomic.Int64
+
+	// Connections that have carried no request yet. An SDK's transport opens such
+	// ones when an older connection comes free before the new one is there.
+	mu       sync.Mutex
+	unused   map[net.Conn]bool
+	stopping bool
 }
 
 // faultsPath is where the faults of the embedded KMS are seen (GET) and set
@@ -48,7 +55,7 @@ func readFaults(text string) (faults localkms.Faults, err error) {
 // startEmbedded opens the KMS of a directory and serves it. The directory is the
 // lock as well: only one process may have it.
 func startEmbedded(l net.Listener, config localkms.Config) (*embedded, error) {
-	e := &embedded{done: make(chan error, 1), url: "http://" + l.Addr().String()}
+	e := &embedded{done: make(chan error, 1), url: "http://" + l.Addr().String(), unused: map[net.Conn]bool{}}
 	config.Now = time.Now
 	config.Observe = func(localkms.Call) { e.calls.Add(1) }
 	kms, err := localkms.New(config)
@@ -59,15 +66,41 @@ func startEmbedded(l net.Listener, config localkms.Config) (*embedded, error) {
 	mux := http.NewServeMux()
 	mux.Handle("/", kms)
 	mux.Handle(faultsPath, kms.AdminHandler())
-	e.server = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10}
+	e.server = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10, ConnState: e.connState}
 	go func() { e.done <- e.server.Serve(l) }()
 	return e, nil
+}
+
+// connState keeps the list of unused connections.
+func (e *embedded) connState(conn net.Conn, state http.ConnState) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case state != http.StateNew:
+		delete(e.unused, conn)
+	case e.stopping:
+		_ = conn.Close() // nobody's
+	default:
+		e.unused[conn] = true
+	}
+}
+
+// closeUnused ends the connections for which Shutdown would wait: five seconds
+// from their opening (net/http, Server.Shutdown), as if they were at work.
+func (e *embedded) closeUnused() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.stopping = true
+	for conn := range e.unused {
+		_ = conn.Close() // nobody's
+	}
 }
 
 // stop lets requests at work finish, and makes the state durable.
 func (e *embedded) stop(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
+	e.closeUnused()
 	err := e.server.Shutdown(limited)
 	if served := <-e.done; !errors.Is(served, http.ErrServerClosed) {
 		err = errors.Join(err, served)

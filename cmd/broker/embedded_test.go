@@ -58,3 +58,32 @@ func TestFaultsByFlagAndByCall(t *testing.T) {
 		t.Errorf("an unknown fault: %s", got)
 	}
 }
+
+// A connection that nobody used yet does not hold up the end: Shutdown by itself
+// waits for it longer than stop does.
+func TestStopDoesNotWaitForUnusedConnections(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kms, err := startEmbedded(l, localkms.Config{Principals: devPrincipals()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unused, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unused.Close()
+	// Connections are accepted in turn: after this answer, the server has both.
+	response, err := http.Get(kms.url + faultsPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := response.Body.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := kms.stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
