@@ -57,6 +57,10 @@ type Tx interface {
 	DataKey(ctx context.Context, d DomainUID, id DataKeyID) (DataKey, error)
 	// ListDataKeys gives up to limit rows of d with an id greater than after.
 	ListDataKeys(ctx context.Context, d DomainUID, after DataKeyID, limit int) ([]DataKey, error)
+	// ReplaceDataKey compares UID, Version and the stored epoch with k's and with
+	// epoch, then stores k with Version+1, UpdateTime = Now and the row's own
+	// CreateTime. The row is not abandoned any more.
+	ReplaceDataKey(ctx context.Context, k DataKey, epoch Epoch) error
 	// DeleteDataKey compares UID and Version, removes the row and leaves a
 	// tombstone for its id.
 	DeleteDataKey(ctx context.Context, k DataKey) error

@@ -107,6 +107,65 @@ func testTombstones(t *testing.T, b *storeBench) {
 	})
 }
 
+// testReplaceDataKey: whoever replaces a row has read it as it is, and what was
+// said of the old blob (that KMS cannot read it, that it was given up) is not
+// said of the new one.
+func testReplaceDataKey(t *testing.T, b *storeBench) {
+	d, other := b.domain("alpha"), b.domain("beta")
+	k, twin := b.dataKeys(d.UID, 1)[0], b.dataKeys(other.UID, 1)[0]
+	failed := rotation.Failure{Domain: d.UID, Job: "job-1", DataKey: k.ID, UID: k.UID, Version: k.Version, Class: broker.KMSInvalidCiphertext, Time: b.clock.Now()}
+	b.job(d.UID, "job-1", rotation.Running, rotation.Reencrypting)
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		if err := tx.AddFailures(ctx, []rotation.Failure{failed}); err != nil {
+			return err
+		}
+		_, err := tx.AbandonDataKey(ctx, failed)
+		return err
+	})
+	k = b.dataKey(d.UID, k.ID)
+	if !k.Abandoned {
+		t.Fatal("the row was not abandoned")
+	}
+	created := k.CreateTime
+	b.clock.Advance(time.Minute)
+	next := k
+	next.Ciphertext, next.Context, next.KeySpec = broker.Secret("another blob"), broker.Context{"tenant": "acmé"}, "AES_128"
+	next.Epoch, next.KeyMaterialID, next.KMSRequestID = 2, "material-2", "request-2"
+	next.CreateTime, next.UpdateTime = b.clock.Now(), time.Time{} // neither is taken
+
+	replace := func(k broker.DataKey, epoch broker.Epoch) func(context.Context, rotation.Tx) error {
+		return func(ctx context.Context, tx rotation.Tx) error { return tx.ReplaceDataKey(ctx, k, epoch) }
+	}
+	stale := next
+	stale.Version++
+	b.refused(broker.ErrConflict, "another version", replace(stale, 1))
+	stale = next
+	stale.UID = "another"
+	b.refused(broker.ErrConflict, "another uid", replace(stale, 1))
+	b.refused(broker.ErrConflict, "another epoch", replace(next, 2))
+	stale = next
+	stale.ID = "absent"
+	b.refused(broker.ErrNotFound, "an absent row", replace(stale, 1))
+	equal(t, "the row after what was refused", b.dataKey(d.UID, k.ID), k)
+
+	b.update(replace(next, 1))
+	want := next
+	want.Version, want.Abandoned, want.CreateTime, want.UpdateTime = k.Version+1, false, created, b.clock.Now()
+	equal(t, "the row as replaced", b.dataKey(d.UID, k.ID), want)
+	equal(t, "a row of the same id in another domain", b.dataKey(other.UID, twin.ID), twin)
+	b.refused(broker.ErrConflict, "the same again", replace(next, 1))
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		pending, err := tx.PendingDataKeys(ctx, rotation.Shard{Domain: d.UID, Job: "job-1"}, 3, 10)
+		equal(t, "rows for the job that had failed on it", idsOf(pending), []broker.DataKeyID{k.ID})
+		if err != nil {
+			return err
+		}
+		marked, err := tx.AbandonDataKey(ctx, failed)
+		equal(t, "giving the old blob up marks the new one", marked, false)
+		return err
+	})
+}
+
 func testMoveDataKeys(t *testing.T, b *storeBench) {
 	d, other := b.domain("alpha"), b.domain("beta")
 	keys := b.dataKeys(d.UID, 6)

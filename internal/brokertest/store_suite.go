@@ -28,6 +28,7 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 		{"DomainKeys", testDomainKeys},
 		{"DataKeys", testDataKeys},
 		{"Tombstones", testTombstones},
+		{"ReplaceDataKey", testReplaceDataKey},
 		{"Grants", testGrants},
 		{"ListGrants", testListGrants},
 		{"DueGrants", testDueGrants},

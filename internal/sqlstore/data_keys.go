@@ -61,6 +61,26 @@ func (t *txn) ListDataKeys(ctx context.Context, d broker.DomainUID, after broker
 		limit $3`, d, after, limit)
 }
 
+// ReplaceDataKey implements broker.Tx.
+func (t *txn) ReplaceDataKey(ctx context.Context, k broker.DataKey, epoch broker.Epoch) error {
+	n, err := t.exec(ctx, "replace data key", `
+		update data_key
+		set ciphertext = $6, context = $7, key_spec = $8, key_epoch = $9, key_material_id = $10,
+			kms_request_id = $11, abandoned = 0, version = version + 1, update_time = $12
+		where domain_uid = $1 and data_key_id = $2 and data_key_uid = $3 and version = $4 and key_epoch = $5`,
+		k.Domain, k.ID, k.UID, k.Version, epoch,
+		[]byte(k.Ciphertext), mapText(k.Context), k.KeySpec, k.Epoch, k.KeyMaterialID,
+		k.KMSRequestID, micros(t.now))
+	if err != nil || n > 0 {
+		return err
+	}
+	return t.absentOrChanged(ctx, "data key", dataKeyProbe, k.Domain, k.ID)
+}
+
+// dataKeyProbe finds a row by its id alone.
+const dataKeyProbe = `
+	select 1 from data_key where domain_uid = $1 and data_key_id = $2`
+
 // DeleteDataKey implements broker.Tx.
 func (t *txn) DeleteDataKey(ctx context.Context, k broker.DataKey) error {
 	n, err := t.exec(ctx, "delete data key", `
@@ -71,8 +91,7 @@ func (t *txn) DeleteDataKey(ctx context.Context, k broker.DataKey) error {
 		return err
 	}
 	if n == 0 {
-		return t.absentOrChanged(ctx, "data key", `
-			select 1 from data_key where domain_uid = $1 and data_key_id = $2`, k.Domain, k.ID)
+		return t.absentOrChanged(ctx, "data key", dataKeyProbe, k.Domain, k.ID)
 	}
 	_, err = t.exec(ctx, "insert tombstone", `
 		insert into data_key_tombstone (domain_uid, data_key_id, data_key_uid, delete_time)
