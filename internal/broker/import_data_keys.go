@@ -18,9 +18,11 @@ type ImportDataKeys struct {
 }
 
 // ImportItem is one existing blob. SourceContext is the exact context that it
-// was made with; what is stored is that less the domain's reserved pair.
+// was made with; what is stored is that less the domain's reserved pair. With an
+// Etag, it takes the place of the data key that has this id and this etag.
 type ImportItem struct {
 	ID            DataKeyID
+	Etag          string // "" makes a new data key
 	Ciphertext    Secret
 	SourceKey     KeyARN
 	SourceContext Context
@@ -48,6 +50,10 @@ const (
 // reserved pair: one call proves key, context and integrity, and moves what a
 // service made under an older key. Items are refused one by one; if KMS fails
 // to answer for any of them, nothing at all is stored.
+//
+// An item with an etag replaces a data key: that is the owner's way to mend one
+// which KMS cannot read. Nobody can tell whether the blob that is put in its
+// place holds the same key.
 func (b *Broker) ImportDataKeys(ctx context.Context, caller Caller, in ImportDataKeys) ([]ImportResult, error) {
 	if err := in.validate(); err != nil {
 		return nil, err
@@ -215,17 +221,16 @@ func (b *Broker) storeImported(ctx context.Context, caller Caller, in ImportData
 			if m.err != nil {
 				continue
 			}
-			m.row.CreateTime, m.row.UpdateTime = tx.Now(), tx.Now()
-			err := tx.InsertDataKey(ctx, m.row)
-			if errors.Is(err, ErrAlreadyExists) {
-				results[i].Err = alreadyExists(err, ReasonDataKeyAlreadyExists, DataKeyName(d.ID, m.row.ID))
-				continue
-			}
+			row, refused, err := storeItem(ctx, tx, caller, in.Request, d, in.Items[i].Etag, m.row)
 			if err != nil {
 				return err
 			}
+			if refused != nil {
+				results[i].Err = refused
+				continue
+			}
 			stored++
-			results[i].Key = importedView(d, m.row)
+			results[i].Key = importedView(d, row)
 		}
 		if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "dataKeys.import", Domain: d.UID,
 			Resource: d.ID.Name(), Outcome: AuditDone, RequestID: in.Request.ID,
@@ -240,6 +245,41 @@ func (b *Broker) storeImported(ctx context.Context, caller Caller, in ImportData
 		return finish(ctx, tx, caller, in.Request, importRecord(d.ID, results))
 	})
 	return results, done, err
+}
+
+// storeItem stores one item that KMS moved: as a new row or, with an etag, in
+// place of the row that has it. It gives the row, or why the item is refused; an
+// error ends the whole call.
+func storeItem(ctx context.Context, tx Tx, caller Caller, r Request, d Domain, etag string, row DataKey) (stored DataKey, refused, err error) {
+	name := DataKeyName(d.ID, row.ID)
+	row.CreateTime, row.UpdateTime = tx.Now(), tx.Now()
+	if etag == "" {
+		err := tx.InsertDataKey(ctx, row)
+		if errors.Is(err, ErrAlreadyExists) {
+			return DataKey{}, alreadyExists(err, ReasonDataKeyAlreadyExists, name), nil
+		}
+		return row, nil, err
+	}
+	old, err := tx.DataKey(ctx, d.UID, row.ID)
+	if errors.Is(err, ErrNotFound) {
+		return DataKey{}, notFound(err, ReasonDataKeyNotFound, name), nil
+	}
+	if err != nil {
+		return DataKey{}, nil, err
+	}
+	if etag != old.Etag() {
+		return DataKey{}, etagMismatch(name), nil
+	}
+	row.UID, row.Version, row.CreateTime = old.UID, old.Version, old.CreateTime
+	switch err := tx.ReplaceDataKey(ctx, row, old.Epoch); {
+	case errors.Is(err, ErrConflict):
+		return DataKey{}, etagMismatch(name), nil
+	case err != nil:
+		return DataKey{}, nil, err
+	}
+	row.Version++
+	return row, nil, tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "dataKeys.replace", Domain: d.UID,
+		Resource: name, Outcome: AuditDone, RequestID: r.ID, KMSRequestID: row.KMSRequestID})
 }
 
 func importedView(d Domain, row DataKey) DataKeyView {
@@ -265,6 +305,10 @@ func importKind(r Reason) error {
 	switch r {
 	case ReasonDataKeyAlreadyExists, ReasonDataKeyIDDeleted:
 		return ErrAlreadyExists
+	case ReasonDataKeyNotFound:
+		return ErrNotFound
+	case ReasonEtagMismatch:
+		return ErrConflict
 	case ReasonKeyAccessDenied, ReasonKeyDisabled, ReasonKeyStateInvalid, ReasonKeyNotFound:
 		return ErrPrecondition
 	case ReasonGrantLimitExceeded:

@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/test/harness"
@@ -354,5 +357,96 @@ func TestImportHeals(t *testing.T) {
 	}
 	if d := b.domain("acme"); d.State != broker.DomainActive {
 		t.Errorf("the domain is %s", d.State)
+	}
+}
+
+// An item with an etag replaces a data key: whole, under the same name and uid,
+// and only the very version that its caller read (I13).
+func TestImportReplaces(t *testing.T) {
+	b := newImport(t)
+	b.mustDataKey("k")
+	b.mustDataKey("gone")
+	if err := b.Broker.DeleteDataKey(t.Context(), harness.Caller, broker.Request{}, "acme", "gone", ""); err != nil {
+		t.Fatal(err)
+	}
+	before, err := b.getDataKey("k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Clock.Advance(time.Minute)
+	var plaintexts [][]byte
+	replacement := func(id broker.DataKeyID, etag string) broker.ImportItem {
+		item, plaintext := b.item(id, b.legacy, legacyContext)
+		item.Etag, item.KeySpec = etag, "AES_128"
+		plaintexts = append(plaintexts, plaintext)
+		return item
+	}
+	stale := []broker.ImportItem{replacement("k", "7"), replacement("gone", "1"), replacement("never", "1"), b.legacyItem("new")}
+	want := []broker.Reason{broker.ReasonEtagMismatch, broker.ReasonDataKeyNotFound, broker.ReasonDataKeyNotFound, ""}
+	kinds := []error{broker.ErrConflict, broker.ErrNotFound, broker.ErrNotFound, nil}
+	for _, try := range []string{"first", "repeat"} {
+		results, err := b.imports("stale", stale...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, r := range results {
+			if broker.ReasonOf(r.Err) != want[i] || !errors.Is(r.Err, kinds[i]) {
+				t.Errorf("%s, %s: %v, want %q of kind %v", try, stale[i].ID, r.Err, want[i], kinds[i])
+			}
+		}
+	}
+	if now, err := b.getDataKey("k"); err != nil || !cmp.Equal(now, before) {
+		t.Errorf("a stale etag changed the row to %+v, %v", now, err)
+	}
+
+	good := replacement("k", before.Etag())
+	for _, try := range []string{"first", "repeat"} {
+		results, err := b.imports("good", good)
+		if err != nil || results[0].Err != nil {
+			t.Fatal(try, err, results)
+		}
+		got, row := results[0].Key, before
+		row.Version, row.KeySpec, row.UpdateTime = before.Version+1, "AES_128", b.Clock.Now().Truncate(time.Microsecond)
+		row.Context, row.EncryptionContext = legacyContext, legacyContext.With(b.domain("acme").Reserved)
+		row.Ciphertext, row.KMSRequestID = nil, got.KMSRequestID
+		if diff := cmp.Diff(row, got); diff != "" {
+			t.Errorf("%s: %s", try, diff)
+		}
+	}
+	b.wantHolds("k", plaintexts[len(plaintexts)-1])
+	since := 0
+	if events := strings.Join(b.audited(&since), "\n"); strings.Count(events, "test dataKeys.replace DONE good domains/acme/dataKeys/k") != 1 {
+		t.Errorf("audited:\n%s", events)
+	}
+}
+
+// A row that a job moves while the blob that replaces it is at KMS has another
+// etag by then: nothing of the move is undone (I2).
+func TestImportReplacesNothingThatMoved(t *testing.T) {
+	b := newImport(t)
+	b.mustDataKey("k")
+	before, err := b.getDataKey("k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	item := b.legacyItem("k")
+	item.Etag = before.Etag()
+	job, _ := b.beginChange("acme")
+	b.road.after("ReEncrypt", func() {
+		if _, err := b.Finish(t.Context(), "acme", job); err != nil {
+			t.Error(err)
+		}
+	})
+	results, err := b.imports("", item)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantReason(t, results[0].Err, broker.ReasonEtagMismatch)
+	now, err := b.getDataKey("k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now.Version != before.Version+1 || now.KMSKey == before.KMSKey {
+		t.Errorf("version %d under %s after the move from version %d", now.Version, now.KMSKey, before.Version)
 	}
 }

@@ -138,10 +138,10 @@ var rpcs = []rpc{{
 }, {
 	method: "DataKeyService/ImportDataKeys",
 	request: `{"parent":"domains/acme","items":[{"data_key_id":"k1","ciphertext_blob":"YmxvYg==","source_kms_key":"` + string(keyOld) + `","source_encryption_context":{"a":"b"}},
-		{"data_key_id":"k2","ciphertext_blob":"YmxvYg==","source_kms_key":"` + string(keyOld) + `","key_spec":"AES_128"}]}`,
+		{"data_key_id":"k2","ciphertext_blob":"YmxvYg==","source_kms_key":"` + string(keyOld) + `","key_spec":"AES_128","etag":"5"}]}`,
 	asked: []any{broker.ImportDataKeys{Domain: "acme", Items: []broker.ImportItem{
 		{ID: "k1", Ciphertext: broker.Secret("blob"), SourceKey: keyOld, SourceContext: broker.Context{"a": "b"}},
-		{ID: "k2", Ciphertext: broker.Secret("blob"), SourceKey: keyOld, KeySpec: "AES_128"}}}},
+		{ID: "k2", Etag: "5", Ciphertext: broker.Secret("blob"), SourceKey: keyOld, KeySpec: "AES_128"}}}},
 	answer: `{"results":[{"dataKey":` + dataKeyHead + `}},
 		{"error":{"code":3,"message":"KMS cannot read the blob (domains/acme/dataKeys/k2)","reason":"CIPHERTEXT_INVALID"}}]}`,
 }, {

@@ -158,6 +158,7 @@ func (s *dataKeyService) ImportDataKeys(ctx context.Context, in *keybrokerv1.Imp
 	for i, item := range in.GetItems() {
 		items[i] = broker.ImportItem{
 			ID:            broker.DataKeyID(item.GetDataKeyId()),
+			Etag:          item.GetEtag(),
 			Ciphertext:    broker.Secret(item.GetCiphertextBlob()),
 			SourceKey:     broker.KeyARN(item.GetSourceKmsKey()),
 			SourceContext: item.GetSourceEncryptionContext(),

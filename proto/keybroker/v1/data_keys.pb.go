@@ -41,12 +41,14 @@ type DataKey struct {
 	// Which of that key's materials wrapped it, as KMS reported it; empty where
 	// KMS does not tell. Output only.
 	KeyMaterialId string `protobuf:"bytes,5,opt,name=key_material_id,json=keyMaterialId,proto3" json:"key_material_id,omitempty"`
-	// AES_128 or AES_256, KMS's words. Empty means AES_256. Immutable.
+	// AES_128 or AES_256, KMS's words. Empty means AES_256. Immutable, but for an
+	// import that replaces the data key.
 	KeySpec string `protobuf:"bytes,6,opt,name=key_spec,json=keySpec,proto3" json:"key_spec,omitempty"`
 	// The caller's own encryption context pairs, not secret: KMS writes them to
 	// its logs. At most 7; keys [A-Za-z0-9_.:/@-]{1,128} that differ in more than
 	// case and do not begin with "keybroker:"; values at most 384 characters of
-	// printable ASCII and Latin-1. Immutable.
+	// printable ASCII and Latin-1. Immutable, but for an import that replaces the
+	// data key.
 	Context map[string]string `protobuf:"bytes,7,rep,name=context,proto3" json:"context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The complete encryption context, the domain's reserved pair included: hand
 	// it to KMS as it is. Output only.
@@ -719,7 +721,13 @@ type ImportDataKeysRequest_Item struct {
 	SourceEncryptionContext map[string]string `protobuf:"bytes,4,rep,name=source_encryption_context,json=sourceEncryptionContext,proto3" json:"source_encryption_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// AES_128 or AES_256: what the wrapped key is, which KMS does not tell.
 	// Empty means AES_256.
-	KeySpec       string `protobuf:"bytes,5,opt,name=key_spec,json=keySpec,proto3" json:"key_spec,omitempty"`
+	KeySpec string `protobuf:"bytes,5,opt,name=key_spec,json=keySpec,proto3" json:"key_spec,omitempty"`
+	// Empty: the item is a new data key. Else it takes the place of the data key
+	// data_key_id, if that still has this etag: of its wrapped key, key_spec and
+	// context, whatever they were; name, uid and create_time stay. This is how a
+	// data key that KMS cannot read is mended. The broker cannot tell whether it
+	// holds the same key: what was encrypted with another one stays lost.
+	Etag          string `protobuf:"bytes,6,opt,name=etag,proto3" json:"etag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -785,6 +793,13 @@ func (x *ImportDataKeysRequest_Item) GetSourceEncryptionContext() map[string]str
 func (x *ImportDataKeysRequest_Item) GetKeySpec() string {
 	if x != nil {
 		return x.KeySpec
+	}
+	return ""
+}
+
+func (x *ImportDataKeysRequest_Item) GetEtag() string {
+	if x != nil {
+		return x.Etag
 	}
 	return ""
 }
@@ -928,19 +943,20 @@ const file_keybroker_v1_data_keys_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/dataKeys/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$R\x04name\x12\x1b\n" +
 	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x123\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xae\x06\n" +
+	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xcb\x06\n" +
 	"\x15ImportDataKeysRequest\x12H\n" +
 	"\x06parent\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12K\n" +
 	"\x05items\x18\x02 \x03(\v2(.keybroker.v1.ImportDataKeysRequest.ItemB\v\xbaH\b\x92\x01\x05\b\x01\x10\xf4\x03R\x05items\x123\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\x1a\xc8\x04\n" +
+	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\x1a\xe5\x04\n" +
 	"\x04Item\x12I\n" +
 	"\vdata_key_id\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$R\tdataKeyId\x123\n" +
 	"\x0fciphertext_blob\x18\x02 \x01(\fB\n" +
 	"\xbaH\az\x05\x10\x01\x18\x800R\x0eciphertextBlob\x12q\n" +
 	"\x0esource_kms_key\x18\x03 \x01(\tBK\xbaHHrF\x18\x80\x022A^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]{1,128}$R\fsourceKmsKey\x12\xc9\x01\n" +
 	"\x19source_encryption_context\x18\x04 \x03(\v2E.keybroker.v1.ImportDataKeysRequest.Item.SourceEncryptionContextEntryBF\xbaHC\x9a\x01@\x10\b\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1cr\x1a\x18\x80\x032\x15^[ -~\\x{A0}-\\x{FF}]*$R\x17sourceEncryptionContext\x125\n" +
-	"\bkey_spec\x18\x05 \x01(\tB\x1a\xbaH\x17\xd8\x01\x01r\x12R\aAES_128R\aAES_256R\akeySpec\x1aJ\n" +
+	"\bkey_spec\x18\x05 \x01(\tB\x1a\xbaH\x17\xd8\x01\x01r\x12R\aAES_128R\aAES_256R\akeySpec\x12\x1b\n" +
+	"\x04etag\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x1aJ\n" +
 	"\x1cSourceEncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd6\x01\n" +

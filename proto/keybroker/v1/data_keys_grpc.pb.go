@@ -74,14 +74,18 @@ type DataKeyServiceClient interface {
 	// with the same request_id answers the rows that were stored, as they are now,
 	// and the same refusals; to try refused items again, send them in a new call.
 	//
+	// An item with an etag replaces a data key. One that a job failed on, or that
+	// was given up, is a data key like any other then; ResumeReencryptionJob takes
+	// the failed job up again.
+	//
 	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, IMPORT_DUPLICATE,
 	// KEY_ARN_INVALID, KMS_THROTTLED, KMS_UNAVAILABLE, KEY_CHANGE_IN_PROGRESS,
 	// REQUEST_IN_PROGRESS, REQUEST_ID_REUSED. Per item: IMPORT_SOURCE_NOT_ALLOWED,
 	// DATA_KEY_ALREADY_EXISTS, DATA_KEY_ID_DELETED, CONTEXT_KEY_RESERVED,
 	// CONTEXT_DUPLICATE_KEY, CONTEXT_TOO_LARGE, CIPHERTEXT_INVALID,
 	// CIPHERTEXT_WRONG_KEY, KEY_ACCESS_DENIED, KEY_DISABLED, KEY_STATE_INVALID,
-	// KEY_NOT_FOUND; and DATA_KEY_NOT_FOUND in a repeat, for a row that was
-	// deleted since.
+	// KEY_NOT_FOUND; with an etag ETAG_MISMATCH and DATA_KEY_NOT_FOUND; and
+	// DATA_KEY_NOT_FOUND in a repeat, for a row that was deleted since.
 	ImportDataKeys(ctx context.Context, in *ImportDataKeysRequest, opts ...grpc.CallOption) (*ImportDataKeysResponse, error)
 }
 
@@ -199,14 +203,18 @@ type DataKeyServiceServer interface {
 	// with the same request_id answers the rows that were stored, as they are now,
 	// and the same refusals; to try refused items again, send them in a new call.
 	//
+	// An item with an etag replaces a data key. One that a job failed on, or that
+	// was given up, is a data key like any other then; ResumeReencryptionJob takes
+	// the failed job up again.
+	//
 	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, IMPORT_DUPLICATE,
 	// KEY_ARN_INVALID, KMS_THROTTLED, KMS_UNAVAILABLE, KEY_CHANGE_IN_PROGRESS,
 	// REQUEST_IN_PROGRESS, REQUEST_ID_REUSED. Per item: IMPORT_SOURCE_NOT_ALLOWED,
 	// DATA_KEY_ALREADY_EXISTS, DATA_KEY_ID_DELETED, CONTEXT_KEY_RESERVED,
 	// CONTEXT_DUPLICATE_KEY, CONTEXT_TOO_LARGE, CIPHERTEXT_INVALID,
 	// CIPHERTEXT_WRONG_KEY, KEY_ACCESS_DENIED, KEY_DISABLED, KEY_STATE_INVALID,
-	// KEY_NOT_FOUND; and DATA_KEY_NOT_FOUND in a repeat, for a row that was
-	// deleted since.
+	// KEY_NOT_FOUND; with an etag ETAG_MISMATCH and DATA_KEY_NOT_FOUND; and
+	// DATA_KEY_NOT_FOUND in a repeat, for a row that was deleted since.
 	ImportDataKeys(context.Context, *ImportDataKeysRequest) (*ImportDataKeysResponse, error)
 	mustEmbedUnimplementedDataKeyServiceServer()
 }
