@@ -44,6 +44,7 @@ const usage = `keybroker: a key broker between services and their customers' KMS
                        a broker on AWS KMS
   broker check-config --config FILE
                        say what is wrong with a configuration, or print it
+  broker health        ask a broker on this machine whether it is ready
   broker localkms      the embedded KMS alone
   broker version       what was built
   broker help          this text
@@ -68,6 +69,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		err = c.localkms(ctx)
 	case "check-config":
 		err = c.checkConfig()
+	case "health":
+		err = c.health(ctx)
 	case "version":
 		_, err = fmt.Fprintln(stdout, versionLine())
 	case "help", "-h", "--help":

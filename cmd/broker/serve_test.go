@@ -137,6 +137,7 @@ func TestServeDevIsReadyForTheTourAndRestarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkAdmin(t, first.admin)
+	checkHealth(t, first)
 	checkAWSConfig(t, first)
 	if code := first.stop(); code != 0 {
 		t.Fatalf("exit %d", code)
@@ -162,7 +163,7 @@ func TestServeDevIsReadyForTheTourAndRestarts(t *testing.T) {
 func checkAdmin(t *testing.T, address string) {
 	t.Helper()
 	for path, wants := range map[string][]string{
-		"/healthz": {"ok"},
+		livePath: {"ok"}, readyPath: {"ok"},
 		"/metrics": {"keybroker_dev_mode 1", "keybroker_build_info{", `keybroker_kms_calls_total{class="OK",operation="DescribeKey"}`,
 			"keybroker_pacer_limit", "keybroker_job_transitions_total{", "rpc_server_"},
 		"/debug/pprof/": {"heap"},
@@ -182,6 +183,19 @@ func checkAdmin(t *testing.T, address string) {
 			if !strings.Contains(string(body), want) {
 				t.Errorf("%s lacks %s", path, want)
 			}
+		}
+	}
+}
+
+// checkHealth asks as a probe in a container does, before and after the end.
+func checkHealth(t *testing.T, s devServer) {
+	t.Helper()
+	for _, args := range [][]string{
+		{"health", "--admin", s.admin},
+		{"health", "--admin", s.admin, "--live"},
+	} {
+		if code, stdout, stderr := call(t.Context(), environment(), args...); code != exitOK || stdout != "ok\n" {
+			t.Errorf("%v: exit %d, %q, %s", args, code, stdout, stderr)
 		}
 	}
 }
