@@ -30,6 +30,7 @@ const (
 	codeNotAuthorized         = "NotAuthorizedException"
 	codeNotFound              = "NotFoundException"
 	codeSerialization         = "SerializationException"
+	codeTag                   = "TagException"
 	codeThrottling            = "ThrottlingException"
 	codeUnknownOperation      = "UnknownOperationException"
 	codeUnrecognizedClient    = "UnrecognizedClientException"

@@ -22,7 +22,9 @@ const (
 
 // quotaOperations share the quota of symmetric cryptographic operations (AWS KMS
 // Developer Guide, "Request quotas").
-var quotaOperations = []string{"Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "ReEncrypt"}
+var quotaOperations = []string{
+	"Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "ReEncrypt", "GenerateMac", "VerifyMac", "GenerateRandom",
+}
 
 // plan is a Faults in force. A nil plan is a good day.
 type plan struct {

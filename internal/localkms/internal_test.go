@@ -258,7 +258,7 @@ func TestReplayOfEveryPrefix(t *testing.T) {
 			Ref: ref, Created: when, Enabled: true, Policy: defaultPolicy(ref.Account),
 			Materials: []materialEvent{{ID: randomHex(materialSize), Raw: newTokenSecret()}},
 		}}},
-		{{Alias: &aliasEvent{aliasRef{ref.Account, ref.Region, "alias/a"}, ref, when}}},
+		{{Alias: &aliasEvent{Ref: aliasRef{ref.Account, ref.Region, "alias/a"}, Target: ref, Created: when}}},
 		{{Grant: &grantEvent{ref, grantOf("g1", 1)}}, {Grant: &grantEvent{ref, grantOf("g2", 2)}}}, // one sync, two changes
 		{{Enabled: &enabledEvent{ref, false}}},
 		{{Retired: &retiredEvent{Key: ref, GrantID: "g1"}}},
@@ -273,8 +273,13 @@ func TestReplayOfEveryPrefix(t *testing.T) {
 			Ref: keyRef{ref.Account, ref.Region, newUUID()}, Created: when, Enabled: true, Policy: defaultPolicy(ref.Account),
 			Spec: "HMAC_256", Usage: generateVerifyMac,
 		}}},
-		{{Alias: &aliasEvent{aliasRef{ref.Account, ref.Region, "alias/b"}, doomed, when}}},
+		{{Alias: &aliasEvent{Ref: aliasRef{ref.Account, ref.Region, "alias/b"}, Target: doomed, Created: when}}},
 		{{Deleted: &doomed}},
+		{{Described: &descriptionEvent{ref, "papers"}}},
+		{{Tagged: &tagsEvent{ref, []tag{{"env", "prod"}, {"team", ""}}}}},
+		{{Tagged: &tagsEvent{ref, []tag{{"env", "test"}}}}},
+		{{Alias: &aliasEvent{aliasRef{ref.Account, ref.Region, "alias/a"}, ref, when, when.Add(time.Hour)}}},
+		{{Unaliased: &aliasRef{ref.Account, ref.Region, "alias/a"}}},
 		{{Policy: &policyEvent{ref, strings.Replace(defaultPolicy(ref.Account), "kms:*", "kms:Put*", 1)}}},
 	}
 	show := func(s *state) string {

@@ -36,6 +36,15 @@ type alias struct {
 	ref     aliasRef
 	target  keyRef
 	created time.Time
+	updated time.Time // when it got another target than its first; zero when it never did
+}
+
+// lastUpdated returns when the alias got its target.
+func (a *alias) lastUpdated() time.Time {
+	if a.updated.IsZero() {
+		return a.created
+	}
+	return a.updated
 }
 
 // key is a KMS key. Everything but the grants and the current settings is fixed
@@ -43,9 +52,8 @@ type alias struct {
 type key struct {
 	ref keyRef
 	kind
-	arn         string
-	created     time.Time
-	description string
+	arn     string
+	created time.Time
 
 	settings *settings
 	grants   *grantSet
@@ -54,10 +62,12 @@ type key struct {
 // settings are what can change about a key. A settings value is never altered:
 // a change makes a new one, so a request may work on one without any lock.
 type settings struct {
-	enabled   bool
-	deletion  time.Time // when the key ends; zero when that is not planned
-	policy    *policy
-	materials []*material // oldest first; the last one encrypts
+	enabled     bool
+	deletion    time.Time // when the key ends; zero when that is not planned
+	description string
+	tags        []tag // by key
+	policy      *policy
+	materials   []*material // oldest first; the last one encrypts
 }
 
 // pending reports whether the key is to be deleted.
@@ -192,7 +202,7 @@ func (s *state) locate(r *request, id string, forms idForms) (keyRef, error) {
 				return found.target, nil
 			}
 		}
-		return keyRef{}, faultf(codeNotFound, "Alias %s is not found.", ref.arn())
+		return keyRef{}, errNoSuchAlias(ref)
 	}
 	if !keyIDPattern.MatchString(name) {
 		return keyRef{}, errInvalidKeyID(id)

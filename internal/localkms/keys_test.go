@@ -2,8 +2,10 @@ package localkms_test
 
 import (
 	"encoding/hex"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
@@ -221,6 +223,26 @@ func TestOwnerOperations(t *testing.T) {
 			_, err := c.ListKeyRotations(ctx, &kms.ListKeyRotationsInput{KeyId: &key})
 			return err
 		},
+		"UpdateKeyDescription": func() error {
+			_, err := c.UpdateKeyDescription(ctx, &kms.UpdateKeyDescriptionInput{KeyId: &key, Description: aws.String("mine")})
+			return err
+		},
+		"ListKeyPolicies": func() error {
+			_, err := c.ListKeyPolicies(ctx, &kms.ListKeyPoliciesInput{KeyId: &key})
+			return err
+		},
+		"UntagResource": func() error {
+			_, err := c.UntagResource(ctx, &kms.UntagResourceInput{KeyId: &key, TagKeys: []string{"a"}})
+			return err
+		},
+		"TagResource": func() error {
+			_, err := c.TagResource(ctx, &kms.TagResourceInput{KeyId: &key, Tags: tagsOf("a", "1")})
+			return err
+		},
+		"ListResourceTags": func() error {
+			_, err := c.ListResourceTags(ctx, &kms.ListResourceTagsInput{KeyId: &key})
+			return err
+		},
 		"CancelKeyDeletion": func() error {
 			_, err := c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: &key})
 			return err
@@ -270,5 +292,66 @@ func TestAliases(t *testing.T) {
 	wantCode(t, err, "InvalidMarkerException")
 	if other := must[*kms.ListAliasesOutput](t)(as(h, stranger).ListAliases(ctx, &kms.ListAliasesInput{})); len(other.Aliases) != 0 {
 		t.Errorf("another account sees %d aliases", len(other.Aliases))
+	}
+}
+
+// AWS KMS API Reference, ListKeys: those of the caller's account and region.
+func TestKeysAreListed(t *testing.T) {
+	clock := newClock()
+	h := newKMS(t, localkms.Config{Now: clock.Now})
+	c, ctx := as(h, admin), t.Context()
+	var want []string
+	for range 7 {
+		want = append(want, newKey(t, h, ""))
+	}
+	gone := newKey(t, h, "")
+	schedule(t, c, gone, 7)
+	must[*kms.CreateKeyOutput](t)(as(h, stranger).CreateKey(ctx, &kms.CreateKeyInput{}))
+	must[*kms.CreateKeyOutput](t)(in(h, admin, "eu-west-1").CreateKey(ctx, &kms.CreateKeyInput{}))
+	list := func(limit int32) (all []string) {
+		for pages := kms.NewListKeysPaginator(c, &kms.ListKeysInput{Limit: &limit}); pages.HasMorePages(); {
+			page := must[*kms.ListKeysOutput](t)(pages.NextPage(ctx)).Keys
+			if len(page) > int(limit) {
+				t.Errorf("%d keys on a page of %d", len(page), limit)
+			}
+			for _, key := range page {
+				if !strings.HasSuffix(*key.KeyArn, "/"+*key.KeyId) {
+					t.Errorf("%s is not %s", *key.KeyArn, *key.KeyId)
+				}
+				all = append(all, *key.KeyArn)
+			}
+		}
+		return all
+	}
+	slices.Sort(want)
+	for _, limit := range []int32{1, 3, 8, 1000} {
+		if diff := cmp.Diff(append([]string{gone}, want...), list(limit), cmpopts.SortSlices(strings.Compare)); diff != "" {
+			t.Errorf("keys by %d (-want +got):\n%s", limit, diff)
+		}
+	}
+	clock.advance(7 * 24 * time.Hour)
+	if diff := cmp.Diff(want, list(2), cmpopts.SortSlices(strings.Compare)); diff != "" {
+		t.Errorf("keys after a deletion (-want +got):\n%s", diff)
+	}
+	_, err := c.ListKeys(ctx, &kms.ListKeysInput{Marker: aws.String("x")})
+	wantCode(t, err, "InvalidMarkerException")
+	_, err = c.ListKeys(ctx, &kms.ListKeysInput{Limit: aws.Int32(1001)})
+	wantRefusal(t, err, "ValidationException", "1 validation error detected: Value '1001' at 'limit' failed to satisfy constraint: Member must have value less than or equal to 1000")
+}
+
+// AWS KMS API Reference, UpdateKeyDescription and ListKeyPolicies.
+func TestDescriptionAndPolicyNames(t *testing.T) {
+	h := newKMS(t, localkms.Config{})
+	c, ctx := as(h, admin), t.Context()
+	key := newKey(t, h, "")
+	for _, text := range []string{"papers", ""} {
+		must[*kms.UpdateKeyDescriptionOutput](t)(c.UpdateKeyDescription(ctx, &kms.UpdateKeyDescriptionInput{KeyId: &key, Description: &text}))
+		if got := *must[*kms.DescribeKeyOutput](t)(c.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: &key})).KeyMetadata.Description; got != text {
+			t.Errorf("described as %q, want %q", got, text)
+		}
+	}
+	names := must[*kms.ListKeyPoliciesOutput](t)(c.ListKeyPolicies(ctx, &kms.ListKeyPoliciesInput{KeyId: &key}))
+	if diff := cmp.Diff([]string{"default"}, names.PolicyNames); diff != "" || names.Truncated {
+		t.Errorf("policies (-want +got):\n%s", diff)
 	}
 }

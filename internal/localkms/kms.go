@@ -25,7 +25,6 @@
 //     identity policy that allows all of KMS, so a key policy that names an
 //     account allows every principal of that account.
 //   - A DryRun reads the key from a ciphertext but does not decrypt it.
-//   - Tags are taken and forgotten.
 //   - A rotation on demand is complete when it is answered. There are no others.
 //   - A deleted key is gone at its date to the millisecond. Its material leaves
 //     the directory when that is opened next.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/aws/smithy-go"
 
 	"github.com/keybroker/keybroker/internal/localkms"
@@ -171,4 +172,12 @@ func pairs(kv ...string) map[string]string {
 		m[kv[i]] = kv[i+1]
 	}
 	return m
+}
+
+func tagsOf(kv ...string) []types.Tag {
+	var tags []types.Tag
+	for i := 0; i < len(kv); i += 2 {
+		tags = append(tags, types.Tag{TagKey: &kv[i], TagValue: &kv[i+1]})
+	}
+	return tags
 }

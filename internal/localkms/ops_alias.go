@@ -1,48 +1,138 @@
 package localkms
 
 import (
-	"encoding/base64"
 	"slices"
 	"strings"
-	"time"
 )
 
-type createAliasInput struct {
+// maxAliases is how many aliases a key may have (AWS KMS Developer Guide, "Quotas",
+// Resource quotas).
+const maxAliases = 50
+
+// aliasInput is what CreateAlias and UpdateAlias take.
+type aliasInput struct {
 	AliasName   *string
 	TargetKeyID *string `json:"TargetKeyId"`
 }
 
-func (in *createAliasInput) validate(v *validation) {
-	v.required(in.AliasName != nil, "aliasName")
-	v.name(in.AliasName, "aliasName")
+func (in *aliasInput) validate(v *validation) {
+	v.alias(in.AliasName)
 	v.requiredText(in.TargetKeyID, "targetKeyId", maxKeyID)
-	name := text(in.AliasName)
-	v.rule(strings.HasPrefix(name, "alias/") && name != "alias/", `Alias must start with the prefix "alias/". `+
-		`Please see https://docs.aws.amazon.com/kms/latest/developerguide/kms-alias.html`)
 }
 
-func (k *KMS) createAlias(r *request, in *createAliasInput) (*empty, error) {
-	if strings.HasPrefix(*in.AliasName, "alias/aws/") {
-		return nil, fault(codeNotAuthorized, "")
-	}
-	key, err := k.owned(r, *in.TargetKeyID, "CreateAlias")
+func (k *KMS) createAlias(r *request, in *aliasInput) (*empty, error) {
+	key, err := k.aliasTarget(r, in, "CreateAlias")
 	if err != nil {
 		return nil, err
 	}
 	ref := aliasRef{key.ref.Account, key.ref.Region, *in.AliasName}
 	return &empty{}, k.change(func(s *state) (*event, error) {
-		now, err := s.get(key.ref)
-		if err == nil {
-			err = now.notPending()
-		}
-		if err != nil {
+		if err := s.mayTake(key, nil); err != nil {
 			return nil, err
 		}
 		if s.aliases[ref] != nil {
 			return nil, faultf(codeAlreadyExists, "An alias with the name %s already exists", ref.arn())
 		}
-		return &event{Alias: &aliasEvent{ref, key.ref, r.now.UTC().Truncate(time.Millisecond)}}, nil
+		return &event{Alias: &aliasEvent{Ref: ref, Target: key.ref, Created: r.stamp()}}, nil
 	})
+}
+
+// updateAlias moves an alias to another key of the same kind. Whoever does so has
+// to be allowed to by both keys (AWS KMS API Reference, UpdateAlias).
+func (k *KMS) updateAlias(r *request, in *aliasInput) (*empty, error) {
+	old, err := k.aliased(r, *in.AliasName, "UpdateAlias")
+	if err != nil {
+		return nil, err
+	}
+	key, err := k.aliasTarget(r, in, "UpdateAlias")
+	if err != nil {
+		return nil, err
+	}
+	if old.kind != key.kind {
+		return nil, faultf(codeValidation, "Alias %s cannot move from a key with KeySpec %s and KeyUsage %s to one with KeySpec %s and KeyUsage %s.",
+			*in.AliasName, old.spec, old.usage, key.spec, key.usage)
+	}
+	ref := aliasRef{key.ref.Account, key.ref.Region, *in.AliasName}
+	return &empty{}, k.change(func(s *state) (*event, error) {
+		was := s.aliases[ref]
+		if was == nil {
+			return nil, errNoSuchAlias(ref)
+		}
+		if err := s.mayTake(key, was); err != nil {
+			return nil, err
+		}
+		return &event{Alias: &aliasEvent{ref, key.ref, was.created, r.stamp()}}, nil
+	})
+}
+
+// aliasTarget finds the key that an alias is to name.
+func (k *KMS) aliasTarget(r *request, in *aliasInput, operation string) (resolved, error) {
+	if strings.HasPrefix(*in.AliasName, "alias/aws/") {
+		return resolved{}, fault(codeNotAuthorized, "")
+	}
+	return k.owned(r, *in.TargetKeyID, operation)
+}
+
+// mayTake reports whether a key may get one more alias: no key that is to be
+// deleted, and none that has the most it may have.
+func (s *state) mayTake(key resolved, moved *alias) error {
+	now, err := s.get(key.ref)
+	if err == nil {
+		err = now.notPending()
+	}
+	if err != nil {
+		return err
+	}
+	if moved != nil && moved.target == key.ref {
+		return nil
+	}
+	has := 0
+	for _, a := range s.aliases {
+		if a.target == key.ref {
+			has++
+		}
+	}
+	if has >= maxAliases {
+		return faultf(codeLimitExceeded, "The key %s has reached the quota of %d aliases.", key.arn, maxAliases)
+	}
+	return nil
+}
+
+type deleteAliasInput struct{ AliasName *string }
+
+func (in *deleteAliasInput) validate(v *validation) { v.alias(in.AliasName) }
+
+// deleteAlias works in every state of the key.
+func (k *KMS) deleteAlias(r *request, in *deleteAliasInput) (*empty, error) {
+	key, err := k.aliased(r, *in.AliasName, "DeleteAlias")
+	if err != nil {
+		return nil, err
+	}
+	ref := aliasRef{key.ref.Account, key.ref.Region, *in.AliasName}
+	return &empty{}, k.change(func(s *state) (*event, error) {
+		if s.aliases[ref] == nil {
+			return nil, errNoSuchAlias(ref)
+		}
+		return &event{Unaliased: &ref}, nil
+	})
+}
+
+// aliased finds the key that an alias of the caller's account names, for an
+// operation on the alias that the key has to allow too.
+func (k *KMS) aliased(r *request, name, operation string) (resolved, error) {
+	if strings.HasPrefix(name, "alias/aws/") {
+		return resolved{}, fault(codeNotAuthorized, "")
+	}
+	key, err := k.find(r, name, keyAliasForms)
+	if err != nil {
+		return resolved{}, err
+	}
+	r.call.KeyARN = key.arn
+	return key, k.authorizeOwner(r, key, operation)
+}
+
+func errNoSuchAlias(ref aliasRef) error {
+	return faultf(codeNotFound, "Alias %s is not found.", ref.arn())
 }
 
 type listAliasesInput struct {
@@ -87,7 +177,7 @@ func (k *KMS) listAliases(r *request, in *listAliasesInput) (*listAliasesOutput,
 		target = &key.ref
 	}
 	out := &listAliasesOutput{Aliases: []aliasEntry{}}
-	limit := pageSize(in.Limit)
+	limit := pageSize(in.Limit, defaultPage)
 	for _, a := range k.aliasesAfter(r, target, last) {
 		if len(out.Aliases) == limit {
 			out.Truncated = true
@@ -98,7 +188,7 @@ func (k *KMS) listAliases(r *request, in *listAliasesInput) (*listAliasesOutput,
 			AliasArn:        a.ref.arn(),
 			AliasName:       a.ref.Name,
 			CreationDate:    epoch(a.created),
-			LastUpdatedDate: epoch(a.created),
+			LastUpdatedDate: epoch(a.lastUpdated()),
 			TargetKeyID:     a.target.ID,
 		})
 	}
@@ -113,34 +203,4 @@ func (k *KMS) aliasesAfter(r *request, target *keyRef, last string) []*alias {
 		return err != nil || a.ref.Account != r.caller.account || a.ref.Region != r.region || a.ref.Name <= last ||
 			(target != nil && a.target != *target)
 	})
-}
-
-func pageSize(limit *int) int {
-	if limit == nil {
-		return defaultPage
-	}
-	return *limit
-}
-
-// A marker is opaque to callers: base64 of where the next page begins.
-
-func writeMarker(position string) string {
-	return base64.URLEncoding.EncodeToString([]byte("m1:" + position))
-}
-
-// readMarker returns the position in a marker, "" without one.
-func readMarker(marker *string) (string, error) {
-	if marker == nil {
-		return "", nil
-	}
-	decoded, err := base64.URLEncoding.DecodeString(*marker)
-	position, ok := strings.CutPrefix(string(decoded), "m1:")
-	if err != nil || !ok || position == "" {
-		return "", errInvalidMarker()
-	}
-	return position, nil
-}
-
-func errInvalidMarker() error {
-	return fault(codeInvalidMarker, "The request was rejected because the marker that specifies where pagination should next begin is not valid.")
 }

@@ -42,7 +42,7 @@ func (k *KMS) scheduleKeyDeletion(r *request, in *scheduleKeyDeletionInput) (*sc
 	if err != nil {
 		return nil, err
 	}
-	date := r.now.UTC().Truncate(time.Millisecond).Add(time.Duration(in.days()) * 24 * time.Hour)
+	date := r.stamp().Add(time.Duration(in.days()) * 24 * time.Hour)
 	err = k.change(func(s *state) (*event, error) {
 		now, err := s.get(key.ref)
 		if err == nil {

@@ -4,7 +4,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"time"
 	"unicode/utf8"
 )
 
@@ -93,7 +92,7 @@ func (in *createGrantInput) grant(r *request) *grant {
 		Retiring:   text(in.RetiringPrincipal),
 		Issuer:     r.caller.account,
 		Operations: in.Operations,
-		Created:    r.now.UTC().Truncate(time.Millisecond),
+		Created:    r.stamp(),
 	}
 	if c := in.Constraints; c != nil {
 		g.Constraint = Constraint{Subset: c.EncryptionContextSubset, Equals: c.EncryptionContextEquals}

@@ -94,7 +94,7 @@ func (k *KMS) grantPage(r *request, key resolved, in *listGrantsInput, last uint
 		list = key.grants.byGrantee[*in.GranteePrincipal]
 	}
 	list = withEnded(list, r.plan.lingering(key.grants, r.now), in.asksFor)
-	limit := pageSize(in.Limit)
+	limit := pageSize(in.Limit, defaultPage)
 	for _, g := range list[after(list, last):] {
 		if !k.visible(g, r) || !in.asksFor(g) {
 			continue
@@ -163,7 +163,7 @@ func (k *KMS) listRetirableGrants(r *request, in *listRetirableGrantsInput) (*li
 	if err != nil {
 		return nil, err
 	}
-	limit := pageSize(in.Limit)
+	limit := pageSize(in.Limit, defaultPage)
 	page := k.retirable(r, *in.RetiringPrincipal, lastKey, lastSeq, limit+1)
 	out := &listGrantsOutput{Truncated: len(page) > limit}
 	if out.Truncated {

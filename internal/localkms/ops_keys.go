@@ -97,13 +97,13 @@ type createKeyInput struct {
 	CustomKeyStoreID               *string `json:"CustomKeyStoreId"`
 	XksKeyID                       *string `json:"XksKeyId"`
 	BypassPolicyLockoutSafetyCheck bool
+	Tags                           []tagInput
 }
 
 func (in *createKeyInput) validate(v *validation) {
 	v.text(in.Policy, "policy", maxPolicyText)
-	if in.Description != nil {
-		v.length(len([]rune(*in.Description)), 0, maxDescription, quoted(*in.Description), "description")
-	}
+	v.description(in.Description)
+	v.tags(in.Tags)
 	v.oneOf(in.KeySpec, "keySpec", keySpecs)
 	v.oneOf(in.CustomerMasterKeySpec, "customerMasterKeySpec", keySpecs)
 	v.oneOf(in.KeyUsage, "keyUsage", keyUsages)
@@ -143,6 +143,10 @@ func (k *KMS) createKey(r *request, in *createKeyInput) (*keyMetadataOutput, err
 	if err != nil {
 		return nil, err
 	}
+	tags, err := newTags(in.Tags)
+	if err != nil {
+		return nil, err
+	}
 	document := defaultPolicy(r.caller.account)
 	if in.Policy != nil {
 		document = *in.Policy
@@ -153,8 +157,9 @@ func (k *KMS) createKey(r *request, in *createKeyInput) (*keyMetadataOutput, err
 	}
 	e := &keyEvent{
 		Ref:         ref,
-		Created:     r.now.UTC().Truncate(time.Millisecond),
+		Created:     r.stamp(),
 		Description: text(in.Description),
+		Tags:        tags,
 		Enabled:     true,
 		Policy:      document,
 	}

@@ -10,12 +10,6 @@ import (
 // (AWS KMS API Reference, RotateKeyOnDemand).
 const maxRotations = 25
 
-// Limits of a page of ListKeyRotations (AWS KMS API Reference, ListKeyRotations).
-const (
-	maxRotationsPage     = 1000
-	defaultRotationsPage = 100
-)
-
 const (
 	rotationsOnly  = "ROTATIONS_ONLY"
 	allKeyMaterial = "ALL_KEY_MATERIAL"
@@ -88,7 +82,7 @@ type listKeyRotationsInput struct {
 func (in *listKeyRotationsInput) validate(v *validation) {
 	v.requiredText(in.KeyID, "keyId", maxKeyID)
 	v.oneOf(in.IncludeKeyMaterial, "includeKeyMaterial", []string{allKeyMaterial, rotationsOnly})
-	v.number(in.Limit, "limit", 1, maxRotationsPage)
+	v.number(in.Limit, "limit", 1, maxLongPage)
 	v.text(in.Marker, "marker", maxMarker)
 }
 
@@ -125,10 +119,7 @@ func (k *KMS) listKeyRotations(r *request, in *listKeyRotationsInput) (*listKeyR
 	if text(in.IncludeKeyMaterial) != allKeyMaterial {
 		first = max(first, 1)
 	}
-	limit := defaultRotationsPage
-	if in.Limit != nil {
-		limit = *in.Limit
-	}
+	limit := pageSize(in.Limit, defaultLongPage)
 	out := &listKeyRotationsOutput{Rotations: []rotationEntry{}}
 	for i := first; i < len(key.materials); i++ {
 		if len(out.Rotations) == limit {

@@ -32,7 +32,11 @@ func dump(t testing.TB, h *localkms.KMS) string {
 	for _, a := range aliases.Aliases {
 		meta := must[*kms.DescribeKeyOutput](t)(c.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: a.AliasName})).KeyMetadata
 		policy := must[*kms.GetKeyPolicyOutput](t)(c.GetKeyPolicy(ctx, &kms.GetKeyPolicyInput{KeyId: meta.Arn})).Policy
-		fmt.Fprintf(&b, "alias %s of %s %s %v %s %s\n", *a.AliasName, *meta.Arn, *meta.CurrentKeyMaterialId, meta.KeyState, meta.CreationDate, *policy)
+		fmt.Fprintf(&b, "alias %s since %s of %s %q %s %v %s %s\n", *a.AliasName, a.LastUpdatedDate, *meta.Arn, *meta.Description,
+			*meta.CurrentKeyMaterialId, meta.KeyState, meta.CreationDate, *policy)
+		for _, tag := range must[*kms.ListResourceTagsOutput](t)(c.ListResourceTags(ctx, &kms.ListResourceTagsInput{KeyId: meta.Arn})).Tags {
+			fmt.Fprintf(&b, "  tag %q %q\n", *tag.TagKey, *tag.TagValue)
+		}
 		for _, g := range grantsOf(t, h, admin, *meta.Arn) {
 			fmt.Fprintf(&b, "  grant %s to %s %v %s", *g.GrantId, *g.GranteePrincipal, g.Operations, g.CreationDate)
 			if g.Constraints != nil {
@@ -73,6 +77,20 @@ func script(t testing.TB, h *localkms.KMS, after func()) (key string, blob []byt
 	must[*kms.ScheduleKeyDeletionOutput](t)(c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: &key}))
 	after()
 	must[*kms.CancelKeyDeletionOutput](t)(c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: &key}))
+	after()
+	must[*kms.UpdateKeyDescriptionOutput](t)(c.UpdateKeyDescription(ctx, &kms.UpdateKeyDescriptionInput{KeyId: &key, Description: aws.String("papers")}))
+	after()
+	must[*kms.TagResourceOutput](t)(c.TagResource(ctx, &kms.TagResourceInput{KeyId: &key, Tags: tagsOf("a", "1", "b", "")}))
+	after()
+	must[*kms.UntagResourceOutput](t)(c.UntagResource(ctx, &kms.UntagResourceInput{KeyId: &key, TagKeys: []string{"a"}}))
+	after()
+	must[*kms.CreateAliasOutput](t)(c.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: aws.String("alias/more"), TargetKeyId: &key}))
+	after()
+	other := newKey(t, h, "")
+	after()
+	must[*kms.UpdateAliasOutput](t)(c.UpdateAlias(ctx, &kms.UpdateAliasInput{AliasName: aws.String("alias/more"), TargetKeyId: &other}))
+	after()
+	must[*kms.DeleteAliasOutput](t)(c.DeleteAlias(ctx, &kms.DeleteAliasInput{AliasName: aws.String("alias/more")}))
 	after()
 	return key, blob, token
 }

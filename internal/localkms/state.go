@@ -29,111 +29,6 @@ func newState(tokenSecret []byte) *state {
 	}
 }
 
-// event is one change of the state, as the journal keeps it. Exactly one member
-// is set.
-type event struct {
-	Opened  *openedEvent  `json:"opened,omitempty"`
-	Key     *keyEvent     `json:"key,omitempty"`
-	Policy  *policyEvent  `json:"policy,omitempty"`
-	Enabled *enabledEvent `json:"enabled,omitempty"`
-	Alias   *aliasEvent   `json:"alias,omitempty"`
-	Grant   *grantEvent   `json:"grant,omitempty"`
-	Retired *retiredEvent `json:"retired,omitempty"`
-
-	Rotated  *rotatedEvent  `json:"rotated,omitempty"`
-	Deletion *deletionEvent `json:"deletion,omitempty"`
-	Deleted  *keyRef        `json:"deleted,omitempty"` // the key is gone
-}
-
-// openedEvent begins every journal.
-type openedEvent struct {
-	Version     int    `json:"version"`
-	TokenSecret []byte `json:"tokenSecret"`
-}
-
-// journalVersion is the version of the event format.
-const journalVersion = 1
-
-type keyEvent struct {
-	Ref         keyRef          `json:"ref"`
-	Created     time.Time       `json:"created"`
-	Description string          `json:"description,omitempty"`
-	Spec        string          `json:"spec,omitempty"`  // empty: symmetricSpec
-	Usage       string          `json:"usage,omitempty"` // empty: encryptDecrypt
-	Enabled     bool            `json:"enabled"`
-	Deletion    time.Time       `json:"deletion,omitzero"`
-	Policy      string          `json:"policy"`
-	Materials   []materialEvent `json:"materials"`
-}
-
-// describe notes the kind of key, of symmetric keys by leaving it out, as it was
-// before there were others.
-func (e *keyEvent) describe(k kind) {
-	if !k.symmetric() {
-		e.Spec, e.Usage = k.spec, k.usage
-	}
-}
-
-type materialEvent struct {
-	ID      string    `json:"id"`
-	Raw     []byte    `json:"raw"`
-	Rotated time.Time `json:"rotated,omitzero"`
-}
-
-func (e *materialEvent) material() (*material, error) {
-	if len(e.Raw) != materialSize {
-		return nil, fmt.Errorf("key material %s has %d bytes, want %d", e.ID, len(e.Raw), materialSize)
-	}
-	m, err := newMaterial(e.ID, [materialSize]byte(e.Raw))
-	if err != nil {
-		return nil, err
-	}
-	m.rotated = e.Rotated
-	return m, nil
-}
-
-// rotatedEvent gives a key its newest material.
-type rotatedEvent struct {
-	Key      keyRef        `json:"key"`
-	Material materialEvent `json:"material"`
-}
-
-type policyEvent struct {
-	Key    keyRef `json:"key"`
-	Policy string `json:"policy"`
-}
-
-type enabledEvent struct {
-	Key     keyRef `json:"key"`
-	Enabled bool   `json:"enabled"`
-}
-
-type aliasEvent struct {
-	Ref     aliasRef  `json:"ref"`
-	Target  keyRef    `json:"target"`
-	Created time.Time `json:"created"`
-}
-
-type grantEvent struct {
-	Key   keyRef `json:"key"`
-	Grant *grant `json:"grant"`
-}
-
-type retiredEvent struct {
-	Key     keyRef `json:"key"`
-	GrantID string `json:"grantId"`
-
-	// Not of the journal: when the grant was retired, and until when it lingers.
-	now, until time.Time
-}
-
-// deletionEvent plans the deletion of a key, or with a zero date cancels it.
-// Either way the key is disabled.
-type deletionEvent struct {
-	Key  keyRef    `json:"key"`
-	Date time.Time `json:"date,omitzero"`
-}
-
 // apply makes a change. It errs, and changes nothing, when the event does not
 // fit the state, which only a damaged journal can bring about.
 func (s *state) apply(e *event) error {
@@ -151,8 +46,15 @@ func (s *state) apply(e *event) error {
 	case e.Enabled != nil:
 		return s.alter(e.Enabled.Key, func(next *settings) { next.enabled = e.Enabled.Enabled })
 	case e.Alias != nil:
-		s.aliases[e.Alias.Ref] = &alias{e.Alias.Ref, e.Alias.Target, e.Alias.Created}
+		s.aliases[e.Alias.Ref] = &alias{e.Alias.Ref, e.Alias.Target, e.Alias.Created, e.Alias.Updated}
 		return nil
+	case e.Unaliased != nil:
+		delete(s.aliases, *e.Unaliased)
+		return nil
+	case e.Described != nil:
+		return s.alter(e.Described.Key, func(next *settings) { next.description = e.Described.Description })
+	case e.Tagged != nil:
+		return s.alter(e.Tagged.Key, func(next *settings) { next.tags = e.Tagged.Tags })
 	case e.Grant != nil:
 		return s.applyGrant(e.Grant)
 	case e.Retired != nil:
@@ -183,7 +85,7 @@ func (s *state) applyKey(e *keyEvent) error {
 	if err != nil {
 		return err
 	}
-	set := &settings{enabled: e.Enabled, deletion: e.Deletion, policy: p}
+	set := &settings{enabled: e.Enabled, deletion: e.Deletion, description: e.Description, tags: e.Tags, policy: p}
 	kind, err := newKind(e.Spec, e.Usage)
 	if err != nil {
 		return err
@@ -199,13 +101,12 @@ func (s *state) applyKey(e *keyEvent) error {
 		return fmt.Errorf("key %s exists already, or has no material that it needs, or some that it does not", e.Ref.arn())
 	}
 	made := &key{
-		kind:        kind,
-		ref:         e.Ref,
-		arn:         e.Ref.arn(),
-		created:     e.Created,
-		description: e.Description,
-		settings:    set,
-		grants:      newGrantSet(),
+		kind:     kind,
+		ref:      e.Ref,
+		arn:      e.Ref.arn(),
+		created:  e.Created,
+		settings: set,
+		grants:   newGrantSet(),
 	}
 	s.keys[e.Ref] = made
 	s.keyOrder = append(s.keyOrder, made)
@@ -315,7 +216,7 @@ func (s *state) events(yield func(*event) bool) {
 		}
 	}
 	for _, a := range s.sortedAliases() {
-		if !yield(&event{Alias: &aliasEvent{a.ref, a.target, a.created}}) {
+		if !yield(&event{Alias: &aliasEvent{a.ref, a.target, a.created, a.updated}}) {
 			return
 		}
 	}
@@ -325,7 +226,8 @@ func (k *key) event() *keyEvent {
 	e := &keyEvent{
 		Ref:         k.ref,
 		Created:     k.created,
-		Description: k.description,
+		Description: k.settings.description,
+		Tags:        k.settings.tags,
 		Enabled:     k.settings.enabled,
 		Deletion:    k.settings.deletion,
 		Policy:      k.settings.policy.text,

@@ -22,8 +22,13 @@ const (
 	maxPlaintext   = 4096   // bytes
 	maxCiphertext  = 6144   // bytes
 	maxDataKey     = 1024   // bytes
-	maxPage        = 100    // items, of ListGrants and ListAliases
-	defaultPage    = 50     // items
+	maxTagKey      = 128    // characters
+	maxTagValue    = 256    // characters
+
+	// Items on a page of ListGrants, ListRetirableGrants and ListAliases.
+	maxPage, defaultPage = 100, 50
+	// Items on a page of ListKeys, ListKeyPolicies and ListKeyRotations.
+	maxLongPage, defaultLongPage = 1000, 100
 )
 
 const namePatternText = `^[a-zA-Z0-9:/_-]+$`
@@ -108,12 +113,27 @@ func (v *validation) number(value *int, member string, least, most int) {
 	}
 }
 
+// description checks the length of an optional description, which may be empty.
+func (v *validation) description(value *string) {
+	if value != nil {
+		v.length(utf8.RuneCountInString(*value), 0, maxDescription, quoted(*value), "description")
+	}
+}
+
 // name checks the pattern that grant names and alias names share.
 func (v *validation) name(value *string, member string) {
 	v.text(value, member, maxName)
 	if value != nil && *value != "" && !namePattern.MatchString(*value) {
 		v.fail(quoted(*value), member, "Member must satisfy regular expression pattern: "+namePatternText)
 	}
+}
+
+// alias checks the name of an alias that is to be made, changed or deleted.
+func (v *validation) alias(name *string) {
+	v.required(name != nil, "aliasName")
+	v.name(name, "aliasName")
+	v.rule(strings.HasPrefix(text(name), "alias/") && text(name) != "alias/", `Alias must start with the prefix "alias/". `+
+		`Please see https://docs.aws.amazon.com/kms/latest/developerguide/kms-alias.html`)
 }
 
 func (v *validation) oneOf(value *string, member string, allowed []string) {

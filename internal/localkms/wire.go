@@ -32,6 +32,9 @@ type request struct {
 	dropped bool  // the answer does not get through
 }
 
+// stamp is the time of the request as the state keeps it.
+func (r *request) stamp() time.Time { return r.now.UTC().Truncate(time.Millisecond) }
+
 // operation decodes a body, validates it and serves it.
 type operation func(k *KMS, r *request, body []byte) (any, error)
 
@@ -57,52 +60,6 @@ func serve[In any, P input[In], Out any](run func(*KMS, *request, P) (Out, error
 		return run(k, r, in)
 	}
 }
-
-// newOperations is the dispatch table: every operation this package serves.
-func newOperations() map[string]operation {
-	return map[string]operation{
-		"CreateKey":    serve((*KMS).createKey),
-		"DescribeKey":  serve((*KMS).describeKey),
-		"EnableKey":    serve((*KMS).enableKey),
-		"DisableKey":   serve((*KMS).disableKey),
-		"GetKeyPolicy": serve((*KMS).getKeyPolicy),
-		"PutKeyPolicy": serve((*KMS).putKeyPolicy),
-
-		"ScheduleKeyDeletion": serve((*KMS).scheduleKeyDeletion),
-		"CancelKeyDeletion":   serve((*KMS).cancelKeyDeletion),
-
-		"RotateKeyOnDemand":    serve((*KMS).rotateKeyOnDemand),
-		"GetKeyRotationStatus": serve((*KMS).getKeyRotationStatus),
-		"ListKeyRotations":     serve((*KMS).listKeyRotations),
-
-		"CreateAlias": serve((*KMS).createAlias),
-		"ListAliases": serve((*KMS).listAliases),
-
-		"Encrypt":                         serve((*KMS).encrypt),
-		"Decrypt":                         serve((*KMS).decrypt),
-		"GenerateDataKey":                 serve((*KMS).generateDataKey),
-		"GenerateDataKeyWithoutPlaintext": serve((*KMS).generateDataKeyWithoutPlaintext),
-		"ReEncrypt":                       serve((*KMS).reEncrypt),
-
-		"CreateGrant": serve((*KMS).createGrant),
-		"ListGrants":  serve((*KMS).listGrants),
-		"RetireGrant": serve((*KMS).retireGrant),
-		"RevokeGrant": serve((*KMS).revokeGrant),
-
-		"ListRetirableGrants": serve((*KMS).listRetirableGrants),
-	}
-}
-
-// unsupported names the operations of AWS KMS (API Reference, Actions) that this
-// package does not serve: they are answered otherwise than a misspelt one.
-const unsupported = ` ConnectCustomKeyStore CreateCustomKeyStore Decapsulate DeleteAlias
- DeleteCustomKeyStore DeleteImportedKeyMaterial DeriveSharedSecret DescribeCustomKeyStores DisableKeyRotation
- DisconnectCustomKeyStore EnableKeyRotation Encapsulate GenerateDataKeyPair
- GenerateDataKeyPairWithoutPlaintext GenerateMac GenerateRandom GetKeyLastUsage
- GetParametersForImport GetPublicKey ImportKeyMaterial ListKeyPolicies ListKeys
- ListResourceTags ReplicateKey Sign
- TagResource UntagResource UpdateAlias UpdateCustomKeyStore UpdateKeyDescription UpdatePrimaryRegion Verify
- VerifyMac `
 
 // ServeHTTP answers one AWS JSON 1.1 request. An answer that is to be lost ends
 // with a panic of http.ErrAbortHandler, which closes the connection.
@@ -153,15 +110,6 @@ func (k *KMS) dispatch(r *request, hr *http.Request) (any, error) {
 	return run(k, r, body)
 }
 
-func isUnsupported(name string) bool {
-	for known := range strings.FieldsSeq(unsupported) {
-		if known == name {
-			return true
-		}
-	}
-	return false
-}
-
 func readBody(hr *http.Request) ([]byte, error) {
 	var buf bytes.Buffer
 	if n := hr.ContentLength; n > 0 && n <= maxBody {
@@ -195,10 +143,11 @@ func decode(body []byte, into any) error {
 	return nil
 }
 
-// errorBody is the AWS JSON 1.1 shape of an error.
+// errorBody is the AWS JSON 1.1 shape of an error. An error without a text has no
+// message, as recorded from AWS.
 type errorBody struct {
 	Type    string `json:"__type"`
-	Message string `json:"message"`
+	Message string `json:"message,omitempty"`
 }
 
 // encode renders an answer and notes the error code in the call.

@@ -28,6 +28,14 @@ var served = []string{
 	"Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "ReEncrypt", "CreateGrant", "ListGrants", "RetireGrant",
 	"RevokeGrant", "ListRetirableGrants", "ScheduleKeyDeletion", "CancelKeyDeletion",
 	"RotateKeyOnDemand", "GetKeyRotationStatus", "ListKeyRotations",
+	"ListKeys", "UpdateKeyDescription", "ListKeyPolicies", "UpdateAlias", "DeleteAlias", "TagResource", "UntagResource", "ListResourceTags",
+	"GenerateRandom",
+}
+
+func TestOperations(t *testing.T) {
+	if diff := cmp.Diff(slices.Sorted(slices.Values(served)), localkms.Operations()); diff != "" {
+		t.Errorf("operations (-want +got):\n%s", diff)
+	}
 }
 
 type answer struct {
@@ -40,6 +48,11 @@ type answer struct {
 func (a answer) code() string {
 	code, _ := a.fields["__type"].(string)
 	return code
+}
+
+func (a answer) message() string {
+	message, _ := a.fields["message"].(string)
+	return message
 }
 
 func post(t testing.TB, h http.Handler, operation, authorization, body string) answer {
@@ -87,7 +100,7 @@ func TestCallerAndTarget(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := post(t, h, tc.target, tc.authorization, tc.body)
-			if got := (refusal{a.code(), a.fields["message"].(string)}); got != tc.want || a.status != http.StatusBadRequest {
+			if got := (refusal{a.code(), a.message()}); got != tc.want || a.status != http.StatusBadRequest {
 				t.Errorf("got  %d %q %q\nwant 400 %q %q", a.status, got.code, got.message, tc.want.code, tc.want.message)
 			}
 			if a.header.Get("Content-Type") != "application/x-amz-json-1.1" || len(a.header.Get("x-amzn-RequestId")) != 36 {
@@ -170,6 +183,10 @@ var required = map[string][]string{
 	"GetKeyRotationStatus":            {"KeyId", "KeyRotationEnabled"},
 	"ListKeyRotations":                {"Rotations.KeyId", "Rotations.KeyMaterialId", "Rotations.KeyMaterialState", "Rotations.RotationDate", "Rotations.RotationType", "Truncated", "NextMarker"},
 	"ListRetirableGrants":             {"Grants.Constraints.EncryptionContextSubset", "Grants.CreationDate", "Grants.GrantId", "Grants.GranteePrincipal", "Grants.IssuingAccount", "Grants.KeyId", "Grants.Name", "Grants.Operations", "Grants.RetiringPrincipal", "Truncated", "NextMarker"},
+	"ListKeys":                        {"Keys.KeyArn", "Keys.KeyId", "Truncated", "NextMarker"},
+	"ListKeyPolicies":                 {"PolicyNames", "Truncated"},
+	"ListResourceTags":                {"Tags.TagKey", "Tags.TagValue", "Truncated", "NextMarker"},
+	"GenerateRandom":                  {"Plaintext"},
 	"ListGrants":                      {"Grants.Constraints.EncryptionContextSubset", "Grants.CreationDate", "Grants.GrantId", "Grants.GranteePrincipal", "Grants.IssuingAccount", "Grants.KeyId", "Grants.Name", "Grants.Operations", "Grants.RetiringPrincipal", "Truncated", "NextMarker"},
 }
 
@@ -278,6 +295,16 @@ func answers(t *testing.T) map[string][]byte {
 	must[*kms.RotateKeyOnDemandOutput](t)(c.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: key}))
 	must[*kms.GetKeyRotationStatusOutput](t)(c.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: key}))
 	must[*kms.ListKeyRotationsOutput](t)(c.ListKeyRotations(ctx, &kms.ListKeyRotationsInput{KeyId: key, Limit: aws.Int32(1)}))
+	must[*kms.CreateKeyOutput](t)(c.CreateKey(ctx, &kms.CreateKeyInput{}))
+	must[*kms.ListKeysOutput](t)(c.ListKeys(ctx, &kms.ListKeysInput{Limit: aws.Int32(1)}))
+	must[*kms.UpdateKeyDescriptionOutput](t)(c.UpdateKeyDescription(ctx, &kms.UpdateKeyDescriptionInput{KeyId: key, Description: aws.String("d")}))
+	must[*kms.ListKeyPoliciesOutput](t)(c.ListKeyPolicies(ctx, &kms.ListKeyPoliciesInput{KeyId: key}))
+	must[*kms.UpdateAliasOutput](t)(c.UpdateAlias(ctx, &kms.UpdateAliasInput{AliasName: aws.String("alias/b"), TargetKeyId: key}))
+	must[*kms.DeleteAliasOutput](t)(c.DeleteAlias(ctx, &kms.DeleteAliasInput{AliasName: aws.String("alias/b")}))
+	must[*kms.TagResourceOutput](t)(c.TagResource(ctx, &kms.TagResourceInput{KeyId: key, Tags: tagsOf("a", "1", "b", "2", "c", "3")}))
+	must[*kms.UntagResourceOutput](t)(c.UntagResource(ctx, &kms.UntagResourceInput{KeyId: key, TagKeys: []string{"a"}}))
+	must[*kms.ListResourceTagsOutput](t)(c.ListResourceTags(ctx, &kms.ListResourceTagsInput{KeyId: key, Limit: aws.Int32(1)}))
+	must[*kms.GenerateRandomOutput](t)(c.GenerateRandom(ctx, &kms.GenerateRandomInput{NumberOfBytes: aws.Int32(1)}))
 	must[*kms.ScheduleKeyDeletionOutput](t)(c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: key}))
 	must[*kms.DescribeKeyOutput](t)(c.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: key}))
 	must[*kms.CancelKeyDeletionOutput](t)(c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: key}))

@@ -1,0 +1,128 @@
+package localkms
+
+import (
+	"fmt"
+	"time"
+)
+
+// event is one change of the state, as the journal keeps it. Exactly one member
+// is set.
+type event struct {
+	Opened  *openedEvent  `json:"opened,omitempty"`
+	Key     *keyEvent     `json:"key,omitempty"`
+	Policy  *policyEvent  `json:"policy,omitempty"`
+	Enabled *enabledEvent `json:"enabled,omitempty"`
+	Alias   *aliasEvent   `json:"alias,omitempty"`
+	Grant   *grantEvent   `json:"grant,omitempty"`
+	Retired *retiredEvent `json:"retired,omitempty"`
+
+	Rotated  *rotatedEvent  `json:"rotated,omitempty"`
+	Deletion *deletionEvent `json:"deletion,omitempty"`
+	Deleted  *keyRef        `json:"deleted,omitempty"` // the key is gone
+
+	Unaliased *aliasRef         `json:"unaliased,omitempty"` // the alias is gone
+	Described *descriptionEvent `json:"described,omitempty"`
+	Tagged    *tagsEvent        `json:"tagged,omitempty"`
+}
+
+// openedEvent begins every journal.
+type openedEvent struct {
+	Version     int    `json:"version"`
+	TokenSecret []byte `json:"tokenSecret"`
+}
+
+// journalVersion is the version of the event format.
+const journalVersion = 1
+
+type keyEvent struct {
+	Ref         keyRef          `json:"ref"`
+	Created     time.Time       `json:"created"`
+	Description string          `json:"description,omitempty"`
+	Tags        []tag           `json:"tags,omitempty"`
+	Spec        string          `json:"spec,omitempty"`  // empty: symmetricSpec
+	Usage       string          `json:"usage,omitempty"` // empty: encryptDecrypt
+	Enabled     bool            `json:"enabled"`
+	Deletion    time.Time       `json:"deletion,omitzero"`
+	Policy      string          `json:"policy"`
+	Materials   []materialEvent `json:"materials"`
+}
+
+// describe notes the kind of key, of symmetric keys by leaving it out, as it was
+// before there were others.
+func (e *keyEvent) describe(k kind) {
+	if !k.symmetric() {
+		e.Spec, e.Usage = k.spec, k.usage
+	}
+}
+
+type materialEvent struct {
+	ID      string    `json:"id"`
+	Raw     []byte    `json:"raw"`
+	Rotated time.Time `json:"rotated,omitzero"`
+}
+
+func (e *materialEvent) material() (*material, error) {
+	if len(e.Raw) != materialSize {
+		return nil, fmt.Errorf("key material %s has %d bytes, want %d", e.ID, len(e.Raw), materialSize)
+	}
+	m, err := newMaterial(e.ID, [materialSize]byte(e.Raw))
+	if err != nil {
+		return nil, err
+	}
+	m.rotated = e.Rotated
+	return m, nil
+}
+
+// rotatedEvent gives a key its newest material.
+type rotatedEvent struct {
+	Key      keyRef        `json:"key"`
+	Material materialEvent `json:"material"`
+}
+
+type policyEvent struct {
+	Key    keyRef `json:"key"`
+	Policy string `json:"policy"`
+}
+
+type enabledEvent struct {
+	Key     keyRef `json:"key"`
+	Enabled bool   `json:"enabled"`
+}
+
+type aliasEvent struct {
+	Ref     aliasRef  `json:"ref"`
+	Target  keyRef    `json:"target"`
+	Created time.Time `json:"created"`
+	Updated time.Time `json:"updated,omitzero"` // when it got another target than its first
+}
+
+type descriptionEvent struct {
+	Key         keyRef `json:"key"`
+	Description string `json:"description"`
+}
+
+// tagsEvent gives a key other tags: all that it has from now on.
+type tagsEvent struct {
+	Key  keyRef `json:"key"`
+	Tags []tag  `json:"tags"`
+}
+
+type grantEvent struct {
+	Key   keyRef `json:"key"`
+	Grant *grant `json:"grant"`
+}
+
+type retiredEvent struct {
+	Key     keyRef `json:"key"`
+	GrantID string `json:"grantId"`
+
+	// Not of the journal: when the grant was retired, and until when it lingers.
+	now, until time.Time
+}
+
+// deletionEvent plans the deletion of a key, or with a zero date cancels it.
+// Either way the key is disabled.
+type deletionEvent struct {
+	Key  keyRef    `json:"key"`
+	Date time.Time `json:"date,omitzero"`
+}
