@@ -144,8 +144,12 @@ func (l *look) checkEffects(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	revoked, err := l.count(ctx, `select 'domains/chaos/grants/' || grant_id, 1 from domain_grant where domain_uid = $1 and state = 'REVOKED'`)
+	if err != nil {
+		return err
+	}
 	audited := map[string]map[string]int{}
-	for _, action := range []string{"dataKeys.create", "grants.create", "grants.renew"} {
+	for _, action := range []string{"dataKeys.create", "dataKeys.delete", "grants.create", "grants.renew", "grants.revoke"} {
 		if audited[action], err = l.count(ctx, `
 			select request_id, count(*) from audit_event
 			where domain_uid = $1 and action = '`+action+`' and outcome = 'DONE' and request_id <> '' group by request_id`); err != nil {
@@ -170,9 +174,16 @@ func (l *look) checkEffects(ctx context.Context) error {
 			l.findings.add("renewal %s was acknowledged and has %d audit events", op, n)
 		}
 	}
+	for name := range l.work.revoked {
+		if revoked[name] != 1 {
+			l.findings.stale++
+			l.findings.add("%s was revoked, which was acknowledged, and is not", name)
+		}
+	}
 	// Also those that were never acknowledged.
 	for what, counts := range map[string]map[string]int{"grants": grants, "data keys in the audit": audited["dataKeys.create"],
-		"grants in the audit": audited["grants.create"], "renewals in the audit": audited["grants.renew"]} {
+		"deletions in the audit": audited["dataKeys.delete"], "grants in the audit": audited["grants.create"],
+		"renewals in the audit": audited["grants.renew"], "revocations in the audit": audited["grants.revoke"]} {
 		for op, n := range counts {
 			if n > 1 {
 				l.findings.add("request %s had %d effects: %s", op, n, what)

@@ -34,8 +34,8 @@ type checker struct {
 	customer, service aws.Config
 	keys              []string // all that the customer ever gave the domain
 
-	// What was seen in earlier looks.
-	rows     map[string]row      // by data key name
+	// What the last look saw.
+	rows     map[string]row      // by data key id
 	unwraps  map[[32]byte]digest // ciphertext and key: an unwrapping that worked works again
 	findings findings
 }
@@ -230,9 +230,11 @@ func (l *look) checkRows(ctx context.Context) error {
 		return err
 	}
 	byOp := map[string][]row{}
+	earlier := l.rows
+	l.rows = make(map[string]row, len(rows))
 	for _, r := range rows {
 		byOp[r.op] = append(byOp[r.op], r)
-		before, known := l.rows[r.id]
+		before, known := earlier[r.id]
 		switch {
 		case known && (r.version < before.version || r.epoch < before.epoch):
 			l.findings.stale++
@@ -251,6 +253,12 @@ func (l *look) checkRows(ctx context.Context) error {
 				l.findings.lost++
 				l.findings.add("%s was acknowledged for %s and is gone", name, op)
 			}
+		}
+	}
+	for name, op := range l.work.deleted {
+		if len(byOp[op]) > 0 {
+			l.findings.stale++
+			l.findings.add("%s was deleted, which was acknowledged, and is back", name)
 		}
 	}
 	for op, made := range byOp {
@@ -291,11 +299,13 @@ func (l *look) unwrapAll(ctx context.Context, rows []row) error {
 	var mu sync.Mutex
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
+	earlier := l.unwraps
+	l.unwraps = make(map[[32]byte]digest, len(rows))
 	for _, r := range rows {
 		group.Go(func() error {
 			id := sha256.Sum256(append([]byte(r.kmsKey+"\x00"), r.ciphertext...))
 			mu.Lock()
-			got, known := l.unwraps[id]
+			got, known := earlier[id]
 			mu.Unlock()
 			var err error
 			if !known || l.anew {

@@ -32,6 +32,7 @@ type digest [sha256.Size]byte
 type workload struct {
 	sys     *system
 	service string // ARN of the grantee
+	keep    int    // data keys; above it each new one is made up for by a deletion
 
 	calls errgroup.Group
 	next  atomic.Int64
@@ -41,15 +42,19 @@ type workload struct {
 	mu       sync.Mutex
 	keys     map[string]string // acknowledged: data key names by request_id
 	digests  map[string]digest // by request_id
+	deleted  map[string]string // acknowledged deletions: request_ids of creations by data key name
 	grants   map[string]string // acknowledged: grant names by request_id
-	names    []string          // of grants, in the order of their acknowledgement
+	names    []string          // of grants that nobody revokes, in the order of their acknowledgement
+	renewing map[string]int    // renewals under way by grant name
 	renewed  map[string]bool   // acknowledged renewals by request_id
+	revoked  map[string]bool   // acknowledged revocations by grant name
 	imported map[string]string // acknowledged: imported data keys by request_id
 }
 
-func newWorkload(sys *system, service string) *workload {
-	return &workload{sys: sys, service: service, keys: map[string]string{}, digests: map[string]digest{},
-		grants: map[string]string{}, renewed: map[string]bool{}, imported: map[string]string{}}
+func newWorkload(sys *system, service string, keep int) *workload {
+	return &workload{sys: sys, service: service, keep: keep, keys: map[string]string{}, digests: map[string]digest{},
+		deleted: map[string]string{}, grants: map[string]string{}, renewing: map[string]int{}, renewed: map[string]bool{},
+		revoked: map[string]bool{}, imported: map[string]string{}}
 }
 
 func (w *workload) op(kind string) string { return fmt.Sprintf("%s-%06d", kind, w.next.Add(1)) }
@@ -119,7 +124,13 @@ func (w *workload) renewGrant(ctx context.Context) error {
 	op := w.op("renew")
 	w.mu.Lock()
 	name := w.names[int(w.next.Load())%len(w.names)]
+	w.renewing[name]++
 	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.renewing[name]--
+	}()
 	err := w.do(ctx, &w.unknownGrants, func(ctx context.Context, r *running) error {
 		_, err := r.grants.RenewGrant(ctx, &keybrokerv1.RenewGrantRequest{Name: name, RequestId: op, Ttl: durationpb.New(2 * time.Hour)})
 		return err
@@ -144,10 +155,12 @@ func (w *workload) fill(ctx context.Context, n int) error {
 }
 
 // The load beside a job: enough to be hit, and little enough that the job has
-// the machine for itself.
+// the machine for itself. What is kept is bounded, or a slow machine would have
+// ever more to move and to look at.
 const (
 	keyEvery   = 30 * time.Millisecond
 	grantEvery = 400 * time.Millisecond
+	grantsKept = 100
 )
 
 // traffic makes calls at a steady rate until stop is closed; those under way go
@@ -159,7 +172,7 @@ func (w *workload) traffic(ctx context.Context, stop <-chan struct{}, fail func(
 	for {
 		select {
 		case <-keys.C:
-			w.start(func() error { return w.createKey(ctx) }, fail)
+			w.keyCall(ctx, fail)
 		case <-grants.C:
 			w.grantCall(ctx, fail)
 		case <-stop:
@@ -177,10 +190,24 @@ func (w *workload) burst(ctx context.Context, fail func(error)) {
 	}
 }
 
-// grantCall starts a CreateGrant or, every other time, a RenewGrant.
+// keyCall starts a CreateDataKey or, when there are enough, a DeleteDataKey.
+func (w *workload) keyCall(ctx context.Context, fail func(error)) {
+	if op, name, ok := w.takeKey(); ok {
+		w.start(func() error { return w.deleteKey(ctx, op, name) }, fail)
+		return
+	}
+	w.start(func() error { return w.createKey(ctx) }, fail)
+}
+
+// grantCall starts a RenewGrant every other time; else a CreateGrant or, when
+// there are enough, a RevokeGrant.
 func (w *workload) grantCall(ctx context.Context, fail func(error)) {
 	if w.next.Add(1)%2 == 0 {
 		w.start(func() error { return w.renewGrant(ctx) }, fail)
+		return
+	}
+	if name, ok := w.takeGrant(); ok {
+		w.start(func() error { return w.revokeGrant(ctx, name) }, fail)
 		return
 	}
 	w.start(func() error { return w.createGrant(ctx, "Decrypt", "GenerateDataKeyWithoutPlaintext") }, fail)
