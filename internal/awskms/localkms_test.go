@@ -31,15 +31,17 @@ const (
 
 func principals() []localkms.Principal {
 	return []localkms.Principal{
-		{ARN: customerRole, AccessKeyID: "AKIACUSTOMER"},
-		{ARN: registrarRole, AccessKeyID: "AKIAREGISTRAR"},
-		{ARN: workerRole, AccessKeyID: "AKIAWORKER"},
+		{ARN: customerRole, AccessKeyID: "AKIACUSTOMER", SecretAccessKey: secretOf("AKIACUSTOMER")},
+		{ARN: registrarRole, AccessKeyID: "AKIAREGISTRAR", SecretAccessKey: secretOf("AKIAREGISTRAR")},
+		{ARN: workerRole, AccessKeyID: "AKIAWORKER", SecretAccessKey: secretOf("AKIAWORKER")},
 	}
 }
 
+func secretOf(id string) string { return "secret of " + id }
+
 func credentials(id string) aws.CredentialsProvider {
 	return aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-		return aws.Credentials{AccessKeyID: id, SecretAccessKey: "secret of " + id}, nil
+		return aws.Credentials{AccessKeyID: id, SecretAccessKey: secretOf(id)}, nil
 	})
 }
 
@@ -74,10 +76,13 @@ func open(t testing.TB, cfg awskms.Config, class pacer.Class) *awskms.KMS {
 // newLocal makes an embedded KMS in memory. A nil clock is the real one.
 func newLocal(t testing.TB, delay time.Duration, now func() time.Time) *localkms.KMS {
 	t.Helper()
+	skew := time.Duration(-1) // the SDK signs by the clock of the machine
 	if now == nil {
-		now = time.Now
+		now, skew = time.Now, 0
 	}
-	l, err := localkms.New(localkms.Config{Principals: principals(), GrantDelay: delay, Now: now, GrantsPerKey: grantsPerKey})
+	l, err := localkms.New(localkms.Config{
+		Principals: principals(), GrantDelay: delay, Now: now, ClockSkew: skew, GrantsPerKey: grantsPerKey,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -134,7 +134,7 @@ func TestPendingDeletion(t *testing.T) {
 func TestKeyIsGone(t *testing.T) {
 	clock, dir := newClock(), t.TempDir()
 	open := func() *localkms.KMS {
-		h, err := localkms.New(localkms.Config{Dir: dir, Principals: cast(), Now: clock.Now})
+		h, err := localkms.New(localkms.Config{Dir: dir, Principals: cast(), Now: clock.Now, ClockSkew: -1})
 		if err != nil {
 			t.Fatal(err)
 		}

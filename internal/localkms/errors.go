@@ -22,6 +22,7 @@ const (
 	codeInvalidGrantToken     = "InvalidGrantTokenException"
 	codeInvalidKeyUsage       = "InvalidKeyUsageException"
 	codeInvalidMarker         = "InvalidMarkerException"
+	codeInvalidSignature      = "InvalidSignatureException"
 	codeInvalidState          = "KMSInvalidStateException"
 	codeKeyUnavailable        = "KeyUnavailableException"
 	codeLimitExceeded         = "LimitExceededException"

@@ -174,13 +174,13 @@ func TestInjectedErrors(t *testing.T) {
 		"AccessDeniedException": 400, "DisabledException": 400, "KMSInvalidStateException": 400, "NotFoundException": 400, "LimitExceededException": 400,
 	} {
 		setFaults(t, h, localkms.Faults{Errors: []localkms.ErrorFault{{Operation: "Encrypt", Code: code, Rate: 1}}})
-		if a := post(t, h, "TrentService.Encrypt", signedBy(admin), body); a.status != status || a.code() != code || a.fields["message"] == "" {
+		if a := post(t, h, "TrentService.Encrypt", admin, body); a.status != status || a.code() != code || a.fields["message"] == "" {
 			t.Errorf("%s: %d %s", code, a.status, a.body)
 		}
 		if a := post(t, h, "TrentService.Encrypt", "", body); a.code() != "MissingAuthenticationTokenException" {
 			t.Errorf("before authentication: %s", a.body)
 		}
-		if a := post(t, h, "TrentService.DescribeKey", signedBy(admin), body); a.status != 200 {
+		if a := post(t, h, "TrentService.DescribeKey", admin, body); a.status != 200 {
 			t.Errorf("another operation: %s", a.body)
 		}
 	}

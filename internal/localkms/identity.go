@@ -2,6 +2,7 @@ package localkms
 
 import (
 	"fmt"
+	"net/http"
 	"regexp"
 	"strings"
 )
@@ -39,8 +40,14 @@ func principalAccount(arn string) string {
 	return m[1] + m[2]
 }
 
-func newCallers(principals []Principal) (map[string]*identity, error) {
-	callers := make(map[string]*identity, len(principals))
+// credential is what an access key id stands for.
+type credential struct {
+	identity *identity
+	secret   string
+}
+
+func newCredentials(principals []Principal) (map[string]credential, error) {
+	credentials := make(map[string]credential, len(principals))
 	for _, p := range principals {
 		account := principalAccount(p.ARN)
 		if account == "" || !strings.HasPrefix(p.ARN, "arn:aws:iam:") {
@@ -49,36 +56,43 @@ func newCallers(principals []Principal) (map[string]*identity, error) {
 		if p.AccessKeyID == "" || strings.ContainsAny(p.AccessKeyID, "/, ") {
 			return nil, fmt.Errorf("principal %s: want an access key id without slash, comma or space", p.ARN)
 		}
-		if other, taken := callers[p.AccessKeyID]; taken {
-			return nil, fmt.Errorf("principals %s and %s share an access key id", other.arn, p.ARN)
+		if p.SecretAccessKey == "" {
+			return nil, fmt.Errorf("principal %s: want a secret access key", p.ARN)
 		}
-		callers[p.AccessKeyID] = &identity{arn: p.ARN, account: account}
+		if other, taken := credentials[p.AccessKeyID]; taken {
+			return nil, fmt.Errorf("principals %s and %s share an access key id", other.identity.arn, p.ARN)
+		}
+		credentials[p.AccessKeyID] = credential{&identity{arn: p.ARN, account: account}, p.SecretAccessKey}
 	}
-	return callers, nil
+	return credentials, nil
 }
 
-// authenticate reads who calls, and in which region, from a SigV4 header:
-//
-//	AWS4-HMAC-SHA256 Credential=KEYID/20261121/us-east-1/kms/aws4_request, SignedHeaders=..., Signature=...
-func (k *KMS) authenticate(r *request, header string) error {
-	if header == "" {
-		return fault(codeMissingAuthentication, "Missing Authentication Token")
+// authenticate finds out who calls, and in which region.
+func (k *KMS) authenticate(r *request, hr *http.Request, body []byte) error {
+	signedAt := hr.Header.Get("X-Amz-Date")
+	s, err := parseSignature(hr.Header.Get("Authorization"), signedAt)
+	if err != nil {
+		return err
 	}
-	_, credential, found := strings.Cut(header, "Credential=")
-	if !found || !strings.HasPrefix(header, "AWS4-HMAC-SHA256 ") {
-		return fault(codeIncompleteSignature, "Authorization header requires 'Credential' parameter.")
+	if err := s.checkScope("kms", signedAt); err != nil {
+		return err
 	}
-	credential, _, _ = strings.Cut(credential, ",")
-	scope := strings.Split(strings.TrimSpace(credential), "/")
-	if len(scope) != 5 || scope[2] == "" || len(scope[2]) > maxRegion {
-		return faultf(codeIncompleteSignature, "Credential must have exactly 5 slash-delimited elements, e.g. "+
-			"keyid/date/region/service/term, got '%s'", credential)
+	skew := k.clockSkew
+	if skew == 0 {
+		skew = kmsClockSkew
 	}
-	caller, ok := k.callers[scope[0]]
-	if !ok {
+	if err := checkTime(signedAt, r.now, skew); err != nil {
+		return err
+	}
+	found, ok := k.credentials[s.keyID]
+	if !ok || hr.Header.Get("X-Amz-Security-Token") != "" {
 		return fault(codeUnrecognizedClient, "The security token included in the request is invalid.")
 	}
-	r.caller, r.region = caller, scope[2]
-	r.call.Principal = caller.arn
+	if !k.verifier.matches(&s, found.secret, hr, body, signedAt) {
+		return fault(codeInvalidSignature, "The request signature we calculated does not match the signature you provided. "+
+			"Check your AWS Secret Access Key and signing method. Consult the service documentation for details.")
+	}
+	r.caller, r.region = found.identity, s.region
+	r.call.Principal = r.caller.arn
 	return nil
 }

@@ -181,7 +181,7 @@ func compareWithModel(t *testing.T, rnd *rand.Rand) {
 	k := &KMS{grantDelay: time.Minute, state: newState(newTokenSecret())}
 	set, plain := newGrantSet(), map[string]*grant{}
 	now := time.Unix(1_800_000_000, 0)
-	callers := []*identity{{"arn:aws:iam::111122223333:role/a", "111122223333"}, {"arn:aws:iam::111122223333:root", "111122223333"}}
+	callers := []*identity{{arn: "arn:aws:iam::111122223333:role/a", account: "111122223333"}, {arn: "arn:aws:iam::111122223333:root", account: "111122223333"}}
 	for step := range 150 {
 		now = now.Add(time.Duration(rnd.IntN(20)) * time.Second)
 		switch rnd.IntN(4) {

@@ -9,10 +9,9 @@
 // state survives kill -9 at any moment; without one it lives in memory.
 //
 // Who may call it. Anything that speaks to AWS KMS, over a socket or through
-// [RoundTripper]. The caller of a request is the principal behind the access key
-// id of its SigV4 Authorization header; the header's region is the region of the
-// request. The signature itself is not verified, so a listener must not be
-// reachable by anyone who is not trusted.
+// [RoundTripper]. Signatures (SigV4, in the Authorization header) are verified: the
+// caller of a request is the principal behind their access key id, and their
+// region is the region of the request.
 //
 // What it never does. It starts no goroutine, and no timer but to hold up a request
 // that [Faults] delays; it takes no nonce and no
@@ -74,6 +73,11 @@ type Config struct {
 	// Now tells the time. Required.
 	Now func() time.Time
 
+	// ClockSkew is how far the time of a signature may be from Now, before or
+	// after. 0 is what AWS allows: 5 minutes for KMS. A negative one allows any
+	// time, for a Now that tests move while their clients sign by a real clock.
+	ClockSkew time.Duration
+
 	// Sleep waits for a while, or until the context is done, whose error it then
 	// returns. Only Faults.Latency uses it. Nil is a timer.
 	Sleep func(context.Context, time.Duration) error
@@ -93,8 +97,7 @@ type Principal struct {
 	// AccessKeyID is unique among the principals of a KMS.
 	AccessKeyID string
 
-	// SecretAccessKey is kept for the verification of signatures, which this
-	// package does not do yet.
+	// SecretAccessKey is what requests are signed with. Required.
 	SecretAccessKey string
 }
 
@@ -141,10 +144,12 @@ type KMS struct {
 	grantsPerKey int
 	observe      func(Call)
 	sleep        func(context.Context, time.Duration) error
-	callers      map[string]*identity // by access key id; never changes
-	operations   map[string]operation // by name; never changes
-	journal      *journal             // nil when there is no directory
-	plan         atomic.Pointer[plan] // nil when there are no faults
+	clockSkew    time.Duration
+	verifier     *verifier
+	credentials  map[string]credential // by access key id; never changes
+	operations   map[string]operation  // by name; never changes
+	journal      *journal              // nil when there is no directory
+	plan         atomic.Pointer[plan]  // nil when there are no faults
 
 	mu    sync.RWMutex // guards state
 	state *state
@@ -153,15 +158,16 @@ type KMS struct {
 var _ http.Handler = (*KMS)(nil)
 
 // New opens a KMS, with the state that Config.Dir holds. It fails without a
-// clock, on a principal that is no IAM user, role or account root, on an access
-// key id used twice, on faults that SetFaults refuses, on a directory that another KMS has open, and on a damaged
-// journal. A journal that ends in the middle of a record, as a crash leaves it,
-// is not damaged: the incomplete record was never acknowledged and is dropped.
+// clock, on a principal that is no IAM user, role or account root or lacks an
+// access key, on an access key id used twice, on faults that SetFaults refuses, on
+// a directory that another KMS has open, and on a damaged journal. A journal that
+// ends in the middle of a record, as a crash leaves it, is not damaged: the
+// incomplete record was never acknowledged and is dropped.
 func New(cfg Config) (*KMS, error) {
 	if cfg.Now == nil {
 		return nil, errors.New("localkms: Config.Now is required")
 	}
-	callers, err := newCallers(cfg.Principals)
+	credentials, err := newCredentials(cfg.Principals)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +177,9 @@ func New(cfg Config) (*KMS, error) {
 		grantsPerKey: cfg.GrantsPerKey,
 		observe:      cfg.Observe,
 		sleep:        cfg.Sleep,
-		callers:      callers,
+		clockSkew:    cfg.ClockSkew,
+		verifier:     newVerifier(),
+		credentials:  credentials,
 		operations:   newOperations(),
 	}
 	if k.grantsPerKey == 0 {

@@ -36,7 +36,7 @@ const (
 func cast() []localkms.Principal {
 	var all []localkms.Principal
 	for _, arn := range []string{customerRoot, admin, colleague, brokerRoot, registrar, worker, stranger} {
-		all = append(all, localkms.Principal{ARN: arn, AccessKeyID: accessKeyOf(arn), SecretAccessKey: "secret"})
+		all = append(all, localkms.Principal{ARN: arn, AccessKeyID: accessKeyOf(arn), SecretAccessKey: secretOf(arn)})
 	}
 	return all
 }
@@ -44,6 +44,8 @@ func cast() []localkms.Principal {
 func accessKeyOf(arn string) string {
 	return "AKIA" + strings.NewReplacer(":", "", "/", "").Replace(arn)
 }
+
+func secretOf(arn string) string { return "secret of " + arn }
 
 // clock is a clock that moves only when told.
 type clock struct {
@@ -73,6 +75,9 @@ func newKMS(t testing.TB, cfg localkms.Config) *localkms.KMS {
 	if cfg.Now == nil {
 		cfg.Now = newClock().Now
 	}
+	if cfg.ClockSkew == 0 {
+		cfg.ClockSkew = -1 // the SDK signs by the clock of the machine
+	}
 	k, err := localkms.New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -96,7 +101,7 @@ func in(h http.Handler, arn, region string, options ...func(*kms.Options)) *kms.
 		HTTPClient:       &http.Client{Transport: localkms.RoundTripper(h)},
 		RetryMaxAttempts: 1,
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-			return aws.Credentials{AccessKeyID: accessKeyOf(arn), SecretAccessKey: "secret"}, nil
+			return aws.Credentials{AccessKeyID: accessKeyOf(arn), SecretAccessKey: secretOf(arn)}, nil
 		}),
 	}, options...)
 }

@@ -97,7 +97,7 @@ func script(t testing.TB, h *localkms.KMS, after func()) (key string, blob []byt
 
 func reopen(t testing.TB, dir string) *localkms.KMS {
 	t.Helper()
-	h, err := localkms.New(localkms.Config{Dir: dir, Principals: cast(), Now: newClock().Now})
+	h, err := localkms.New(localkms.Config{Dir: dir, Principals: cast(), Now: newClock().Now, ClockSkew: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestReopen(t *testing.T) {
 		}
 		closeKMS(t, h)
 	}
-	delayed, err := localkms.New(localkms.Config{Dir: dir, Principals: cast(), Now: newClock().Now, GrantDelay: time.Hour})
+	delayed, err := localkms.New(localkms.Config{Dir: dir, Principals: cast(), Now: newClock().Now, ClockSkew: -1, GrantDelay: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

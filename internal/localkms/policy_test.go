@@ -39,7 +39,7 @@ func TestDocumentedPolicies(t *testing.T) {
 	)
 	var principals []localkms.Principal
 	for _, arn := range []string{admin, exampleRole, readOnlyRole} {
-		principals = append(principals, localkms.Principal{ARN: arn, AccessKeyID: accessKeyOf(arn)})
+		principals = append(principals, localkms.Principal{ARN: arn, AccessKeyID: accessKeyOf(arn), SecretAccessKey: secretOf(arn)})
 	}
 	h := newKMS(t, localkms.Config{Principals: principals})
 	grantWith := func(c *types.GrantConstraints) func(*kms.Client, string) error {

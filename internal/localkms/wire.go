@@ -88,7 +88,11 @@ func (k *KMS) dispatch(r *request, hr *http.Request) (any, error) {
 		return nil, fault(codeUnknownOperation, "")
 	}
 	r.call.Operation = name
-	if err := k.authenticate(r, hr.Header.Get("Authorization")); err != nil {
+	body, err := readBody(hr)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.authenticate(r, hr, body); err != nil {
 		return nil, err
 	}
 	run, ok := k.operations[name]
@@ -97,10 +101,6 @@ func (k *KMS) dispatch(r *request, hr *http.Request) (any, error) {
 			return nil, faultf(codeUnsupportedOperation, "localkms does not support the operation %s.", name)
 		}
 		return nil, fault(codeUnknownOperation, "")
-	}
-	body, err := readBody(hr)
-	if err != nil {
-		return nil, err
 	}
 	if r.plan = k.plan.Load(); r.plan != nil {
 		if err := k.inject(hr.Context(), r, body); err != nil {

@@ -2,6 +2,9 @@ package localkms_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,8 +16,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/google/go-cmp/cmp"
@@ -55,14 +60,31 @@ func (a answer) message() string {
 	return message
 }
 
-func post(t testing.TB, h http.Handler, operation, authorization, body string) answer {
+// post sends a request that no client would write, signed by a principal.
+func post(t testing.TB, h http.Handler, operation, principal, body string) answer {
 	t.Helper()
-	req := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
+	return send(t, h, signed(t, operation, principal, []byte(body), time.Now()))
+}
+
+// signed returns a request of a principal, or of nobody.
+func signed(t testing.TB, operation, principal string, body []byte, at time.Time) *http.Request {
+	t.Helper()
+	req := httptest.NewRequest(http.MethodPost, "/", bytes.NewReader(body))
 	req.Header.Set("Content-Type", "application/x-amz-json-1.1")
 	req.Header.Set("X-Amz-Target", operation)
-	if authorization != "" {
-		req.Header.Set("Authorization", authorization)
+	if principal != "" {
+		credentials := aws.Credentials{AccessKeyID: accessKeyOf(principal), SecretAccessKey: secretOf(principal)}
+		sum := sha256.Sum256(body)
+		if err := v4.NewSigner().SignHTTP(t.Context(), credentials, req, hex.EncodeToString(sum[:]), "kms", region, at); err != nil {
+			t.Fatal(err)
+		}
 	}
+	return req
+}
+
+func send(t testing.TB, h http.Handler, req *http.Request) answer {
+	t.Helper()
+	operation := req.Header.Get("X-Amz-Target")
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, req)
 	a := answer{status: rec.Code, header: rec.Header(), body: rec.Body.Bytes()}
@@ -72,42 +94,119 @@ func post(t testing.TB, h http.Handler, operation, authorization, body string) a
 	return a
 }
 
-func signedBy(arn string) string {
-	return "AWS4-HMAC-SHA256 Credential=" + accessKeyOf(arn) + "/20260304/us-west-2/kms/aws4_request, SignedHeaders=host;x-amz-date, Signature=00"
-}
-
-// AWS KMS API Reference, Common Errors; IAM User Guide, "Elements of an AWS API
-// request signature".
+// AWS KMS API Reference, Common Errors.
 func TestCallerAndTarget(t *testing.T) {
 	h := newKMS(t, localkms.Config{})
 	for name, tc := range map[string]struct {
-		target, authorization, body string
-		want                        refusal
+		target, principal, body string
+		want                    refusal
 	}{
 		"no authorization":      {"TrentService.ListAliases", "", "{}", refusal{"MissingAuthenticationTokenException", "Missing Authentication Token"}},
-		"other scheme":          {"TrentService.ListAliases", "Basic Credential=x", "{}", refusal{"IncompleteSignatureException", "Authorization header requires 'Credential' parameter."}},
-		"short scope":           {"TrentService.ListAliases", "AWS4-HMAC-SHA256 Credential=AKIA/20260304/kms, Signature=0", "{}", refusal{"IncompleteSignatureException", "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term, got 'AKIA/20260304/kms'"}},
-		"unknown access key":    {"TrentService.ListAliases", signedBy("arn:aws:iam::000000000000:root"), "{}", refusal{"UnrecognizedClientException", "The security token included in the request is invalid."}},
-		"unknown operation":     {"TrentService.Fly", signedBy(admin), "{}", refusal{"UnknownOperationException", ""}},
-		"another service":       {"DynamoDB_20120810.ListTables", signedBy(admin), "{}", refusal{"UnknownOperationException", ""}},
-		"unsupported operation": {"TrentService.Sign", signedBy(admin), "{}", refusal{"UnsupportedOperationException", "localkms does not support the operation Sign."}},
-		"no JSON":               {"TrentService.ListAliases", signedBy(admin), "{", refusal{"SerializationException", "The request body is not valid JSON."}},
-		"no object":             {"TrentService.ListAliases", signedBy(admin), "[]", refusal{"SerializationException", "The request body is not a JSON object in UTF-8."}},
-		"no UTF-8":              {"TrentService.ListAliases", signedBy(admin), "{\"KeyId\":\"\xff\"}", refusal{"SerializationException", "The request body is not a JSON object in UTF-8."}},
-		"wrong type":            {"TrentService.ListAliases", signedBy(admin), `{"Limit":"one"}`, refusal{"SerializationException", "STRING_VALUE can not be converted to the type of Limit."}},
-		"too large":             {"TrentService.ListAliases", signedBy(admin), `{"x":"` + strings.Repeat("x", 1<<20) + `"}`, refusal{"SerializationException", "The request body is larger than 1048576 bytes."}},
-		"missing member":        {"TrentService.DescribeKey", signedBy(admin), `{}`, refusal{"ValidationException", "1 validation error detected: Value null at 'keyId' failed to satisfy constraint: Member must not be null"}},
+		"unknown access key":    {"TrentService.ListAliases", "arn:aws:iam::000000000000:root", "{}", refusal{"UnrecognizedClientException", "The security token included in the request is invalid."}},
+		"unknown operation":     {"TrentService.Fly", admin, "{}", refusal{"UnknownOperationException", ""}},
+		"another service":       {"DynamoDB_20120810.ListTables", admin, "{}", refusal{"UnknownOperationException", ""}},
+		"unsupported operation": {"TrentService.Sign", admin, "{}", refusal{"UnsupportedOperationException", "localkms does not support the operation Sign."}},
+		"no JSON":               {"TrentService.ListAliases", admin, "{", refusal{"SerializationException", "The request body is not valid JSON."}},
+		"no object":             {"TrentService.ListAliases", admin, "[]", refusal{"SerializationException", "The request body is not a JSON object in UTF-8."}},
+		"no UTF-8":              {"TrentService.ListAliases", admin, "{\"KeyId\":\"\xff\"}", refusal{"SerializationException", "The request body is not a JSON object in UTF-8."}},
+		"wrong type":            {"TrentService.ListAliases", admin, `{"Limit":"one"}`, refusal{"SerializationException", "STRING_VALUE can not be converted to the type of Limit."}},
+		"too large":             {"TrentService.ListAliases", admin, `{"x":"` + strings.Repeat("x", 1<<20) + `"}`, refusal{"SerializationException", "The request body is larger than 1048576 bytes."}},
+		"missing member":        {"TrentService.DescribeKey", admin, `{}`, refusal{"ValidationException", "1 validation error detected: Value null at 'keyId' failed to satisfy constraint: Member must not be null"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := post(t, h, tc.target, tc.authorization, tc.body)
-			if got := (refusal{a.code(), a.message()}); got != tc.want || a.status != http.StatusBadRequest {
-				t.Errorf("got  %d %q %q\nwant 400 %q %q", a.status, got.code, got.message, tc.want.code, tc.want.message)
+			a := post(t, h, tc.target, tc.principal, tc.body)
+			wantAnswer(t, a, tc.want)
+		})
+	}
+}
+
+func wantAnswer(t *testing.T, a answer, want refusal) {
+	t.Helper()
+	if got := (refusal{a.code(), a.message()}); got != want || a.status != http.StatusBadRequest {
+		t.Errorf("got  %d %q %q\nwant 400 %q %q", a.status, got.code, got.message, want.code, want.message)
+	}
+	if a.header.Get("Content-Type") != "application/x-amz-json-1.1" || len(a.header.Get("x-amzn-RequestId")) != 36 {
+		t.Errorf("header %v", a.header)
+	}
+}
+
+// A request that was altered after it was signed, or signed for something else, is
+// refused. Texts: IAM User Guide, "Troubleshoot Signature Version 4 signing", and
+// answers of AWS published in aws-sdk-js-v3 issue 6400 (AWS KMS, 5 minutes),
+// aws-sdk-ruby issue 431 and others.
+func TestSignature(t *testing.T) {
+	now := time.Date(2026, 3, 4, 5, 6, 7, 890e6, time.UTC)
+	h := newKMS(t, localkms.Config{Now: func() time.Time { return now }, ClockSkew: 5 * time.Minute})
+	const mismatch = "The request signature we calculated does not match the signature you provided. " +
+		"Check your AWS Secret Access Key and signing method. Consult the service documentation for details."
+	authorization := func(old, new string) func(*http.Request) {
+		return func(r *http.Request) {
+			header := r.Header.Get("Authorization")
+			if !strings.Contains(header, old) {
+				t.Errorf("%q is not in %q", old, header)
 			}
-			if a.header.Get("Content-Type") != "application/x-amz-json-1.1" || len(a.header.Get("x-amzn-RequestId")) != 36 {
-				t.Errorf("header %v", a.header)
+			r.Header.Set("Authorization", strings.Replace(header, old, new, 1))
+		}
+	}
+	set := func(header, value string) func(*http.Request) {
+		return func(r *http.Request) { r.Header.Set(header, value) }
+	}
+	for name, tc := range map[string]struct {
+		at     time.Duration
+		change func(*http.Request)
+		want   refusal
+	}{
+		"as signed":          {0, func(*http.Request) {}, refusal{}},
+		"five minutes early": {-5 * time.Minute, func(*http.Request) {}, refusal{}},
+		"an unsigned header": {0, set("User-Agent", "x"), refusal{}},
+		"too early": {-5*time.Minute - time.Second, func(*http.Request) {}, refusal{"InvalidSignatureException",
+			"Signature expired: 20260304T050106Z is now earlier than 20260304T050107Z (20260304T050607Z - 5 min.)"}},
+		"too late": {6 * time.Minute, func(*http.Request) {}, refusal{"InvalidSignatureException",
+			"Signature not yet current: 20260304T051207Z is still later than 20260304T051107Z (20260304T050607Z + 5 min.)"}},
+		"another target": {0, set("X-Amz-Target", "TrentService.ListKeys"), refusal{"InvalidSignatureException", mismatch}},
+		"another host":   {0, func(r *http.Request) { r.Host = "other" }, refusal{"InvalidSignatureException", mismatch}},
+		"another body": {0, func(r *http.Request) { r.Body = io.NopCloser(strings.NewReader(`{"Limit":1}`)) },
+			refusal{"InvalidSignatureException", mismatch}},
+		"another region":    {0, authorization(region, "us-east-1"), refusal{"InvalidSignatureException", mismatch}},
+		"another principal": {0, authorization(accessKeyOf(admin), accessKeyOf(worker)), refusal{"InvalidSignatureException", mismatch}},
+		"no such region":    {0, authorization(region, "us_west"), refusal{"InvalidSignatureException", "Credential should be scoped to a valid region, not 'us_west'."}},
+		"another service":   {0, authorization("/kms/", "/s3/"), refusal{"InvalidSignatureException", "Credential should be scoped to correct service: 'kms'."}},
+		"another end":       {0, authorization("aws4_request", "aws5_request"), refusal{"InvalidSignatureException", "Credential should be scoped with a valid terminator: 'aws4_request', not 'aws5_request'."}},
+		"another day": {0, authorization("/20260304/", "/20260305/"), refusal{"InvalidSignatureException",
+			"Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '20260305' != '20260304', from '20260304T050607Z'."}},
+		"host is not signed": {0, authorization("host;", ""), refusal{"InvalidSignatureException",
+			"'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization."}},
+		"short scope": {0, authorization("/"+region+"/kms/", "/"), refusal{"IncompleteSignatureException",
+			"Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term, got '" + accessKeyOf(admin) + "/20260304/aws4_request'"}},
+		"other scheme": {0, set("Authorization", "Basic Credential=x"), refusal{"IncompleteSignatureException",
+			"Authorization header requires 'Credential' parameter. Authorization header requires 'Signature' parameter. " +
+				"Authorization header requires 'SignedHeaders' parameter. " +
+				"(Hashed with SHA-256 and encoded with Base64) Authorization=" + base64Sum("Basic Credential=x")}},
+		"a token with a permanent key": {0, set("X-Amz-Security-Token", "x"),
+			refusal{"UnrecognizedClientException", "The security token included in the request is invalid."}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			req := signed(t, "TrentService.ListAliases", admin, []byte("{}"), now.Add(tc.at))
+			tc.change(req)
+			a := send(t, h, req)
+			if tc.want.code != "" {
+				wantAnswer(t, a, tc.want)
+			} else if a.status != http.StatusOK {
+				t.Errorf("answered %d %s", a.status, a.body)
 			}
 		})
 	}
+	req := signed(t, "TrentService.ListAliases", admin, []byte("{}"), now)
+	header := req.Header.Get("Authorization")
+	req.Header.Del("X-Amz-Date")
+	wantAnswer(t, send(t, h, req), refusal{"IncompleteSignatureException",
+		"Authorization header requires existence of either a 'X-Amz-Date' or a 'Date' header. " +
+			"(Hashed with SHA-256 and encoded with Base64) Authorization=" + base64Sum(header)})
+}
+
+func base64Sum(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return base64.StdEncoding.EncodeToString(sum[:])
 }
 
 // snapshots returns the SDK's own record of the wire, from the module cache.
@@ -144,7 +243,7 @@ func TestSnapshotRequests(t *testing.T) {
 	requests := snapshots(t, "request_snapshot", ".request.snap")
 	for operation, body := range requests {
 		t.Run(operation, func(t *testing.T) {
-			a := post(t, h, "TrentService."+operation, signedBy(admin), string(body))
+			a := post(t, h, "TrentService."+operation, admin, string(body))
 			if a.status >= 500 || a.code() == "UnknownOperationException" || a.code() == "SerializationException" {
 				t.Errorf("answered %d %s", a.status, a.body)
 			}
@@ -359,12 +458,13 @@ func TestObserve(t *testing.T) {
 
 func TestNewRefusesPrincipals(t *testing.T) {
 	for name, principals := range map[string][]localkms.Principal{
-		"no ARN":          {{ARN: "Admin", AccessKeyID: "A"}},
-		"assumed role":    {{ARN: "arn:aws:sts::111122223333:assumed-role/R/S", AccessKeyID: "A"}},
-		"no access key":   {{ARN: admin}},
-		"shared":          {{ARN: admin, AccessKeyID: "A"}, {ARN: worker, AccessKeyID: "A"}},
-		"bad access key":  {{ARN: admin, AccessKeyID: "A/B"}},
-		"another service": {{ARN: "arn:aws:s3:::bucket", AccessKeyID: "A"}},
+		"no ARN":          {{ARN: "Admin", AccessKeyID: "A", SecretAccessKey: "s"}},
+		"assumed role":    {{ARN: "arn:aws:sts::111122223333:assumed-role/R/S", AccessKeyID: "A", SecretAccessKey: "s"}},
+		"no access key":   {{ARN: admin, SecretAccessKey: "s"}},
+		"shared":          {{ARN: admin, AccessKeyID: "A", SecretAccessKey: "s"}, {ARN: worker, AccessKeyID: "A", SecretAccessKey: "s"}},
+		"bad access key":  {{ARN: admin, AccessKeyID: "A/B", SecretAccessKey: "s"}},
+		"no secret":       {{ARN: admin, AccessKeyID: "A"}},
+		"another service": {{ARN: "arn:aws:s3:::bucket", AccessKeyID: "A", SecretAccessKey: "s"}},
 	} {
 		if _, err := localkms.New(localkms.Config{Principals: principals, Now: newClock().Now}); err == nil {
 			t.Errorf("%s: no error", name)
@@ -388,7 +488,7 @@ func FuzzRequest(f *testing.F) {
 	f.Add("CreateKey", `{"KeySpec":"HMAC_256","KeyUsage":"GENERATE_VERIFY_MAC"}`)
 	f.Add("RetireGrant", `{"GrantToken":"AAAA"}`)
 	f.Add("ReEncrypt", `{"CiphertextBlob":"`+strings.Repeat("A", 400)+`","DestinationKeyId":"alias/k"}`)
-	h, err := localkms.New(localkms.Config{Principals: cast(), Now: newClock().Now})
+	h, err := localkms.New(localkms.Config{Principals: cast(), Now: newClock().Now, ClockSkew: -1})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -397,7 +497,7 @@ func FuzzRequest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, operation, body string) {
-		if a := post(t, h, "TrentService."+operation, signedBy(admin), body); a.status != http.StatusOK && a.status != http.StatusBadRequest {
+		if a := post(t, h, "TrentService."+operation, admin, body); a.status != http.StatusOK && a.status != http.StatusBadRequest {
 			t.Errorf("answered %d %s", a.status, a.body)
 		}
 	})

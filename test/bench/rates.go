@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,21 +12,22 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
 
 // kmsRates is what localkms itself can do: raw requests, made beforehand, by a
 // client that does as little as it can. Client and KMS share the machine, so
 // the processor time of a call says more than the calls per second.
 func (b *bench) kmsRates(ctx context.Context) error {
-	const customerScope = "AWS4-HMAC-SHA256 Credential=AKIACUSTOMER/20261121/us-east-1/kms/aws4_request, SignedHeaders=host, Signature=0"
 	transport := newTransport(8)
 	defer transport.CloseIdleConnections()
-	call := func(operation string, body []byte) ([]byte, error) {
+	send := func(operation string, header http.Header, body []byte) ([]byte, error) {
 		r, err := http.NewRequestWithContext(ctx, http.MethodPost, b.kms.Fast, bytes.NewReader(body))
 		if err != nil {
 			return nil, err
 		}
-		r.Header = http.Header{"X-Amz-Target": {"TrentService." + operation}, "Content-Type": {"application/x-amz-json-1.1"}, "Authorization": {customerScope}}
+		r.Header = header
 		response, err := transport.RoundTrip(r)
 		if err != nil {
 			return nil, err
@@ -36,7 +39,13 @@ func (b *bench) kmsRates(ctx context.Context) error {
 		}
 		return answer, err
 	}
-	fixed, err := prepareRates(call)
+	fixed, err := prepareRates(func(operation string, body []byte) ([]byte, error) {
+		header, err := b.signed(ctx, operation, body)
+		if err != nil {
+			return nil, err
+		}
+		return send(operation, header, body)
+	})
 	if err != nil {
 		return err
 	}
@@ -46,8 +55,12 @@ func (b *bench) kmsRates(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
+			header, err := b.signed(ctx, operation, fixed[operation])
+			if err != nil {
+				return err
+			}
 			n, took, err := forAWhile(workers, b.size.rateTime, func() error {
-				_, err := call(operation, fixed[operation])
+				_, err := send(operation, header, fixed[operation])
 				return err
 			})
 			if err != nil {
@@ -106,6 +119,21 @@ func prepareRates(call func(string, []byte) ([]byte, error)) (map[string][]byte,
 	fixed["ReEncrypt"], err = json.Marshal(map[string]any{"CiphertextBlob": sealed.CiphertextBlob, "SourceKeyId": id, "SourceEncryptionContext": pairs,
 		"DestinationKeyId": id, "DestinationEncryptionContext": pairs})
 	return fixed, err
+}
+
+// signed returns the header of a request of the customer's, good for minutes.
+func (b *bench) signed(ctx context.Context, operation string, body []byte) (http.Header, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, b.kms.Fast, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	r.Header = http.Header{"X-Amz-Target": {"TrentService." + operation}, "Content-Type": {"application/x-amz-json-1.1"}}
+	as, err := credential(customer).Retrieve(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(body)
+	return r.Header, v4.NewSigner().SignHTTP(ctx, as, r, hex.EncodeToString(sum[:]), "kms", region, time.Now())
 }
 
 // forAWhile calls fn from some goroutines until the time is up or one fails.
