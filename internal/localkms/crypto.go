@@ -12,6 +12,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -43,21 +44,24 @@ const (
 
 	saltSize     = 32
 	checksumSize = 4
-	materialSize = 32 // bytes, of key material and of its id
+	materialSize = 32 // bytes, of a symmetric key's material and of every material's id
 	messageLabel = "localkms message key 1"
 )
 
 // material is one generation of a key's secret. Blobs name the generation they
 // were made under, so a key can have several.
 type material struct {
-	id      string // 64 hexadecimal digits
-	raw     [materialSize]byte
-	prk     []byte    // HKDF-Extract of raw, the same for all messages
-	rotated time.Time // when the key was rotated to it; zero for a key's first
+	id        string    // 64 hexadecimal digits
+	raw       []byte    // as long as the kind of key says
+	prk       []byte    // HKDF-Extract of raw, the same for all messages
+	rotated   time.Time // when the key was rotated to it; zero for a key's first
+	automatic bool      // the rotation was not asked for
+
+	settled atomic.Bool // it is known to be on disk
 }
 
-func newMaterial(id string, raw [materialSize]byte) (*material, error) {
-	prk, err := hkdf.Extract(sha256.New, raw[:], []byte(id))
+func newMaterial(id string, raw []byte) (*material, error) {
+	prk, err := hkdf.Extract(sha256.New, raw, []byte(id))
 	if err != nil {
 		return nil, err
 	}
@@ -75,6 +79,18 @@ func (m *material) messageCipher(salt []byte) (cipher.AEAD, error) {
 		return nil, err
 	}
 	return cipher.NewGCMWithRandomNonce(block)
+}
+
+// seal encrypts under the newest material of a key. That is on disk before anything
+// under it leaves: else a crash could leave a blob that nothing opens.
+func (k *KMS) seal(key resolved, plaintext []byte, context map[string]string) ([]byte, error) {
+	if m := key.current(); !m.settled.Load() {
+		if err := k.settle(); err != nil {
+			return nil, err
+		}
+		m.settled.Store(true)
+	}
+	return key.seal(plaintext, context)
 }
 
 // seal encrypts plaintext under the newest material of a key.

@@ -21,6 +21,7 @@ const (
 	codeInvalidCiphertext     = "InvalidCiphertextException"
 	codeInvalidGrantToken     = "InvalidGrantTokenException"
 	codeInvalidKeyUsage       = "InvalidKeyUsageException"
+	codeInvalidMac            = "KMSInvalidMacException"
 	codeInvalidMarker         = "InvalidMarkerException"
 	codeInvalidSignature      = "InvalidSignatureException"
 	codeInvalidState          = "KMSInvalidStateException"

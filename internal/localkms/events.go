@@ -23,6 +23,7 @@ type event struct {
 	Unaliased *aliasRef         `json:"unaliased,omitempty"` // the alias is gone
 	Described *descriptionEvent `json:"described,omitempty"`
 	Tagged    *tagsEvent        `json:"tagged,omitempty"`
+	Rotation  *rotationEvent    `json:"rotation,omitempty"`
 }
 
 // openedEvent begins every journal.
@@ -43,6 +44,7 @@ type keyEvent struct {
 	Usage       string          `json:"usage,omitempty"` // empty: encryptDecrypt
 	Enabled     bool            `json:"enabled"`
 	Deletion    time.Time       `json:"deletion,omitzero"`
+	Rotation    rotationPlan    `json:"rotation,omitzero"`
 	Policy      string          `json:"policy"`
 	Materials   []materialEvent `json:"materials"`
 }
@@ -55,28 +57,38 @@ func (e *keyEvent) describe(k kind) {
 	}
 }
 
+// materialEvent is one generation of a key's secret.
 type materialEvent struct {
-	ID      string    `json:"id"`
-	Raw     []byte    `json:"raw"`
-	Rotated time.Time `json:"rotated,omitzero"`
+	ID        string    `json:"id"`
+	Raw       []byte    `json:"raw"`
+	Rotated   time.Time `json:"rotated,omitzero"`
+	Automatic bool      `json:"automatic,omitempty"` // it came by automatic rotation
 }
 
-func (e *materialEvent) material() (*material, error) {
-	if len(e.Raw) != materialSize {
-		return nil, fmt.Errorf("key material %s has %d bytes, want %d", e.ID, len(e.Raw), materialSize)
+// material readies the secret for the keys of one kind.
+func (e *materialEvent) material(k kind) (*material, error) {
+	if want := k.materialSize(); len(e.Raw) != want {
+		return nil, fmt.Errorf("key material %s has %d bytes, want %d", e.ID, len(e.Raw), want)
 	}
-	m, err := newMaterial(e.ID, [materialSize]byte(e.Raw))
+	m, err := newMaterial(e.ID, e.Raw)
 	if err != nil {
 		return nil, err
 	}
-	m.rotated = e.Rotated
+	m.rotated, m.automatic = e.Rotated, e.Automatic
 	return m, nil
 }
 
-// rotatedEvent gives a key its newest material.
+// rotatedEvent gives a key its newest material. If that came by automatic rotation,
+// the next one is a period later.
 type rotatedEvent struct {
 	Key      keyRef        `json:"key"`
 	Material materialEvent `json:"material"`
+}
+
+// rotationEvent begins automatic rotation, changes its period, or ends it.
+type rotationEvent struct {
+	Key  keyRef       `json:"key"`
+	Plan rotationPlan `json:"plan,omitzero"`
 }
 
 type policyEvent struct {
@@ -85,8 +97,9 @@ type policyEvent struct {
 }
 
 type enabledEvent struct {
-	Key     keyRef `json:"key"`
-	Enabled bool   `json:"enabled"`
+	Key     keyRef    `json:"key"`
+	Enabled bool      `json:"enabled"`
+	Time    time.Time `json:"time,omitzero"` // of an EnableKey
 }
 
 type aliasEvent struct {

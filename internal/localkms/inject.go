@@ -163,7 +163,7 @@ func (k *KMS) disableNow(r *request, id string, body []byte) error {
 		ref, unknown := s.locate(r, id, keyAliasForms)
 		if key := s.keys[ref]; unknown == nil && key != nil && key.settings.enabled {
 			r.injected(injectedDisabled)
-			return &event{Enabled: &enabledEvent{ref, false}}, nil
+			return &event{Enabled: &enabledEvent{Key: ref}}, nil
 		}
 		return nil, nil
 	})

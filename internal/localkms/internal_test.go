@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -92,7 +93,7 @@ func FuzzBlobHeader(f *testing.F) {
 // those it has.
 func TestSeveralMaterials(t *testing.T) {
 	generation := func() *material {
-		m, err := newMaterial(randomHex(materialSize), [materialSize]byte([]byte(randomHex(materialSize/2))))
+		m, err := newMaterial(randomHex(materialSize), []byte(randomHex(materialSize/2)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -115,6 +116,24 @@ func TestSeveralMaterials(t *testing.T) {
 		}
 		if _, err := first.open(parsed, nil); (err == nil) != (sealer.current() == first.current()) {
 			t.Errorf("the first material alone: %v", err)
+		}
+	}
+}
+
+// RFC 4231, test case 1.
+func TestMacVectors(t *testing.T) {
+	m, err := newMaterial(randomHex(materialSize), bytes.Repeat([]byte{0x0b}, 20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for algorithm, want := range map[string]string{
+		"HMAC_SHA_224": "896fb1128abbdf196832107cd49df33f47b4b1169912ba4f53684b22",
+		"HMAC_SHA_256": "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7",
+		"HMAC_SHA_384": "afd03944d84895626b0825f4ab46907f15f9dadbe4101ec682aa034c7cebc59cfaea9ea9076ede7f4af152e8b2fa9cb6",
+		"HMAC_SHA_512": "87aa7cdea5ef619d4ff0b4241a1d6cb02379f4e2ce4ec2787ad0b30545e17cdedaa833b7d6b8a702038b274eaea3f4e4be9d914eeb61f1702e696c203a126854",
+	} {
+		if got := fmt.Sprintf("%x", m.mac(algorithm, []byte("Hi There"))); got != want {
+			t.Errorf("%s: %s, want %s", algorithm, got, want)
 		}
 	}
 }
@@ -260,9 +279,9 @@ func TestReplayOfEveryPrefix(t *testing.T) {
 		}}},
 		{{Alias: &aliasEvent{Ref: aliasRef{ref.Account, ref.Region, "alias/a"}, Target: ref, Created: when}}},
 		{{Grant: &grantEvent{ref, grantOf("g1", 1)}}, {Grant: &grantEvent{ref, grantOf("g2", 2)}}}, // one sync, two changes
-		{{Enabled: &enabledEvent{ref, false}}},
+		{{Enabled: &enabledEvent{Key: ref}}},
 		{{Retired: &retiredEvent{Key: ref, GrantID: "g1"}}},
-		{{Rotated: &rotatedEvent{ref, newMaterialEvent(when)}}},
+		{{Rotated: &rotatedEvent{ref, newMaterialEvent(kind{spec: symmetricSpec})}}},
 		{{Deletion: &deletionEvent{ref, when}}},
 		{{Deletion: &deletionEvent{Key: ref}}},
 		{{Key: &keyEvent{
@@ -275,6 +294,10 @@ func TestReplayOfEveryPrefix(t *testing.T) {
 		}}},
 		{{Alias: &aliasEvent{Ref: aliasRef{ref.Account, ref.Region, "alias/b"}, Target: doomed, Created: when}}},
 		{{Deleted: &doomed}},
+		{{Rotation: &rotationEvent{ref, rotationPlan{Days: 90, Next: when}}}},
+		{{Rotated: &rotatedEvent{ref, materialEvent{ID: randomHex(materialSize), Raw: newTokenSecret(), Rotated: when, Automatic: true}}}},
+		{{Enabled: &enabledEvent{ref, true, when.AddDate(1, 0, 0)}}},
+		{{Rotation: &rotationEvent{Key: ref}}},
 		{{Described: &descriptionEvent{ref, "papers"}}},
 		{{Tagged: &tagsEvent{ref, []tag{{"env", "prod"}, {"team", ""}}}}},
 		{{Tagged: &tagsEvent{ref, []tag{{"env", "test"}}}}},
@@ -322,5 +345,49 @@ func TestReplayOfEveryPrefix(t *testing.T) {
 	}
 	if lines != len(batches) {
 		t.Errorf("reached line %d of %d", lines, len(batches))
+	}
+}
+
+// A rotation that is decided, and not yet on disk, governs what is encrypted from
+// then on. The material gets there before anything under it leaves.
+func TestMaterialIsOnDiskBeforeItsCiphertext(t *testing.T) {
+	dir := t.TempDir()
+	k, err := New(Config{Dir: dir, Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	ref := keyRef{"111122223333", "us-west-2", newUUID()}
+	symmetric := kind{symmetricSpec, encryptDecrypt}
+	made := &keyEvent{Ref: ref, Enabled: true, Policy: defaultPolicy(ref.Account), Materials: []materialEvent{newMaterialEvent(symmetric)}}
+	if err := k.change(func(*state) (*event, error) { return &event{Key: made}, nil }); err != nil {
+		t.Fatal(err)
+	}
+	next := newMaterialEvent(symmetric)
+	if err := k.decide(func(*state) (*event, error) { return &event{Rotated: &rotatedEvent{ref, next}}, nil }); err != nil {
+		t.Fatal(err)
+	}
+	key, err := k.lookup(&request{now: time.Now()}, ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := k.seal(key, []byte("x"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	crashed, err := readJournal(filepath.Join(dir, journalName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := crashed.get(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := parseBlob(blob)
+	if err != nil || sealed.materialID != next.ID {
+		t.Fatalf("encrypted under %s, want %s: %v", sealed.materialID, next.ID, err)
+	}
+	if plaintext, err := found.open(sealed, nil); err != nil || string(plaintext) != "x" {
+		t.Errorf("after a crash: %q, %v", plaintext, err)
 	}
 }

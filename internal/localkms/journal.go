@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 )
@@ -138,7 +139,7 @@ func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
 // openJournal locks dir, reads its journal, and replaces it by the shortest one
 // that leads to the same state. What remained of keys whose deletion date has
-// come leaves the disk here.
+// come leaves the disk here, and what keys of an older program lack comes to it.
 func openJournal(dir string, now time.Time) (*journal, *state, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, err
@@ -151,7 +152,7 @@ func openJournal(dir string, now time.Time) (*journal, *state, error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, lock.Close())
 	}
-	for _, e := range s.due(now) {
+	for _, e := range slices.Concat(s.due(now), s.incomplete()) {
 		if err := s.apply(e); err != nil {
 			return nil, nil, errors.Join(err, lock.Close())
 		}

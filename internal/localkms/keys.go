@@ -67,6 +67,7 @@ type settings struct {
 	description string
 	tags        []tag // by key
 	policy      *policy
+	rotation    rotationPlan
 	materials   []*material // oldest first; the last one encrypts
 }
 
@@ -128,20 +129,36 @@ var keyIDPattern = regexp.MustCompile(
 // find looks a key up by an identifier. A bare id or alias name means the
 // caller's own account; the region is always that of the request.
 func (k *KMS) find(r *request, id string, forms idForms) (resolved, error) {
-	k.mu.RLock()
-	defer k.mu.RUnlock()
-	ref, err := k.state.locate(r, id, forms)
-	if err != nil {
-		return resolved{}, err
-	}
-	return k.state.alive(ref, r.now)
+	return k.rotated(r, func(s *state) (resolved, error) {
+		ref, err := s.locate(r, id, forms)
+		if err != nil {
+			return resolved{}, err
+		}
+		return s.alive(ref, r.now)
+	})
 }
 
 // lookup finds a key by its reference.
 func (k *KMS) lookup(r *request, ref keyRef) (resolved, error) {
+	return k.rotated(r, func(s *state) (resolved, error) { return s.alive(ref, r.now) })
+}
+
+// rotated reads a key, and again after its automatic rotation if that was due.
+func (k *KMS) rotated(r *request, read func(*state) (resolved, error)) (resolved, error) {
+	key, err := k.read(read)
+	if err != nil || !key.rotationDue(r.now) {
+		return key, err
+	}
+	if err := k.rotateDue(r, key.ref); err != nil {
+		return resolved{}, err
+	}
+	return k.read(read)
+}
+
+func (k *KMS) read(from func(*state) (resolved, error)) (resolved, error) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	return k.state.alive(ref, r.now)
+	return from(k.state)
 }
 
 // owned finds a key for an operation that only the key's own account may do, and

@@ -10,7 +10,7 @@ const (
 )
 
 // kinds are the keys that can be made: by key spec and key usage, the algorithms
-// (AWS KMS Developer Guide, "Key spec reference"). Only keys of symmetricSpec do
+// (AWS KMS Developer Guide, "Key spec reference"). Only symmetric and HMAC keys do
 // anything: the others are there to be described, and to be refused.
 var kinds = map[string]map[string][]string{
 	symmetricSpec: {encryptDecrypt: {symmetricSpec}},
@@ -66,6 +66,15 @@ func (k kind) symmetric() bool { return k.spec == symmetricSpec }
 
 func (k kind) algorithms() []string { return kinds[k.spec][k.usage] }
 
+// materialSizes are the bytes of key material that keys of each spec have here
+// (AWS KMS Developer Guide, "Key spec reference"). Those of other specs do nothing,
+// and have none.
+var materialSizes = map[string]int{
+	symmetricSpec: materialSize, "HMAC_224": 28, "HMAC_256": 32, "HMAC_384": 48, "HMAC_512": 64,
+}
+
+func (k kind) materialSize() int { return materialSizes[k.spec] }
+
 // newKind returns the kind of key that a CreateKey asks for.
 func newKind(spec, usage string) (kind, error) {
 	if spec == "" {
@@ -85,22 +94,35 @@ func newKind(spec, usage string) (kind, error) {
 	return kind{spec, usage}, nil
 }
 
+// usageFor returns the key usage that an operation needs.
+func usageFor(operation string) string {
+	if operation == "GenerateMac" || operation == "VerifyMac" {
+		return generateVerifyMac
+	}
+	return encryptDecrypt
+}
+
 // ready checks that the key is in a state, and of a kind, to do what is asked.
-// AWS looks at the state first.
+// AWS looks at the state first. The texts about usage and MACs were recorded.
 func (k resolved) ready(a access) error {
 	if err := k.usable(); err != nil {
 		return err
+	}
+	wanted := usageFor(a.operation)
+	if k.usage != wanted {
+		return faultf(codeInvalidKeyUsage, "%s key usage is %s which is not valid for %s.", k.arn, k.usage, a.operation)
 	}
 	asked := symmetricSpec
 	if a.algorithm != nil {
 		asked = *a.algorithm
 	}
+	known := slices.Contains(k.algorithms(), asked)
 	switch {
-	case k.usage != encryptDecrypt:
-		return faultf(codeInvalidKeyUsage, "%s key usage is %s which is not valid for %s.", k.arn, k.usage, a.operation)
-	case !slices.Contains(k.algorithms(), asked):
+	case wanted == generateVerifyMac && !known:
+		return faultf(codeInvalidKeyUsage, "Algorithm %s is incompatible with key spec %s.", asked, k.spec)
+	case !known:
 		return faultf(codeInvalidKeyUsage, "Algorithm %s and key spec %s are incompatible.", asked, k.spec)
-	case k.symmetric():
+	case k.materialSize() > 0:
 		return nil
 	case len(a.context) > 0:
 		return faultf(codeValidation, "EncryptionContext is not supported with KeySpec %s.", k.spec)

@@ -63,7 +63,13 @@ func TestWrongKindOfKey(t *testing.T) {
 	uses := map[string]func(key string) error{
 		"Encrypt": func(key string) error { return encryptWith(t, nil)(c, key) },
 		"Decrypt": func(key string) error {
-			_, err := c.Decrypt(ctx, &kms.DecryptInput{KeyId: &key, CiphertextBlob: blob})
+			_, err := c.Decrypt(ctx, &kms.DecryptInput{
+				KeyId: &key, DryRun: aws.Bool(true), DryRunModifiers: []types.DryRunModifierType{"IGNORE_CIPHERTEXT"},
+			})
+			return err
+		},
+		"GenerateDataKeyPair": func(key string) error {
+			_, err := c.GenerateDataKeyPair(ctx, &kms.GenerateDataKeyPairInput{KeyId: &key, KeyPairSpec: "ECC_NIST_P256"})
 			return err
 		},
 		"GenerateDataKey": func(key string) error {
@@ -93,6 +99,9 @@ func TestWrongKindOfKey(t *testing.T) {
 		for operation, use := range uses {
 			wantRefusal(t, use(key), "InvalidKeyUsageException", key+" key usage is "+string(kind.usage)+" which is not valid for "+operation+".")
 		}
+		// Recorded of an HMAC key, 2023-04: that the blob is another key's comes first.
+		_, err := c.Decrypt(ctx, &kms.DecryptInput{KeyId: &key, CiphertextBlob: blob})
+		wantCode(t, err, "IncorrectKeyException")
 		must[*kms.DisableKeyOutput](t)(c.DisableKey(ctx, &kms.DisableKeyInput{KeyId: &key}))
 		wantRefusal(t, uses["Encrypt"](key), "DisabledException", key+" is disabled.")
 	}

@@ -1,6 +1,6 @@
 // Package localkms is an embedded key management service: an http.Handler that
-// speaks the AWS KMS wire protocol (AWS JSON 1.1) for symmetric keys. Keys of other
-// kinds can be made, described and refused, but not used.
+// speaks the AWS KMS wire protocol (AWS JSON 1.1) for symmetric and HMAC keys. Keys
+// of other kinds can be made, described and refused, but not used.
 //
 // What it does. It keeps keys, aliases, key policies and grants, encrypts with
 // AES-256-GCM under the encryption context, and enforces what other emulators
@@ -24,7 +24,8 @@
 //     identity policy that allows all of KMS, so a key policy that names an
 //     account allows every principal of that account.
 //   - A DryRun reads the key from a ciphertext but does not decrypt it.
-//   - A rotation on demand is complete when it is answered. There are no others.
+//   - A rotation on demand is complete when it is answered. An automatic one
+//     happens when the key is next looked at, as of the day when it was due.
 //   - A deleted key is gone at its date to the millisecond. Its material leaves
 //     the directory when that is opened next.
 //   - A change governs the authorization of others a moment before it is on disk.

@@ -32,6 +32,8 @@ func newOperations() map[string]operation {
 		"CancelKeyDeletion":   serve((*KMS).cancelKeyDeletion),
 
 		"RotateKeyOnDemand":    serve((*KMS).rotateKeyOnDemand),
+		"EnableKeyRotation":    serve((*KMS).enableKeyRotation),
+		"DisableKeyRotation":   serve((*KMS).disableKeyRotation),
 		"GetKeyRotationStatus": serve((*KMS).getKeyRotationStatus),
 		"ListKeyRotations":     serve((*KMS).listKeyRotations),
 
@@ -47,6 +49,12 @@ func newOperations() map[string]operation {
 		"ReEncrypt":                       serve((*KMS).reEncrypt),
 		"GenerateRandom":                  serve((*KMS).generateRandom),
 
+		"GenerateDataKeyPair":                 serve((*KMS).generateDataKeyPair),
+		"GenerateDataKeyPairWithoutPlaintext": serve((*KMS).generateDataKeyPairWithoutPlaintext),
+
+		"GenerateMac": serve((*KMS).generateMac),
+		"VerifyMac":   serve((*KMS).verifyMac),
+
 		"CreateGrant": serve((*KMS).createGrant),
 		"ListGrants":  serve((*KMS).listGrants),
 		"RetireGrant": serve((*KMS).retireGrant),
@@ -59,10 +67,9 @@ func newOperations() map[string]operation {
 // unsupported names the operations of AWS KMS (API Reference, Actions) that this
 // package does not serve: they are answered otherwise than a misspelt one.
 const unsupported = ` ConnectCustomKeyStore CreateCustomKeyStore Decapsulate DeleteCustomKeyStore
- DeleteImportedKeyMaterial DeriveSharedSecret DescribeCustomKeyStores DisableKeyRotation
- DisconnectCustomKeyStore EnableKeyRotation Encapsulate GenerateDataKeyPair
- GenerateDataKeyPairWithoutPlaintext GenerateMac GetKeyLastUsage GetParametersForImport GetPublicKey
- ImportKeyMaterial ReplicateKey Sign UpdateCustomKeyStore UpdatePrimaryRegion Verify VerifyMac `
+ DeleteImportedKeyMaterial DeriveSharedSecret DescribeCustomKeyStores DisconnectCustomKeyStore
+ Encapsulate GetKeyLastUsage GetParametersForImport GetPublicKey ImportKeyMaterial ReplicateKey Sign
+ UpdateCustomKeyStore UpdatePrimaryRegion Verify `
 
 func isUnsupported(name string) bool {
 	for known := range strings.FieldsSeq(unsupported) {

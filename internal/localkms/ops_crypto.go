@@ -67,7 +67,7 @@ func (k *KMS) encrypt(r *request, in *encryptInput) (*encryptOutput, error) {
 	if err != nil {
 		return nil, err
 	}
-	blob, err := key.seal(in.Plaintext, in.EncryptionContext)
+	blob, err := k.seal(key, in.Plaintext, in.EncryptionContext)
 	return &encryptOutput{blob, symmetricSpec, key.arn}, err
 }
 
@@ -128,7 +128,7 @@ func (k *KMS) newDataKey(r *request, in *generateDataKeyInput, operation string)
 	}
 	plaintext := make([]byte, in.size())
 	_, _ = rand.Read(plaintext) // never fails: see crypto/rand.Read
-	blob, err := key.seal(plaintext, in.EncryptionContext)
+	blob, err := k.seal(key, plaintext, in.EncryptionContext)
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +218,7 @@ type source struct {
 // ready is checked after authorization: what a blob is made of is nobody's
 // business who may not use the key.
 func (s *source) ready(a access) error {
-	if !s.ignored && s.blob.ref != s.key.ref && s.key.symmetric() {
+	if !s.ignored && s.blob.ref != s.key.ref {
 		return errIncorrectKey()
 	}
 	return s.key.ready(a)
@@ -305,7 +305,7 @@ func (k *KMS) reEncrypt(r *request, in *reEncryptInput) (*reEncryptOutput, error
 		return nil, err
 	}
 	defer clear(plaintext)
-	blob, err := dst.seal(plaintext, in.DestinationEncryptionContext)
+	blob, err := k.seal(dst, plaintext, in.DestinationEncryptionContext)
 	return &reEncryptOutput{
 		CiphertextBlob:                 blob,
 		DestinationEncryptionAlgorithm: symmetricSpec,

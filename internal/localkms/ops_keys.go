@@ -1,7 +1,5 @@
 package localkms
 
-import "time"
-
 // The values of the service model, which tell an unsupported request from an
 // invalid one (AWS KMS API Reference, CreateKey).
 var (
@@ -164,8 +162,8 @@ func (k *KMS) createKey(r *request, in *createKeyInput) (*keyMetadataOutput, err
 		Policy:      document,
 	}
 	e.describe(wanted)
-	if wanted.symmetric() {
-		e.Materials = []materialEvent{newMaterialEvent(time.Time{})}
+	if wanted.materialSize() > 0 {
+		e.Materials = []materialEvent{newMaterialEvent(wanted)}
 	}
 	r.call.KeyARN = ref.arn()
 	if err := k.change(func(*state) (*event, error) { return &event{Key: e}, nil }); err != nil {
@@ -227,6 +225,6 @@ func (k *KMS) setEnabled(r *request, in *keyStateInput, operation string, enable
 		if err != nil || now.enabled == enabled {
 			return nil, err
 		}
-		return &event{Enabled: &enabledEvent{key.ref, enabled}}, nil
+		return &event{Enabled: &enabledEvent{key.ref, enabled, r.stamp()}}, nil
 	})
 }

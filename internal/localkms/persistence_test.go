@@ -34,6 +34,7 @@ func dump(t testing.TB, h *localkms.KMS) string {
 		policy := must[*kms.GetKeyPolicyOutput](t)(c.GetKeyPolicy(ctx, &kms.GetKeyPolicyInput{KeyId: meta.Arn})).Policy
 		fmt.Fprintf(&b, "alias %s since %s of %s %q %s %v %s %s\n", *a.AliasName, a.LastUpdatedDate, *meta.Arn, *meta.Description,
 			*meta.CurrentKeyMaterialId, meta.KeyState, meta.CreationDate, *policy)
+		fmt.Fprintf(&b, "  rotation %v\n", planOf(t, c, *meta.Arn))
 		for _, tag := range must[*kms.ListResourceTagsOutput](t)(c.ListResourceTags(ctx, &kms.ListResourceTagsInput{KeyId: meta.Arn})).Tags {
 			fmt.Fprintf(&b, "  tag %q %q\n", *tag.TagKey, *tag.TagValue)
 		}
@@ -69,6 +70,8 @@ func script(t testing.TB, h *localkms.KMS, after func()) (key string, blob []byt
 	after()
 	must[*kms.RetireGrantOutput](t)(as(h, customerRoot).RetireGrant(ctx, &kms.RetireGrantInput{GrantToken: second.GrantToken}))
 	after()
+	enableRotation(t, c, key, aws.Int32(90))
+	after()
 	blob = must[*kms.EncryptOutput](t)(c.Encrypt(ctx, &kms.EncryptInput{KeyId: &key, Plaintext: []byte("x"), EncryptionContext: pairs("a", "1")})).CiphertextBlob
 	rotate(t, c, key)
 	after()
@@ -88,6 +91,10 @@ func script(t testing.TB, h *localkms.KMS, after func()) (key string, blob []byt
 	after()
 	other := newKey(t, h, "")
 	after()
+	enableRotation(t, c, other, nil)
+	after()
+	must[*kms.DisableKeyRotationOutput](t)(c.DisableKeyRotation(ctx, &kms.DisableKeyRotationInput{KeyId: &other}))
+	after()
 	must[*kms.UpdateAliasOutput](t)(c.UpdateAlias(ctx, &kms.UpdateAliasInput{AliasName: aws.String("alias/more"), TargetKeyId: &other}))
 	after()
 	must[*kms.DeleteAliasOutput](t)(c.DeleteAlias(ctx, &kms.DeleteAliasInput{AliasName: aws.String("alias/more")}))
@@ -97,7 +104,12 @@ func script(t testing.TB, h *localkms.KMS, after func()) (key string, blob []byt
 
 func reopen(t testing.TB, dir string) *localkms.KMS {
 	t.Helper()
-	h, err := localkms.New(localkms.Config{Dir: dir, Principals: cast(), Now: newClock().Now, ClockSkew: -1})
+	return reopenAt(t, dir, newClock())
+}
+
+func reopenAt(t testing.TB, dir string, clock *clock) *localkms.KMS {
+	t.Helper()
+	h, err := localkms.New(localkms.Config{Dir: dir, Principals: cast(), Now: clock.Now, ClockSkew: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,6 +252,49 @@ func TestOldJournal(t *testing.T) {
 		must[*kms.DecryptOutput](t)(as(h, worker).Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob, EncryptionContext: pairs("a", "1")}))
 		must[*kms.DisableKeyOutput](t)(c.DisableKey(ctx, &kms.DisableKeyInput{KeyId: meta.Arn}))
 		closeKMS(t, h)
+	}
+}
+
+// A journal of before there was automatic rotation, and before HMAC keys could do
+// anything, opens too. Its HMAC key has no material and gets some, for good.
+func TestJournalWithoutMacMaterial(t *testing.T) {
+	dir := t.TempDir()
+	old, err := os.ReadFile("testdata/journal_kinds")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "journal"), old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	blobs := map[string]string{
+		"first": "ATExMTEyMjIyMzMzM4SfzK5svkMTlJTzaYktYWENuGEAiGELLPrDqoHTC49N1xSBRz1fMWDZUkdfNoJTEtPA+QD0SsWTS9MHwT+hVCalfAj+yG11phwiY26u6QXZ" +
+			"CXVzLXdlc3QtMnYTiSI4bFqE+5BmPSGhFUf9a78x/HujhrDpU1mYVvJwAVgNmW0=",
+		"second": "ATExMTEyMjIyMzMzM4SfzK5svkMTlJTzaYktYWHU04tRJGIlobUwC3y3f4r0UJnyImVUQwxSPe2w/VXgC6r48+0e0F2FAwYtUJcoX2V/Ce+g4ZpRh1hGk3y+jxZO" +
+			"CXVzLXdlc3QtMsU2YzoBLviLnCXQzl57PmSlkqttWBOyV6sm94tkiwrxA9OsZ5LM",
+	}
+	var macs [][]byte
+	for range 3 {
+		h := reopen(t, dir)
+		c, ctx := as(h, admin), t.Context()
+		for want, text := range blobs {
+			blob, err := base64.StdEncoding.DecodeString(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := must[*kms.DecryptOutput](t)(c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob})).Plaintext; string(got) != want {
+				t.Errorf("opened %q, want %q", got, want)
+			}
+		}
+		macs = append(macs, must[*kms.GenerateMacOutput](t)(c.GenerateMac(ctx, &kms.GenerateMacInput{
+			KeyId: aws.String("alias/mac"), MacAlgorithm: "HMAC_SHA_384", Message: []byte("x"),
+		})).Mac)
+		if keys := must[*kms.ListKeysOutput](t)(c.ListKeys(ctx, &kms.ListKeysInput{})).Keys; len(keys) != 4 {
+			t.Errorf("%d keys, want 4", len(keys))
+		}
+		closeKMS(t, h)
+	}
+	if !bytes.Equal(macs[0], macs[1]) || !bytes.Equal(macs[0], macs[2]) {
+		t.Errorf("the MAC of one message changes with each start: %x", macs)
 	}
 }
 

@@ -44,7 +44,10 @@ func (s *state) apply(e *event) error {
 		}
 		return s.alter(e.Policy.Key, func(next *settings) { next.policy = p })
 	case e.Enabled != nil:
-		return s.alter(e.Enabled.Key, func(next *settings) { next.enabled = e.Enabled.Enabled })
+		return s.alter(e.Enabled.Key, func(next *settings) {
+			next.enabled = e.Enabled.Enabled
+			next.rotation.resume(e.Enabled.Time)
+		})
 	case e.Alias != nil:
 		s.aliases[e.Alias.Ref] = &alias{e.Alias.Ref, e.Alias.Target, e.Alias.Created, e.Alias.Updated}
 		return nil
@@ -55,6 +58,8 @@ func (s *state) apply(e *event) error {
 		return s.alter(e.Described.Key, func(next *settings) { next.description = e.Described.Description })
 	case e.Tagged != nil:
 		return s.alter(e.Tagged.Key, func(next *settings) { next.tags = e.Tagged.Tags })
+	case e.Rotation != nil:
+		return s.alter(e.Rotation.Key, func(next *settings) { next.rotation = e.Rotation.Plan })
 	case e.Grant != nil:
 		return s.applyGrant(e.Grant)
 	case e.Retired != nil:
@@ -85,20 +90,20 @@ func (s *state) applyKey(e *keyEvent) error {
 	if err != nil {
 		return err
 	}
-	set := &settings{enabled: e.Enabled, deletion: e.Deletion, description: e.Description, tags: e.Tags, policy: p}
+	set := &settings{enabled: e.Enabled, deletion: e.Deletion, description: e.Description, tags: e.Tags, rotation: e.Rotation, policy: p}
 	kind, err := newKind(e.Spec, e.Usage)
 	if err != nil {
 		return err
 	}
 	for _, m := range e.Materials {
-		ready, err := m.material()
+		ready, err := m.material(kind)
 		if err != nil {
 			return err
 		}
 		set.materials = append(set.materials, ready)
 	}
-	if _, exists := s.keys[e.Ref]; exists || kind.symmetric() != (len(set.materials) > 0) {
-		return fmt.Errorf("key %s exists already, or has no material that it needs, or some that it does not", e.Ref.arn())
+	if s.keys[e.Ref] != nil || kind.symmetric() && len(set.materials) == 0 {
+		return fmt.Errorf("key %s exists already, or has no material that it needs", e.Ref.arn())
 	}
 	made := &key{
 		kind:     kind,
@@ -157,11 +162,20 @@ func (s *state) applyRetired(e *retiredEvent) error {
 }
 
 func (s *state) applyRotated(e *rotatedEvent) error {
-	m, err := e.Material.material()
+	k, err := s.get(e.Key)
 	if err != nil {
 		return err
 	}
-	return s.alter(e.Key, func(next *settings) { next.materials = append(slices.Clone(next.materials), m) })
+	m, err := e.Material.material(k.kind)
+	if err != nil {
+		return err
+	}
+	return s.alter(e.Key, func(next *settings) {
+		next.materials = append(slices.Clone(next.materials), m)
+		if m.automatic {
+			next.rotation.Next = next.rotation.after(m.rotated)
+		}
+	})
 }
 
 func (s *state) applyDeletion(e *deletionEvent) error {
@@ -200,6 +214,18 @@ func (s *state) due(now time.Time) []*event {
 	return events
 }
 
+// incomplete returns the events that give HMAC keys their material. Programs of
+// before made such keys without any, since they could not use them.
+func (s *state) incomplete() []*event {
+	var events []*event
+	for _, k := range s.keyOrder {
+		if k.materialSize() > 0 && len(k.settings.materials) == 0 {
+			events = append(events, &event{Rotated: &rotatedEvent{k.ref, newMaterialEvent(k.kind)}})
+		}
+	}
+	return events
+}
+
 // events yields the shortest journal that leads to this state.
 func (s *state) events(yield func(*event) bool) {
 	if !yield(&event{Opened: &openedEvent{journalVersion, s.tokenSecret}}) {
@@ -230,11 +256,12 @@ func (k *key) event() *keyEvent {
 		Tags:        k.settings.tags,
 		Enabled:     k.settings.enabled,
 		Deletion:    k.settings.deletion,
+		Rotation:    k.settings.rotation,
 		Policy:      k.settings.policy.text,
 	}
 	e.describe(k.kind)
 	for _, m := range k.settings.materials {
-		e.Materials = append(e.Materials, materialEvent{m.id, m.raw[:], m.rotated})
+		e.Materials = append(e.Materials, materialEvent{m.id, m.raw, m.rotated, m.automatic})
 	}
 	return e
 }

@@ -34,7 +34,8 @@ var served = []string{
 	"RevokeGrant", "ListRetirableGrants", "ScheduleKeyDeletion", "CancelKeyDeletion",
 	"RotateKeyOnDemand", "GetKeyRotationStatus", "ListKeyRotations",
 	"ListKeys", "UpdateKeyDescription", "ListKeyPolicies", "UpdateAlias", "DeleteAlias", "TagResource", "UntagResource", "ListResourceTags",
-	"GenerateRandom",
+	"GenerateRandom", "EnableKeyRotation", "DisableKeyRotation", "GenerateDataKeyPair", "GenerateDataKeyPairWithoutPlaintext",
+	"GenerateMac", "VerifyMac",
 }
 
 func TestOperations(t *testing.T) {
@@ -279,14 +280,20 @@ var required = map[string][]string{
 	"ScheduleKeyDeletion":             {"DeletionDate", "KeyId", "KeyState", "PendingWindowInDays"},
 	"CancelKeyDeletion":               {"KeyId"},
 	"RotateKeyOnDemand":               {"KeyId"},
-	"GetKeyRotationStatus":            {"KeyId", "KeyRotationEnabled"},
-	"ListKeyRotations":                {"Rotations.KeyId", "Rotations.KeyMaterialId", "Rotations.KeyMaterialState", "Rotations.RotationDate", "Rotations.RotationType", "Truncated", "NextMarker"},
-	"ListRetirableGrants":             {"Grants.Constraints.EncryptionContextSubset", "Grants.CreationDate", "Grants.GrantId", "Grants.GranteePrincipal", "Grants.IssuingAccount", "Grants.KeyId", "Grants.Name", "Grants.Operations", "Grants.RetiringPrincipal", "Truncated", "NextMarker"},
-	"ListKeys":                        {"Keys.KeyArn", "Keys.KeyId", "Truncated", "NextMarker"},
-	"ListKeyPolicies":                 {"PolicyNames", "Truncated"},
-	"ListResourceTags":                {"Tags.TagKey", "Tags.TagValue", "Truncated", "NextMarker"},
-	"GenerateRandom":                  {"Plaintext"},
-	"ListGrants":                      {"Grants.Constraints.EncryptionContextSubset", "Grants.CreationDate", "Grants.GrantId", "Grants.GranteePrincipal", "Grants.IssuingAccount", "Grants.KeyId", "Grants.Name", "Grants.Operations", "Grants.RetiringPrincipal", "Truncated", "NextMarker"},
+	"GetKeyRotationStatus":            {"KeyId", "KeyRotationEnabled", "NextRotationDate", "RotationPeriodInDays"},
+	"GenerateMac":                     {"KeyId", "Mac", "MacAlgorithm"},
+	"VerifyMac":                       {"KeyId", "MacAlgorithm", "MacValid"},
+	"GenerateDataKeyPair":             {"KeyId", "KeyMaterialId", "KeyPairSpec", "PrivateKeyCiphertextBlob", "PrivateKeyPlaintext", "PublicKey"},
+
+	"GenerateDataKeyPairWithoutPlaintext": {"KeyId", "KeyMaterialId", "KeyPairSpec", "PrivateKeyCiphertextBlob", "PublicKey"},
+
+	"ListKeyRotations":    {"Rotations.KeyId", "Rotations.KeyMaterialId", "Rotations.KeyMaterialState", "Rotations.RotationDate", "Rotations.RotationType", "Truncated", "NextMarker"},
+	"ListRetirableGrants": {"Grants.Constraints.EncryptionContextSubset", "Grants.CreationDate", "Grants.GrantId", "Grants.GranteePrincipal", "Grants.IssuingAccount", "Grants.KeyId", "Grants.Name", "Grants.Operations", "Grants.RetiringPrincipal", "Truncated", "NextMarker"},
+	"ListKeys":            {"Keys.KeyArn", "Keys.KeyId", "Truncated", "NextMarker"},
+	"ListKeyPolicies":     {"PolicyNames", "Truncated"},
+	"ListResourceTags":    {"Tags.TagKey", "Tags.TagValue", "Truncated", "NextMarker"},
+	"GenerateRandom":      {"Plaintext"},
+	"ListGrants":          {"Grants.Constraints.EncryptionContextSubset", "Grants.CreationDate", "Grants.GrantId", "Grants.GranteePrincipal", "Grants.IssuingAccount", "Grants.KeyId", "Grants.Name", "Grants.Operations", "Grants.RetiringPrincipal", "Truncated", "NextMarker"},
 }
 
 // Our answers have the members of AWS, no other, and of the same JSON type.
@@ -394,6 +401,15 @@ func answers(t *testing.T) map[string][]byte {
 	must[*kms.RotateKeyOnDemandOutput](t)(c.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: key}))
 	must[*kms.GetKeyRotationStatusOutput](t)(c.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: key}))
 	must[*kms.ListKeyRotationsOutput](t)(c.ListKeyRotations(ctx, &kms.ListKeyRotationsInput{KeyId: key, Limit: aws.Int32(1)}))
+	must[*kms.DisableKeyRotationOutput](t)(c.DisableKeyRotation(ctx, &kms.DisableKeyRotationInput{KeyId: key}))
+	must[*kms.EnableKeyRotationOutput](t)(c.EnableKeyRotation(ctx, &kms.EnableKeyRotationInput{KeyId: key}))
+	must[*kms.GetKeyRotationStatusOutput](t)(c.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: key}))
+	must[*kms.GenerateDataKeyPairOutput](t)(c.GenerateDataKeyPair(ctx, &kms.GenerateDataKeyPairInput{KeyId: key, KeyPairSpec: "ECC_NIST_P256"}))
+	must[*kms.GenerateDataKeyPairWithoutPlaintextOutput](t)(c.GenerateDataKeyPairWithoutPlaintext(ctx,
+		&kms.GenerateDataKeyPairWithoutPlaintextInput{KeyId: key, KeyPairSpec: "ECC_NIST_P256"}))
+	mac := newKeyOf(t, c, "HMAC_256", "GENERATE_VERIFY_MAC").Arn
+	tag := must[*kms.GenerateMacOutput](t)(c.GenerateMac(ctx, &kms.GenerateMacInput{KeyId: mac, MacAlgorithm: "HMAC_SHA_256", Message: []byte("x")})).Mac
+	must[*kms.VerifyMacOutput](t)(c.VerifyMac(ctx, &kms.VerifyMacInput{KeyId: mac, MacAlgorithm: "HMAC_SHA_256", Message: []byte("x"), Mac: tag}))
 	must[*kms.CreateKeyOutput](t)(c.CreateKey(ctx, &kms.CreateKeyInput{}))
 	must[*kms.ListKeysOutput](t)(c.ListKeys(ctx, &kms.ListKeysInput{Limit: aws.Int32(1)}))
 	must[*kms.UpdateKeyDescriptionOutput](t)(c.UpdateKeyDescription(ctx, &kms.UpdateKeyDescriptionInput{KeyId: key, Description: aws.String("d")}))
