@@ -14,6 +14,7 @@ import (
 
 	"github.com/keybroker/keybroker/internal/awskms"
 	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/pacer"
 )
 
 // Config is the configuration file of serve --config: JSON, in which an unknown
@@ -48,6 +49,8 @@ type Config struct {
 	KMSEndpoint string `json:"kms_endpoint"`
 	// FIPS chooses AWS's FIPS endpoints.
 	FIPS bool `json:"fips"`
+	// KMSBudget is how much of KMS's request quota the broker may use.
+	KMSBudget KMSBudget `json:"kms_budget"`
 
 	// Restored says that the database comes from a backup: the sweep of orphans
 	// stays off, since such a database knows nothing of the grants made since.
@@ -65,6 +68,21 @@ type Config struct {
 	ReservedValue string `json:"reserved_value"`
 	// Windows are the announced waits of a key change.
 	Windows Windows `json:"windows"`
+}
+
+// KMSBudget says what KMS allows the broker's account, and how much of it the
+// broker may use. All replicas of a deployment have the same.
+type KMSBudget struct {
+	// RequestsPerSecond is the quota of symmetric cryptographic operations, by
+	// Region (Service Quotas, L-6E3AF000). Default: what AWS gives every account.
+	RequestsPerSecond map[string]float64 `json:"requests_per_second"`
+	// Share is the part of any quota beyond which re-encryption waits, so that
+	// something is left to others in the account; above 0, at most 1. Calls that
+	// somebody waits for never wait. Default 0.9.
+	Share *float64 `json:"share"`
+	// Floor is the calls a second that re-encryption gets although other calls
+	// use the share up. Default 5.
+	Floor *float64 `json:"floor"`
 }
 
 // Windows are the announced waits; see broker.Windows. Absent ones take their
@@ -134,6 +152,13 @@ func (c *Config) setDefaults() {
 	text(&c.LogLevel, "info")
 	text(&c.ReservedKey, broker.DefaultReservedKey)
 	text(&c.ReservedValue, broker.DefaultReservedValue)
+	number := func(field **float64, value float64) {
+		if *field == nil {
+			*field = &value
+		}
+	}
+	number(&c.KMSBudget.Share, 0.9)
+	number(&c.KMSBudget.Floor, 5)
 	standard := broker.DefaultWindows()
 	window := func(field **Duration, value time.Duration) {
 		if *field == nil {
@@ -176,6 +201,12 @@ func (c Config) Validate() error {
 		refuse(err == nil && u.Scheme == "http" && checkAddress("", hostPort(u), false) != nil, "kms_endpoint: must be https beyond loopback")
 		refuse(c.FIPS, "fips: does not go with kms_endpoint")
 	}
+	for region, quota := range c.KMSBudget.RequestsPerSecond {
+		refuse(!regionPattern.MatchString(region), "kms_budget.requests_per_second: %q is no Region", region)
+		refuse(!(quota >= 1), "kms_budget.requests_per_second: %s must be at least 1", region)
+	}
+	refuse(!(*c.KMSBudget.Share > 0 && *c.KMSBudget.Share <= 1), "kms_budget.share: must be above 0 and at most 1")
+	refuse(!(*c.KMSBudget.Floor > 0 && *c.KMSBudget.Floor <= 1000), "kms_budget.floor: must be above 0 and at most 1000")
 	// The rest is the broker's own part; only the ids are not configuration.
 	b := c.broker()
 	b.NewID, b.NewUID = func() string { return "" }, func() string { return "" }
@@ -204,6 +235,19 @@ func (c Config) broker() broker.Config {
 		Windows: broker.Windows{
 			GrantVisibility: time.Duration(*c.Windows.GrantVisibility), MaxStoreDelay: time.Duration(*c.Windows.MaxStoreDelay),
 			MaxReadDelay: time.Duration(*c.Windows.MaxReadDelay), BackupRetention: time.Duration(*c.Windows.BackupRetention),
+		},
+	}
+}
+
+// pace is the pacer's part of the configuration.
+func (c Config) pace() pacer.Config {
+	return pacer.Config{
+		Ceiling: *c.KMSBudget.Share, Floor: *c.KMSBudget.Floor,
+		Quota: func(b pacer.Budget) float64 {
+			if quota, set := c.KMSBudget.RequestsPerSecond[b.Region]; set && awskms.Cryptographic(b) {
+				return quota
+			}
+			return awskms.DefaultQuota(b)
 		},
 	}
 }

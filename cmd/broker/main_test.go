@@ -82,6 +82,8 @@ func TestBadCallsSayWhyInOneLine(t *testing.T) {
 		{"empty config", none, []string{"check-config", "--config", config(`{}`)}, 1, []string{"database", "deployment", "registrar_role", "worker_role", "aws_region"}},
 		{"exposed server", none, []string{"check-config", "--config", config(`{"listen":"0.0.0.0:8443"}`)}, 1, []string{"listen", "127.0.0.1"}},
 		{"bad duration", none, []string{"check-config", "--config", config(`{"windows":{"max_read_delay":"15"}}`)}, 1, []string{"15", "1h30m"}},
+		{"too much of KMS", none, []string{"check-config", "--config", config(`{"kms_budget":{"share":1.5}}`)}, 1, []string{"kms_budget.share", "at most 1"}},
+		{"a quota of nowhere", none, []string{"check-config", "--config", config(`{"kms_budget":{"floor":-1,"requests_per_second":{"mars":5,"us-east-1":0}}}`)}, 1, []string{"kms_budget.floor", "mars", "us-east-1 must be at least 1"}},
 		{"plain KMS", none, []string{"check-config", "--config", config(`{"kms_endpoint":"http://kms.example.com"}`)}, 1, []string{"kms_endpoint", "https"}},
 		{"nothing to check", none, []string{"check-config"}, 2, []string{"--config"}},
 		{"hijacked endpoint", environment("AWS_ENDPOINT_URL", "http://trap"), []string{"serve", "--config", config(goodConfig)}, 1, []string{"AWS_ENDPOINT_URL", "unset"}},

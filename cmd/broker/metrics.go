@@ -85,21 +85,59 @@ func (m *metrics) JobState(p rotation.Phase, s rotation.State) {
 	m.jobStates.WithLabelValues(string(p), string(s)).Inc()
 }
 
-// watchPacer shows the pacer's state whenever metrics are read.
-func (m *metrics) watchPacer(p *pacer.Pacer) {
-	gauge := func(name, help string, value func(pacer.Snapshot) float64) {
-		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
-			func() float64 { return value(p.Snapshot()) }))
+// watchPacer shows the pacer's budgets whenever metrics are read.
+func (m *metrics) watchPacer(p *pacer.Pacer) { m.registry.MustRegister(newBudgets(p)) }
+
+// budgets collects the state of each budget of KMS requests. Its account is the
+// broker's own, and one for each quota, so it is no label.
+type budgets struct {
+	pacer *pacer.Pacer
+	shown []shownBudget
+}
+
+// A shownBudget is one figure of a budget.
+type shownBudget struct {
+	desc  *prometheus.Desc
+	kind  prometheus.ValueType
+	value func(pacer.State) float64
+}
+
+func newBudgets(p *pacer.Pacer) *budgets {
+	figure := func(name, help string, kind prometheus.ValueType, value func(pacer.State) float64) shownBudget {
+		return shownBudget{prometheus.NewDesc("keybroker_pacer_"+name, help, []string{"region", "quota"}, nil), kind, value}
 	}
-	gauge("keybroker_pacer_limit", "Background calls that may be in flight at KMS.",
-		func(s pacer.Snapshot) float64 { return s.Limit })
-	gauge("keybroker_pacer_foreground_in_flight", "Foreground calls in flight at KMS.",
-		func(s pacer.Snapshot) float64 { return float64(s.Foreground) })
-	gauge("keybroker_pacer_background_in_flight", "Background calls in flight at KMS.",
-		func(s pacer.Snapshot) float64 { return float64(s.Background) })
-	gauge("keybroker_pacer_background_waiting", "Background calls that wait to be admitted.",
-		func(s pacer.Snapshot) float64 { return float64(s.Waiting) })
-	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "keybroker_pacer_throttled_total", Help: "Calls that KMS throttled."},
-		func() float64 { return float64(p.Snapshot().Throttled) }))
+	return &budgets{pacer: p, shown: []shownBudget{
+		figure("rate", "Calls a second to KMS beyond which background calls wait.", prometheus.GaugeValue,
+			func(s pacer.State) float64 { return s.Rate }),
+		figure("ceiling", "What the quota allows this replica, in calls a second; +Inf where no quota is known.", prometheus.GaugeValue,
+			func(s pacer.State) float64 { return s.Ceiling }),
+		figure("foreground_in_flight", "Foreground calls in flight at KMS.", prometheus.GaugeValue,
+			func(s pacer.State) float64 { return float64(s.Foreground) }),
+		figure("background_in_flight", "Background calls in flight at KMS.", prometheus.GaugeValue,
+			func(s pacer.State) float64 { return float64(s.Background) }),
+		figure("background_waiting", "Background calls that wait to be admitted.", prometheus.GaugeValue,
+			func(s pacer.State) float64 { return float64(s.Waiting) }),
+		figure("background_calls_total", "Background calls admitted to KMS.", prometheus.CounterValue,
+			func(s pacer.State) float64 { return float64(s.BackgroundCalls) }),
+		figure("answers_total", "Calls that KMS answered, of both classes.", prometheus.CounterValue,
+			func(s pacer.State) float64 { return float64(s.Calls) }),
+		figure("throttled_total", "Calls that KMS throttled, of both classes.", prometheus.CounterValue,
+			func(s pacer.State) float64 { return float64(s.Throttled) }),
+	}}
+}
+
+// Describe implements prometheus.Collector.
+func (b *budgets) Describe(to chan<- *prometheus.Desc) {
+	for _, f := range b.shown {
+		to <- f.desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (b *budgets) Collect(to chan<- prometheus.Metric) {
+	for _, s := range b.pacer.States() {
+		for _, f := range b.shown {
+			to <- prometheus.MustNewConstMetric(f.desc, f.kind, f.value(s), s.Budget.Region, s.Budget.Quota)
+		}
+	}
 }

@@ -182,7 +182,7 @@ func (c command) serveConfig(ctx context.Context, path string) error {
 	return c.serveApp(ctx, wiring{
 		database: config.Database, broker: config.broker(), owner: host + "/" + newIDs(time.Now).next(),
 		mayBeBroad: config.OneAccountMayBeBroad, roles: roles, regions: config.Regions, kmsEndpoint: config.KMSEndpoint, fips: config.FIPS,
-		log: newLogger(c.stderr, level, false),
+		pace: config.pace(), log: newLogger(c.stderr, level, false),
 	}, addresses{listenSetting: "listen", listen: config.Listen, adminSetting: "admin", admin: config.Admin}, false,
 		func(_ context.Context, address string) error {
 			_, err := fmt.Fprintf(c.stdout, "serving on %s\n", address)

@@ -165,7 +165,7 @@ func checkAdmin(t *testing.T, address string) {
 	for path, wants := range map[string][]string{
 		livePath: {"ok"}, readyPath: {"ok"},
 		"/metrics": {"keybroker_dev_mode 1", "keybroker_build_info{", `keybroker_kms_calls_total{class="OK",operation="DescribeKey"}`,
-			"keybroker_pacer_limit", "keybroker_job_transitions_total{", "rpc_server_"},
+			"keybroker_pacer_rate", "keybroker_job_transitions_total{", "rpc_server_"},
 		"/debug/pprof/": {"heap"},
 	} {
 		answer, err := http.Get("http://" + address + path)

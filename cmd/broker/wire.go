@@ -47,6 +47,8 @@ type wiring struct {
 	regions     []string // that may be called; empty: any
 	kmsEndpoint string   // "": AWS's own
 	fips        bool
+	// pace is the budgets; where no quota is known, they are found by trial.
+	pace pacer.Config
 
 	log       *slog.Logger
 	telemetry *telemetry
@@ -109,13 +111,15 @@ func newApp(ctx context.Context, w wiring) (_ *app, err error) {
 // wireKMS makes both adapters: for callers who wait, and for jobs. They share
 // one pacer.
 func (a *app) wireKMS(w wiring) error {
-	pace, err := pacer.New(pacer.Config{})
+	w.pace.Now = time.Now
+	pace, err := pacer.New(w.pace)
 	if err != nil {
 		return err
 	}
 	w.telemetry.metrics.watchPacer(pace)
 	config := awskms.Config{
 		Registrar: w.roles.Registrar, Worker: w.roles.Worker, ReservedKey: w.broker.ReservedKey,
+		RegistrarAccount: broker.RoleAccount(w.broker.RegistrarRole), WorkerAccount: broker.RoleAccount(w.broker.WorkerRole),
 		BaseEndpoint: w.kmsEndpoint, FIPS: w.fips, Region: w.region, Regions: w.regions,
 		CallTimeout: w.broker.KMSCallTimeout, Jitter: mathrand.Float64, Pacer: pace,
 		Observe: w.telemetry.metrics.kms, Now: time.Now, Tracer: w.telemetry.tracers.Tracer(scope),

@@ -147,7 +147,7 @@ func TestBackoff(t *testing.T) {
 		if diff := cmp.Diff(want, waits); diff != "" {
 			t.Errorf("waits (-want +got)\n%s", diff)
 		}
-		if s := cfg.Pacer.Snapshot(); s.Throttled != 9 || s.Foreground != 0 {
+		if s := cfg.Pacer.States(); len(s) != 1 || s[0].Throttled != 9 || s[0].Foreground != 0 {
 			t.Errorf("the pacer saw %+v", s)
 		}
 	})
@@ -182,11 +182,11 @@ func TestTimeLimits(t *testing.T) {
 			t.Errorf("a caller who left between attempts: %v", err)
 		}
 		// Background calls that wait for the pacer leave with their context.
-		p, err := pacer.New(pacer.Config{Max: 1})
+		p, err := pacer.New(pacer.Config{Now: time.Now, InFlight: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
-		held, err := p.Acquire(t.Context(), pacer.Background)
+		held, err := p.Acquire(t.Context(), pacer.Budget{Region: homeRegion, Quota: "cryptographic"}, pacer.Background)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -196,7 +196,7 @@ func TestTimeLimits(t *testing.T) {
 			t.Errorf("a full pacer: %v", err)
 		}
 		held.Release(pacer.Done)
-		if s := p.Snapshot(); s.Background != 0 || s.Waiting != 0 {
+		if s := p.States(); len(s) != 1 || s[0].Background != 0 || s[0].Waiting != 0 {
 			t.Errorf("left behind: %+v", s)
 		}
 	})

@@ -33,10 +33,6 @@ func call[In, Out any](ctx context.Context, k *KMS, op operation, in *In, send i
 	if !ok {
 		return nil, k.refuse(op.name, codeNoRegion, errRegion)
 	}
-	client := r.registrar
-	if op.worker {
-		client = r.worker
-	}
 	bounded, cancel := context.WithTimeout(ctx, k.cfg.CallTimeout)
 	defer cancel()
 	bounded, span := k.startSpan(bounded, op)
@@ -44,7 +40,7 @@ func call[In, Out any](ctx context.Context, k *KMS, op operation, in *In, send i
 	var out *Out
 	var failure *broker.KMSError
 	for attempt := 1; ; attempt++ {
-		out, failure = try(ctx, bounded, k, op, client, in, send)
+		out, failure = try(ctx, bounded, k, r, op, in, send)
 		if failure == nil || attempt == k.cfg.MaxAttempts || !failure.Class.Transient() || bounded.Err() != nil {
 			break
 		}
@@ -68,9 +64,9 @@ var errRegion = errors.New("the key names no Region that may be called")
 
 // try is one attempt, admitted by the pacer.
 func try[In, Out any](
-	caller, ctx context.Context, k *KMS, op operation, client *kms.Client, in *In, send invocation[In, Out],
+	caller, ctx context.Context, k *KMS, r *region, op operation, in *In, send invocation[In, Out],
 ) (*Out, *broker.KMSError) {
-	ticket, err := k.cfg.Pacer.Acquire(ctx, k.class)
+	ticket, err := k.cfg.Pacer.Acquire(ctx, k.budget(r, op), k.classOf(ctx))
 	if err != nil {
 		return nil, &broker.KMSError{Class: broker.KMSUnavailable, Operation: op.name, Err: err}
 	}
@@ -80,6 +76,10 @@ func try[In, Out any](
 	var start time.Time
 	if k.cfg.Observe != nil {
 		start = k.cfg.Now()
+	}
+	client := r.registrar
+	if op.worker {
+		client = r.worker
 	}
 	out, err := send(client, ctx, in)
 	failure := verdict(caller, op, err)
@@ -101,6 +101,14 @@ func try[In, Out any](
 		k.cfg.Observe(op.name, class, k.cfg.Now().Sub(start))
 	}
 	return out, failure
+}
+
+// classOf: what is made for a job is bulk work, whichever adapter makes it.
+func (k *KMS) classOf(ctx context.Context) pacer.Class {
+	if pacer.FlowOf(ctx) != nil {
+		return pacer.Background
+	}
+	return k.class
 }
 
 // verdict reads the error of an attempt. KMS answers an allowed dry run with an
@@ -148,7 +156,7 @@ func (k *KMS) startSpan(ctx context.Context, op operation) (context.Context, tra
 		span.SetAttributes(
 			attribute.String("cloud.region", key.region),
 			attribute.String("kms.key.account", key.account),
-			attribute.String("kms.class", k.class.String()),
+			attribute.String("kms.class", k.classOf(ctx).String()),
 			attribute.Bool("kms.dry_run", op.dryRun),
 		)
 		if op.other != "" {

@@ -22,6 +22,10 @@ type Config struct {
 	// asked for at each call, so they should remember, as aws.CredentialsCache does.
 	Registrar, Worker aws.CredentialsProvider
 
+	// RegistrarAccount and WorkerAccount are the accounts of the two roles, which
+	// the Pacer charges their calls to. Empty where nobody tells accounts apart.
+	RegistrarAccount, WorkerAccount string
+
 	// ReservedKey is the template of the deployment's reserved context key, as
 	// in broker.Config; {uid} and {region} stand for any text.
 	ReservedKey string

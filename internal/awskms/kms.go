@@ -35,6 +35,7 @@ var (
 
 // A region is one Region's KMS in our two roles.
 type region struct {
+	name              string // in budgets
 	registrar, worker *kms.Client
 }
 
@@ -89,11 +90,13 @@ func (k *KMS) regionOf(key string) (*region, bool) {
 		return r, true
 	}
 	r := &region{
+		name:      otherRegions,
 		registrar: newClient(&k.cfg, name, k.cfg.Registrar, k.transport),
 		worker:    newClient(&k.cfg, name, k.cfg.Worker, k.transport),
 	}
 	if len(known) < maxRegions {
 		grown := maps.Clone(known)
+		r.name = name
 		grown[name] = r
 		k.regions.Store(&grown)
 	}

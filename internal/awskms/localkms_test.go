@@ -48,7 +48,7 @@ func credentials(id string) aws.CredentialsProvider {
 // config is a configuration that is complete, with rt for the wire.
 func config(t testing.TB, rt http.RoundTripper) awskms.Config {
 	t.Helper()
-	p, err := pacer.New(pacer.Config{})
+	p, err := pacer.New(pacer.Config{Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,22 +1,34 @@
-// Package pacer decides how many calls may be under way at KMS.
+// Package pacer decides when a call to KMS may be made.
 //
-// What it does. A Pacer counts the calls in flight by class. Foreground calls,
-// behind which somebody waits, always pass. Background calls, which are bulk
-// work, share a limit that finds its own height: it rises by a step for each
-// round of calls that KMS took while the limit was reached, and falls by a factor
-// when KMS throttles anyone (additive increase, multiplicative decrease).
+// What it does. KMS allows the account that calls it so many requests a second
+// in each Region. A Pacer keeps one budget for each such quota. Foreground
+// calls, behind which somebody waits, always pass and are counted; background
+// calls, which are bulk work, share what is left, within a limit of calls in
+// flight, fairly among the jobs that make them. The rate is KMS's quota where it
+// is known, and finds its own height below that: it rises slowly near the rate
+// at which KMS throttled last, faster away from it, and falls by as much as KMS
+// throttles.
 //
-// Who may call it. The adapters that call KMS, around each attempt; metrics read
-// Snapshot.
+// Who may call it. The adapters that call KMS, around each attempt; rotation
+// says for which job calls are made (WithFlow) and reads a job's counts; cmd
+// says how many replicas share a budget (Share); metrics read States.
 //
-// What it never does. It starts no goroutine, reads no clock and retries nothing;
-// how long to wait before a call is made again is its caller's affair.
+// What it never does. It starts no goroutine of its own: while calls wait, a
+// timer lets them in. It reads no clock but the given one, calls nobody and
+// retries nothing; how long to wait before a call is made again is its caller's
+// affair.
 package pacer
 
 import (
 	"context"
 	"errors"
+	"maps"
+	"math"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // Class says on whose behalf a call is made.
@@ -25,7 +37,7 @@ type Class uint8
 // The classes of calls.
 const (
 	Foreground Class = iota // somebody waits for it: never queued
-	Background              // bulk work: kept within the limit
+	Background              // bulk work: kept within the budget
 	classes
 )
 
@@ -50,51 +62,72 @@ const (
 	Lost                     // no answer, or the call was never sent: says nothing about the pace
 )
 
-// Config bounds the background limit. The zero value gives the defaults.
+// A Budget names one request quota of KMS: those of an account in a Region. KMS
+// charges the account of the caller, also for keys of other accounts (AWS KMS
+// Developer Guide, Request quotas).
+type Budget struct {
+	Account string
+	Region  string
+	Quota   string // what shares the quota; the adapter's own names
+}
+
+func (b Budget) compare(other Budget) int {
+	return strings.Compare(b.Region+" "+b.Quota+" "+b.Account, other.Region+" "+other.Quota+" "+other.Account)
+}
+
+// Config bounds the budgets. Now is needed; the zero value of any other field
+// takes its default.
 type Config struct {
-	// Min and Max bound the number of background calls in flight; 1 and 256
-	// where zero. 256 calls of 8 ms are 32,000 a second, above the request
-	// quota of most Regions (AWS KMS Developer Guide, Request quotas).
-	Min, Max int
-	// Start is the limit before anything is known; 8 where zero.
-	Start int
-	// Increase is what a full round of good answers adds to the limit; 1 where
-	// zero.
-	Increase float64
-	// Decrease is what one throttling leaves of the limit, between 0 and 1; 0.7
-	// where zero: the same factor as that of CUBIC (RFC 9438, section 4.6).
-	Decrease float64
+	Now func() time.Time
+	// Quota tells the requests a second that KMS allows within a budget, 0 where
+	// that is not known. Nil knows none.
+	Quota func(Budget) float64
+	// Ceiling is the share of a known quota that background and foreground
+	// together may take before background calls wait, above 0 and at most 1.
+	// Default 1.
+	Ceiling float64
+	// Floor is what background calls get a second although foreground calls take
+	// all the rest, and the least that throttling leaves. Default 5.
+	Floor float64
+	// Start is the rate a second to begin with where the quota is not known.
+	// Default 1,000: a tenth of the smallest quota that AWS gives a Region for
+	// symmetric cryptographic operations.
+	Start float64
+	// InFlight bounds the background calls of a budget at a time. Default 256: at
+	// 8 ms each that is 32,000 a second.
+	InFlight int
 }
 
 func (c Config) withDefaults() Config {
-	if c.Min == 0 {
-		c.Min = 1
+	if c.Quota == nil {
+		c.Quota = func(Budget) float64 { return 0 }
 	}
-	if c.Max == 0 {
-		c.Max = max(256, c.Min)
-	}
-	if c.Start == 0 {
-		c.Start = min(max(8, c.Min), c.Max)
-	}
-	if c.Increase == 0 {
-		c.Increase = 1
-	}
-	if c.Decrease == 0 {
-		c.Decrease = 0.7
-	}
+	setDefault(&c.Ceiling, 1)
+	setDefault(&c.Floor, 5)
+	setDefault(&c.Start, 1000)
+	setDefault(&c.InFlight, 256)
 	return c
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
 }
 
 func (c Config) validate() error {
 	switch {
-	case c.Min < 1 || c.Max < c.Min:
-		return errors.New("pacer: want 1 <= Min <= Max")
-	case c.Start < c.Min || c.Start > c.Max:
-		return errors.New("pacer: want Min <= Start <= Max")
-	case !(c.Increase > 0):
-		return errors.New("pacer: Increase must be above 0")
-	case !(c.Decrease > 0 && c.Decrease < 1):
-		return errors.New("pacer: Decrease must be between 0 and 1")
+	case c.Now == nil:
+		return errors.New("pacer: Now must be set")
+	case !(c.Ceiling > 0 && c.Ceiling <= 1):
+		return errors.New("pacer: Ceiling must be above 0 and at most 1")
+	case !(c.Floor > 0):
+		return errors.New("pacer: Floor must be above 0")
+	case !(c.Start >= c.Floor) || math.IsInf(c.Start, 1):
+		return errors.New("pacer: Start must be at least Floor, and finite")
+	case c.InFlight < 1:
+		return errors.New("pacer: InFlight must be above 0")
 	}
 	return nil
 }
@@ -103,133 +136,89 @@ func (c Config) validate() error {
 type Pacer struct {
 	cfg Config
 
-	mu       sync.Mutex
-	limit    float64 // of background calls in flight
-	inFlight [classes]int
-	// round counts the decreases. Of the calls that were in flight together,
-	// only the first to be throttled lowers the limit.
-	round     uint64
-	throttled uint64
-	queue     waiters
+	lanes atomic.Pointer[map[Budget]*lane] // copied on write
+	mu    sync.Mutex                       // held to write lanes
 }
 
-// New makes a pacer. It fails on bounds that contradict each other.
+// New makes a pacer. It fails on bounds that make no sense.
 func New(cfg Config) (*Pacer, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Pacer{cfg: cfg, limit: float64(cfg.Start)}, nil
+	p := &Pacer{cfg: cfg}
+	p.lanes.Store(&map[Budget]*lane{})
+	return p, nil
 }
 
-// A Ticket is the permission for one call. Release it exactly once.
-type Ticket struct {
-	pacer *Pacer
-	round uint64
-	class Class
-}
-
-// Acquire admits a call. A foreground call passes at once; a background call
-// waits, first come first served, until fewer than the limit are in flight, or
-// fails with the context's cause.
-func (p *Pacer) Acquire(ctx context.Context, class Class) (Ticket, error) {
-	p.mu.Lock()
-	// Where there is room nobody waits: admitWaiting saw to that.
-	if class == Foreground || p.free() {
-		t := p.admit(class)
-		p.mu.Unlock()
-		return t, nil
+// Acquire admits a call. A foreground call passes at once. A background call
+// waits until the budget has room for it and its flow, that of the context, has
+// its turn; or it fails with the context's cause.
+//
+// Budgets are kept for good, so their number should be bounded by the caller.
+func (p *Pacer) Acquire(ctx context.Context, b Budget, class Class) (Ticket, error) {
+	l := p.lane(b)
+	if class == Foreground {
+		return l.pass(), nil
 	}
-	w := p.queue.push()
-	p.mu.Unlock()
-
-	select {
-	case round := <-w.admitted:
-		p.mu.Lock()
-		p.queue.reuse(w)
-		p.mu.Unlock()
-		return Ticket{pacer: p, round: round, class: class}, nil
-	case <-ctx.Done():
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		select {
-		case <-w.admitted: // admitted in the same moment: hand the place on
-			p.inFlight[class]--
-			p.admitWaiting()
-		default:
-			p.queue.remove(w)
-		}
-		p.queue.reuse(w)
-		return Ticket{}, context.Cause(ctx)
-	}
+	return l.enter(ctx, FlowOf(ctx))
 }
 
-// Release ends the call and lets its outcome move the limit. The zero Ticket
-// releases nothing.
-func (t Ticket) Release(o Outcome) {
-	if t.pacer == nil {
-		return
+func (p *Pacer) lane(b Budget) *lane {
+	if l, ok := (*p.lanes.Load())[b]; ok {
+		return l
 	}
-	t.pacer.release(t, o)
-}
-
-func (p *Pacer) release(t Ticket, o Outcome) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch o {
-	case Throttled:
-		p.throttled++
-		if t.round == p.round {
-			p.round++
-			p.limit = max(float64(p.cfg.Min), p.limit*p.cfg.Decrease)
-		}
-	case Done:
-		// A limit that nobody reached, or that the call was let in before, has
-		// not been tried out: leave it.
-		if t.class == Background && t.round == p.round && !p.free() {
-			p.limit = min(float64(p.cfg.Max), p.limit+p.cfg.Increase/p.limit)
-		}
+	known := *p.lanes.Load()
+	if l, ok := known[b]; ok {
+		return l
 	}
-	p.inFlight[t.class]--
-	p.admitWaiting()
+	l := newLane(&p.cfg, p.cfg.Quota(b))
+	grown := maps.Clone(known)
+	grown[b] = l
+	p.lanes.Store(&grown)
+	return l
 }
 
-// free reports whether one more background call is within the limit.
-func (p *Pacer) free() bool { return p.inFlight[Background] < int(p.limit) }
-
-func (p *Pacer) admit(class Class) Ticket {
-	p.inFlight[class]++
-	return Ticket{pacer: p, round: p.round, class: class}
+// Share tells how a budget is shared with other replicas of this program, from
+// now on.
+type Share struct {
+	// Replicas is the number of replicas with background calls, this one among
+	// them. Less than 1 is 1.
+	Replicas int
+	// Elsewhere is the foreground calls a second of the other replicas.
+	Elsewhere float64
 }
 
-func (p *Pacer) admitWaiting() {
-	for p.free() {
-		w := p.queue.pop()
-		if w == nil {
-			return
-		}
-		w.admitted <- p.admit(Background).round
+// SetShare divides a budget. A budget that nobody has divided is this replica's
+// own.
+func (p *Pacer) SetShare(b Budget, s Share) { p.lane(b).divide(s) }
+
+// A State is what a budget is doing at one moment, for metrics and for whoever
+// divides budgets.
+type State struct {
+	Budget Budget
+	// Rate is the calls a second, of both classes, beyond which background calls
+	// wait. Ceiling is its upper bound, +Inf where no quota is known.
+	Rate, Ceiling float64
+	// ForegroundRate is foreground calls a second, smoothed over about a second.
+	ForegroundRate float64
+	Foreground     int // calls in flight
+	Background     int // calls in flight
+	Waiting        int // background calls that wait to be admitted
+	// Calls and Throttled count answers so far, BackgroundCalls admissions.
+	Calls, Throttled, BackgroundCalls uint64
+}
+
+// States gives every budget that was used, in a fixed order.
+func (p *Pacer) States() []State {
+	lanes := *p.lanes.Load()
+	states := make([]State, 0, len(lanes))
+	for _, b := range slices.SortedFunc(maps.Keys(lanes), Budget.compare) {
+		s := lanes[b].state()
+		s.Budget = b
+		states = append(states, s)
 	}
-}
-
-// Snapshot is the state of a Pacer at one moment, for metrics.
-type Snapshot struct {
-	Limit      float64 // background calls that may be in flight
-	Foreground int     // calls in flight
-	Background int     // calls in flight; above Limit for a while after a decrease
-	Waiting    int     // background calls that wait to be admitted
-	Throttled  uint64  // calls that KMS throttled, of either class, so far
-}
-
-// Snapshot gives the present state.
-func (p *Pacer) Snapshot() Snapshot {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return Snapshot{
-		Limit:      p.limit,
-		Foreground: p.inFlight[Foreground],
-		Background: p.inFlight[Background],
-		Waiting:    p.queue.length,
-		Throttled:  p.throttled,
-	}
+	return states
 }

@@ -1,66 +1,162 @@
 package pacer
 
-// waiters is the queue of background calls that wait, first come first served: a
-// doubly linked list, since one that gives up leaves from the middle. Nodes that
-// left are kept for the next to come, so that waiting allocates nothing in the
-// long run. The Pacer's mutex guards it.
-type waiters struct {
+import "container/heap"
+
+// fairQueue is the background calls that wait, in lines: one for each flow, first
+// come first served. Between the lines it is start-time fair queueing (Goyal,
+// Vin, Cheng, SIGCOMM 1996), each call of cost 1: the line whose next call would
+// have started first, had each had its part of the budget, is served. So a flow
+// with weight w among flows of total weight W gets at least w of every W
+// admissions, give or take one of each other flow, however many wait.
+//
+// The lane's mutex guards it.
+type fairQueue struct {
+	lines  map[string]*line
+	ready  lineHeap // the lines in which somebody waits
+	now    float64  // virtual time: the start of the call served last
+	length int
+	unused *waiter // for the next to come, linked by next: waiting allocates nothing in the long run
+}
+
+// A line is the waiting calls of one flow.
+type line struct {
+	id          string
+	weight      float64
+	start       float64 // virtual time at which the next call would have started
 	first, last *waiter
-	length      int
-	unused      *waiter // linked by next
+	place       int // in the heap; -1 outside
 }
 
 // A waiter is told on admitted, which holds one value, in which round it was let
 // in.
 type waiter struct {
 	admitted   chan uint64
+	line       *line
 	prev, next *waiter
 }
 
-func (q *waiters) push() *waiter {
+func (q *fairQueue) push(f *Flow) *waiter {
 	w := q.unused
 	if w == nil {
 		w = &waiter{admitted: make(chan uint64, 1)}
 	} else {
 		q.unused = w.next
 	}
-	w.prev, w.next = q.last, nil
-	if q.last == nil {
-		q.first = w
+	n := q.lineOf(f)
+	w.line, w.prev, w.next = n, n.last, nil
+	if n.last == nil {
+		n.first = w
+		n.start = max(n.start, q.now) // what it did not use is not saved up
+		heap.Push(&q.ready, n)
 	} else {
-		q.last.next = w
+		n.last.next = w
 	}
-	q.last = w
+	n.last = w
 	q.length++
 	return w
 }
 
-// pop takes the first, or nil from an empty queue.
-func (q *waiters) pop() *waiter {
-	w := q.first
-	if w != nil {
-		q.remove(w)
+func (q *fairQueue) lineOf(f *Flow) *line {
+	id, weight := "", 1.0 // calls without a flow share a line
+	if f != nil {
+		id, weight = f.id, f.weight
+	}
+	n := q.lines[id]
+	if n == nil {
+		if q.lines == nil {
+			q.lines = map[string]*line{}
+		}
+		q.forget()
+		n = &line{id: id, start: q.now, place: -1}
+		q.lines[id] = n
+	}
+	n.weight = weight
+	return n
+}
+
+// pop takes the call whose turn it is, from a queue that is not empty.
+func (q *fairQueue) pop() *waiter {
+	n := q.ready[0]
+	w := n.first
+	q.now = n.start
+	n.start += 1 / n.weight
+	q.remove(w)
+	if n.first != nil {
+		heap.Fix(&q.ready, n.place)
 	}
 	return w
 }
 
-func (q *waiters) remove(w *waiter) {
+// remove takes a call out of its line. Where it gave up, the line stands as if it
+// had never come.
+func (q *fairQueue) remove(w *waiter) {
+	n := w.line
 	if w.prev == nil {
-		q.first = w.next
+		n.first = w.next
 	} else {
 		w.prev.next = w.next
 	}
 	if w.next == nil {
-		q.last = w.prev
+		n.last = w.prev
 	} else {
 		w.next.prev = w.prev
 	}
-	w.prev, w.next = nil, nil
+	w.prev, w.next, w.line = nil, nil, nil
 	q.length--
+	if n.first == nil {
+		heap.Remove(&q.ready, n.place)
+	}
 }
 
-// reuse keeps a waiter that is in no queue and whose channel is empty.
-func (q *waiters) reuse(w *waiter) {
+// forget drops lines that nobody stands in and that would begin where a new one
+// does.
+func (q *fairQueue) forget() {
+	for id, n := range q.lines {
+		if n.first == nil && n.start <= q.now {
+			delete(q.lines, id)
+		}
+	}
+}
+
+// reuse keeps a waiter that is in no line and whose channel is empty.
+func (q *fairQueue) reuse(w *waiter) {
 	w.next = q.unused
 	q.unused = w
+}
+
+// lineHeap is the lines by their next start.
+type lineHeap []*line
+
+// Len implements heap.Interface.
+func (h lineHeap) Len() int { return len(h) }
+
+// Less implements heap.Interface.
+func (h lineHeap) Less(i, j int) bool {
+	if h[i].start != h[j].start {
+		return h[i].start < h[j].start
+	}
+	return h[i].id < h[j].id
+}
+
+// Swap implements heap.Interface.
+func (h lineHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].place, h[j].place = i, j
+}
+
+// Push implements heap.Interface.
+func (h *lineHeap) Push(x any) {
+	n := x.(*line)
+	n.place = len(*h)
+	*h = append(*h, n)
+}
+
+// Pop implements heap.Interface.
+func (h *lineHeap) Pop() any {
+	last := len(*h) - 1
+	n := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	n.place = -1
+	return n
 }

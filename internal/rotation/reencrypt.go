@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/pacer"
 )
 
 // reencrypting is the job's part of phase 3; the rows are the shard workers'.
@@ -73,6 +74,7 @@ func (e *Engine) claimAndWork(ctx context.Context, batches int) (worked bool, er
 	if err != nil {
 		return false, err
 	}
+	ctx = pacer.WithFlow(ctx, flowOf(j))
 	w := &shardWork{engine: e, shard: s, job: j}
 	stop := e.keepAlive(ctx, func(ctx context.Context) error {
 		return e.store.Update(ctx, func(tx Tx) error { return tx.RenewShard(ctx, s, e.cfg.LeaseTTL) })

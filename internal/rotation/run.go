@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/pacer"
 )
 
 // jobsAtATime bounds how many jobs one replica advances at the same time; ours.
@@ -99,7 +100,12 @@ func (e *Engine) runShards(ctx context.Context) {
 	}
 }
 
+// flowOf is under which name a job's calls are paced: its domain's, so that
+// every tenant has an equal part of the budget, however many rows and jobs.
+func flowOf(j Job) *pacer.Flow { return pacer.NewFlow(string(j.Domain), 1) }
+
 // Periodic runs fn every so often, on one replica at a time, until ctx is done.
+// Its calls to KMS are bulk work.
 func (e *Engine) Periodic(ctx context.Context, name string, every time.Duration, fn func(context.Context) error) {
 	for e.cfg.Sleep(ctx, every) == nil {
 		var mine bool
@@ -108,7 +114,7 @@ func (e *Engine) Periodic(ctx context.Context, name string, every time.Duration,
 			return err
 		})
 		if err == nil && mine {
-			err = fn(ctx)
+			err = fn(pacer.WithFlow(ctx, pacer.NewFlow(name, 1)))
 		}
 		if err != nil {
 			e.logFailure(ctx, "periodic task failed", err, "task", name)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/pacer"
 )
 
 // A hold is how a phase says that it cannot go on now: it waits (Running, with
@@ -71,6 +72,7 @@ func (e *Engine) StepJob(ctx context.Context, r JobRef) (moved bool, err error) 
 	if err != nil {
 		return false, err
 	}
+	ctx = pacer.WithFlow(ctx, flowOf(j))
 	stop := e.keepAlive(ctx, func(ctx context.Context) error {
 		return e.store.Update(ctx, func(tx Tx) error { return tx.RenewJob(ctx, r, j.Lease.Seq, e.cfg.LeaseTTL) })
 	})

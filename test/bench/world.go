@@ -116,7 +116,7 @@ func openWorld(ctx context.Context, dir, endpoint string, p pool) (_ *world, err
 			err = errors.Join(err, w.close())
 		}
 	}()
-	pace, err := pacer.New(pacer.Config{})
+	pace, err := pacer.New(pacer.Config{Now: time.Now})
 	if err != nil {
 		return nil, err
 	}
