@@ -24,12 +24,16 @@ type event struct {
 	Described *descriptionEvent `json:"described,omitempty"`
 	Tagged    *tagsEvent        `json:"tagged,omitempty"`
 	Rotation  *rotationEvent    `json:"rotation,omitempty"`
+	Used      *usedEvent        `json:"used,omitempty"`
 }
 
 // openedEvent begins every journal.
 type openedEvent struct {
 	Version     int    `json:"version"`
 	TokenSecret []byte `json:"tokenSecret"`
+
+	// Since when the uses of keys are noted. Programs of before noted none.
+	Tracking time.Time `json:"tracking,omitzero"`
 }
 
 // journalVersion is the version of the event format.
@@ -47,6 +51,7 @@ type keyEvent struct {
 	Rotation    rotationPlan    `json:"rotation,omitzero"`
 	Policy      string          `json:"policy"`
 	Materials   []materialEvent `json:"materials"`
+	Used        *use            `json:"used,omitempty"` // its last use
 }
 
 // describe notes the kind of key, of symmetric keys by leaving it out, as it was
@@ -89,6 +94,12 @@ type rotatedEvent struct {
 type rotationEvent struct {
 	Key  keyRef       `json:"key"`
 	Plan rotationPlan `json:"plan,omitzero"`
+}
+
+// usedEvent tells of the last use of a key, or of one within usageLag of it.
+type usedEvent struct {
+	Key keyRef `json:"key"`
+	Use use    `json:"use"`
 }
 
 type policyEvent struct {

@@ -272,7 +272,7 @@ func TestReplayOfEveryPrefix(t *testing.T) {
 		return &grant{ID: id, Seq: seq, Grantee: "arn:aws:iam::111122223333:role/a", Operations: []string{"Decrypt"}, Created: when}
 	}
 	batches := [][]*event{
-		{{Opened: &openedEvent{journalVersion, newTokenSecret()}}},
+		{{Opened: &openedEvent{journalVersion, newTokenSecret(), when}}},
 		{{Key: &keyEvent{
 			Ref: ref, Created: when, Enabled: true, Policy: defaultPolicy(ref.Account),
 			Materials: []materialEvent{{ID: randomHex(materialSize), Raw: newTokenSecret()}},
@@ -298,6 +298,8 @@ func TestReplayOfEveryPrefix(t *testing.T) {
 		{{Rotated: &rotatedEvent{ref, materialEvent{ID: randomHex(materialSize), Raw: newTokenSecret(), Rotated: when, Automatic: true}}}},
 		{{Enabled: &enabledEvent{ref, true, when.AddDate(1, 0, 0)}}},
 		{{Rotation: &rotationEvent{Key: ref}}},
+		{{Used: &usedEvent{ref, use{Operation: "Encrypt", Time: when, RequestID: newUUID()}}}},
+		{{Used: &usedEvent{ref, use{Operation: "Decrypt", Time: when.Add(time.Hour), RequestID: newUUID()}}}},
 		{{Described: &descriptionEvent{ref, "papers"}}},
 		{{Tagged: &tagsEvent{ref, []tag{{"env", "prod"}, {"team", ""}}}}},
 		{{Tagged: &tagsEvent{ref, []tag{{"env", "test"}}}}},

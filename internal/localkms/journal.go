@@ -157,6 +157,9 @@ func openJournal(dir string, now time.Time) (*journal, *state, error) {
 			return nil, nil, errors.Join(err, lock.Close())
 		}
 	}
+	if s.tracking.IsZero() {
+		s.tracking = stamp(now)
+	}
 	file, err := compact(dir, s)
 	if err != nil {
 		return nil, nil, errors.Join(err, lock.Close())

@@ -3,6 +3,7 @@ package localkms
 import (
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -47,8 +48,8 @@ func (a *alias) lastUpdated() time.Time {
 	return a.updated
 }
 
-// key is a KMS key. Everything but the grants and the current settings is fixed
-// at creation; those two are guarded by KMS.mu.
+// key is a KMS key. Everything but the current settings, the grants and the last use is fixed
+// at creation; the first two of those are guarded by KMS.mu.
 type key struct {
 	ref keyRef
 	kind
@@ -57,6 +58,7 @@ type key struct {
 
 	settings *settings
 	grants   *grantSet
+	lastUse  atomic.Pointer[use] // nil if there was none
 }
 
 // settings are what can change about a key. A settings value is never altered:

@@ -243,6 +243,18 @@ func TestOwnerOperations(t *testing.T) {
 			_, err := c.ListResourceTags(ctx, &kms.ListResourceTagsInput{KeyId: &key})
 			return err
 		},
+		"GetKeyLastUsage": func() error {
+			_, err := c.GetKeyLastUsage(ctx, &kms.GetKeyLastUsageInput{KeyId: &key})
+			return err
+		},
+		"EnableKeyRotation": func() error {
+			_, err := c.EnableKeyRotation(ctx, &kms.EnableKeyRotationInput{KeyId: &key})
+			return err
+		},
+		"DisableKeyRotation": func() error {
+			_, err := c.DisableKeyRotation(ctx, &kms.DisableKeyRotationInput{KeyId: &key})
+			return err
+		},
 		"CancelKeyDeletion": func() error {
 			_, err := c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: &key})
 			return err

@@ -194,6 +194,7 @@ func New(cfg Config) (*KMS, error) {
 	}
 	if cfg.Dir == "" {
 		k.state = newState(newTokenSecret())
+		k.state.tracking = stamp(cfg.Now())
 		return k, nil
 	}
 	k.journal, k.state, err = openJournal(cfg.Dir, cfg.Now())

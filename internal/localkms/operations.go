@@ -32,6 +32,7 @@ func newOperations() map[string]operation {
 		"CancelKeyDeletion":   serve((*KMS).cancelKeyDeletion),
 
 		"RotateKeyOnDemand":    serve((*KMS).rotateKeyOnDemand),
+		"GetKeyLastUsage":      serve((*KMS).getKeyLastUsage),
 		"EnableKeyRotation":    serve((*KMS).enableKeyRotation),
 		"DisableKeyRotation":   serve((*KMS).disableKeyRotation),
 		"GetKeyRotationStatus": serve((*KMS).getKeyRotationStatus),
@@ -68,7 +69,7 @@ func newOperations() map[string]operation {
 // package does not serve: they are answered otherwise than a misspelt one.
 const unsupported = ` ConnectCustomKeyStore CreateCustomKeyStore Decapsulate DeleteCustomKeyStore
  DeleteImportedKeyMaterial DeriveSharedSecret DescribeCustomKeyStores DisconnectCustomKeyStore
- Encapsulate GetKeyLastUsage GetParametersForImport GetPublicKey ImportKeyMaterial ReplicateKey Sign
+ Encapsulate GetParametersForImport GetPublicKey ImportKeyMaterial ReplicateKey Sign
  UpdateCustomKeyStore UpdatePrimaryRegion Verify `
 
 func isUnsupported(name string) bool {

@@ -68,7 +68,11 @@ func (k *KMS) encrypt(r *request, in *encryptInput) (*encryptOutput, error) {
 		return nil, err
 	}
 	blob, err := k.seal(key, in.Plaintext, in.EncryptionContext)
-	return &encryptOutput{blob, symmetricSpec, key.arn}, err
+	if err != nil {
+		return nil, err
+	}
+	k.used(r, key)
+	return &encryptOutput{blob, symmetricSpec, key.arn}, nil
 }
 
 type generateDataKeyInput struct {
@@ -132,6 +136,7 @@ func (k *KMS) newDataKey(r *request, in *generateDataKeyInput, operation string)
 	if err != nil {
 		return nil, err
 	}
+	k.used(r, key)
 	return &generateDataKeyOutput{blob, key.arn, key.current().id, plaintext}, nil
 }
 
@@ -205,7 +210,11 @@ func (k *KMS) decrypt(r *request, in *decryptInput) (*decryptOutput, error) {
 		return nil, errDryRun()
 	}
 	plaintext, err := src.key.open(src.blob, in.EncryptionContext)
-	return &decryptOutput{symmetricSpec, src.key.arn, src.blob.materialID, plaintext}, err
+	if err != nil {
+		return nil, err
+	}
+	k.used(r, src.key)
+	return &decryptOutput{symmetricSpec, src.key.arn, src.blob.materialID, plaintext}, nil
 }
 
 // source is a blob to be decrypted, and the key that is to do it.
@@ -306,6 +315,10 @@ func (k *KMS) reEncrypt(r *request, in *reEncryptInput) (*reEncryptOutput, error
 	}
 	defer clear(plaintext)
 	blob, err := k.seal(dst, plaintext, in.DestinationEncryptionContext)
+	if err != nil {
+		return nil, err
+	}
+	k.used(r, src.key, dst)
 	return &reEncryptOutput{
 		CiphertextBlob:                 blob,
 		DestinationEncryptionAlgorithm: symmetricSpec,
@@ -314,7 +327,7 @@ func (k *KMS) reEncrypt(r *request, in *reEncryptInput) (*reEncryptOutput, error
 		SourceEncryptionAlgorithm:      symmetricSpec,
 		SourceKeyID:                    src.key.arn,
 		SourceKeyMaterialID:            src.blob.materialID,
-	}, err
+	}, nil
 }
 
 func (k *KMS) findBoth(r *request, in *reEncryptInput) (src source, dst resolved, err error) {

@@ -83,6 +83,7 @@ func (k *KMS) newDataKeyPair(r *request, in *generateDataKeyPairInput, operation
 	if err != nil {
 		return nil, err
 	}
+	k.used(r, key)
 	return &generateDataKeyPairOutput{key.arn, key.current().id, *in.KeyPairSpec, blob, private, public}, nil
 }
 

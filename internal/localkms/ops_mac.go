@@ -46,6 +46,7 @@ func (k *KMS) generateMac(r *request, in *generateMacInput) (*generateMacOutput,
 	if err != nil {
 		return nil, err
 	}
+	k.used(r, key)
 	return &generateMacOutput{key.arn, key.current().mac(*in.MacAlgorithm, in.Message), *in.MacAlgorithm}, nil
 }
 
@@ -74,6 +75,7 @@ func (k *KMS) verifyMac(r *request, in *verifyMacInput) (*verifyMacOutput, error
 	if !hmac.Equal(key.current().mac(*in.MacAlgorithm, in.Message), in.Mac) {
 		return nil, fault(codeInvalidMac, "")
 	}
+	k.used(r, key)
 	return &verifyMacOutput{key.arn, *in.MacAlgorithm, true}, nil
 }
 

@@ -10,10 +10,11 @@ import (
 )
 
 // state is everything a KMS knows. It is the sum of the events of its journal:
-// only apply alters it. Guarded by KMS.mu, but for tokenSecret, which never
-// changes.
+// only apply alters it, but for the last use of keys. Guarded by KMS.mu, but for
+// tokenSecret and tracking, which never change.
 type state struct {
 	tokenSecret []byte
+	tracking    time.Time // since when the uses of keys are noted
 	keys        map[keyRef]*key
 	keyOrder    []*key               // as created
 	ending      map[keyRef]time.Time // the deletion dates of keys
@@ -58,6 +59,8 @@ func (s *state) apply(e *event) error {
 		return s.alter(e.Described.Key, func(next *settings) { next.description = e.Described.Description })
 	case e.Tagged != nil:
 		return s.alter(e.Tagged.Key, func(next *settings) { next.tags = e.Tagged.Tags })
+	case e.Used != nil:
+		return s.applyUsed(e.Used)
 	case e.Rotation != nil:
 		return s.alter(e.Rotation.Key, func(next *settings) { next.rotation = e.Rotation.Plan })
 	case e.Grant != nil:
@@ -81,7 +84,7 @@ func (s *state) applyOpened(e *openedEvent) error {
 	if len(e.TokenSecret) != tokenSecretSize {
 		return fmt.Errorf("token secret has %d bytes, want %d", len(e.TokenSecret), tokenSecretSize)
 	}
-	s.tokenSecret = e.TokenSecret
+	s.tokenSecret, s.tracking = e.TokenSecret, e.Tracking
 	return nil
 }
 
@@ -112,6 +115,9 @@ func (s *state) applyKey(e *keyEvent) error {
 		created:  e.Created,
 		settings: set,
 		grants:   newGrantSet(),
+	}
+	if e.Used != nil {
+		made.note(*e.Used)
 	}
 	s.keys[e.Ref] = made
 	s.keyOrder = append(s.keyOrder, made)
@@ -178,6 +184,26 @@ func (s *state) applyRotated(e *rotatedEvent) error {
 	})
 }
 
+func (s *state) applyUsed(e *usedEvent) error {
+	k, err := s.get(e.Key)
+	if err != nil {
+		return err
+	}
+	k.note(e.Use)
+	return nil
+}
+
+// note takes down a use that the journal knows of: the last one of the key, unless
+// there was one since.
+func (k *key) note(u use) {
+	known := u.Time
+	if last := k.lastUse.Load(); last != nil && last.Time.After(u.Time) {
+		u = *last
+	}
+	u.noted = known
+	k.lastUse.Store(&u)
+}
+
 func (s *state) applyDeletion(e *deletionEvent) error {
 	if err := s.alter(e.Key, func(next *settings) { next.enabled, next.deletion = false, e.Date }); err != nil {
 		return err
@@ -228,7 +254,7 @@ func (s *state) incomplete() []*event {
 
 // events yields the shortest journal that leads to this state.
 func (s *state) events(yield func(*event) bool) {
-	if !yield(&event{Opened: &openedEvent{journalVersion, s.tokenSecret}}) {
+	if !yield(&event{Opened: &openedEvent{journalVersion, s.tokenSecret, s.tracking}}) {
 		return
 	}
 	for _, k := range s.keyOrder {
@@ -258,6 +284,7 @@ func (k *key) event() *keyEvent {
 		Deletion:    k.settings.deletion,
 		Rotation:    k.settings.rotation,
 		Policy:      k.settings.policy.text,
+		Used:        k.lastUse.Load(),
 	}
 	e.describe(k.kind)
 	for _, m := range k.settings.materials {

@@ -33,7 +33,10 @@ type request struct {
 }
 
 // stamp is the time of the request as the state keeps it.
-func (r *request) stamp() time.Time { return r.now.UTC().Truncate(time.Millisecond) }
+func (r *request) stamp() time.Time { return stamp(r.now) }
+
+// stamp is a time as the state keeps it.
+func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
 
 // operation decodes a body, validates it and serves it.
 type operation func(k *KMS, r *request, body []byte) (any, error)

@@ -35,7 +35,7 @@ var served = []string{
 	"RotateKeyOnDemand", "GetKeyRotationStatus", "ListKeyRotations",
 	"ListKeys", "UpdateKeyDescription", "ListKeyPolicies", "UpdateAlias", "DeleteAlias", "TagResource", "UntagResource", "ListResourceTags",
 	"GenerateRandom", "EnableKeyRotation", "DisableKeyRotation", "GenerateDataKeyPair", "GenerateDataKeyPairWithoutPlaintext",
-	"GenerateMac", "VerifyMac",
+	"GenerateMac", "VerifyMac", "GetKeyLastUsage",
 }
 
 func TestOperations(t *testing.T) {
@@ -281,6 +281,7 @@ var required = map[string][]string{
 	"CancelKeyDeletion":               {"KeyId"},
 	"RotateKeyOnDemand":               {"KeyId"},
 	"GetKeyRotationStatus":            {"KeyId", "KeyRotationEnabled", "NextRotationDate", "RotationPeriodInDays"},
+	"GetKeyLastUsage":                 {"KeyCreationDate", "KeyId", "KeyLastUsage.CloudTrailEventId", "KeyLastUsage.KmsRequestId", "KeyLastUsage.Operation", "KeyLastUsage.Timestamp", "TrackingStartDate"},
 	"GenerateMac":                     {"KeyId", "Mac", "MacAlgorithm"},
 	"VerifyMac":                       {"KeyId", "MacAlgorithm", "MacValid"},
 	"GenerateDataKeyPair":             {"KeyId", "KeyMaterialId", "KeyPairSpec", "PrivateKeyCiphertextBlob", "PrivateKeyPlaintext", "PublicKey"},
@@ -407,6 +408,7 @@ func answers(t *testing.T) map[string][]byte {
 	must[*kms.GenerateDataKeyPairOutput](t)(c.GenerateDataKeyPair(ctx, &kms.GenerateDataKeyPairInput{KeyId: key, KeyPairSpec: "ECC_NIST_P256"}))
 	must[*kms.GenerateDataKeyPairWithoutPlaintextOutput](t)(c.GenerateDataKeyPairWithoutPlaintext(ctx,
 		&kms.GenerateDataKeyPairWithoutPlaintextInput{KeyId: key, KeyPairSpec: "ECC_NIST_P256"}))
+	must[*kms.GetKeyLastUsageOutput](t)(c.GetKeyLastUsage(ctx, &kms.GetKeyLastUsageInput{KeyId: key}))
 	mac := newKeyOf(t, c, "HMAC_256", "GENERATE_VERIFY_MAC").Arn
 	tag := must[*kms.GenerateMacOutput](t)(c.GenerateMac(ctx, &kms.GenerateMacInput{KeyId: mac, MacAlgorithm: "HMAC_SHA_256", Message: []byte("x")})).Mac
 	must[*kms.VerifyMacOutput](t)(c.VerifyMac(ctx, &kms.VerifyMacInput{KeyId: mac, MacAlgorithm: "HMAC_SHA_256", Message: []byte("x"), Mac: tag}))
