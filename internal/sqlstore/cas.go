@@ -7,3 +7,7 @@ package sqlstore
 const moveMatches = `
 	domain_uid = $1 and data_key_id = $2
 	and data_key_uid = $8 and version = $9 and key_epoch = $10`
+
+// bulkMoveMatches is the same for rows of arrays.
+const bulkMoveMatches = `
+			and data_key.data_key_uid = move.uid and data_key.version = move.version and data_key.key_epoch = move.epoch`

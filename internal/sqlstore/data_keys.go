@@ -20,17 +20,6 @@ func scanDataKey(r row) (k broker.DataKey, err error) {
 
 // InsertDataKey implements broker.Tx.
 func (t *txn) InsertDataKey(ctx context.Context, k broker.DataKey) error {
-	deleted, err := exists(ctx, t, "read tombstone", `
-		select 1
-		from data_key_tombstone
-		where domain_uid = $1 and data_key_id = $2`, k.Domain, k.ID)
-	if err != nil {
-		return err
-	}
-	if deleted {
-		return &broker.Error{Kind: broker.ErrAlreadyExists, Reason: broker.ReasonDataKeyIDDeleted,
-			Detail: "a data key of this id was deleted, and ids are never used again: choose another"}
-	}
 	n, err := t.exec(ctx, "insert data key", `
 		insert into data_key (`+dataKeyColumns+`)
 		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
@@ -40,7 +29,25 @@ func (t *txn) InsertDataKey(ctx context.Context, k broker.DataKey) error {
 	if err == nil && n == 0 {
 		return alreadyExists("data key")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	// The tombstone is looked for after: the insert has waited for whoever was
+	// deleting a row of this id, and this statement sees what he left.
+	deleted, err := exists(ctx, t, "read tombstone", `
+		select 1
+		from data_key_tombstone
+		where domain_uid = $1 and data_key_id = $2`, k.Domain, k.ID)
+	if err != nil || !deleted {
+		return err
+	}
+	if _, err := t.exec(ctx, "take data key back", `
+		delete from data_key
+		where domain_uid = $1 and data_key_id = $2`, k.Domain, k.ID); err != nil {
+		return err
+	}
+	return &broker.Error{Kind: broker.ErrAlreadyExists, Reason: broker.ReasonDataKeyIDDeleted,
+		Detail: "a data key of this id was deleted, and ids are never used again: choose another"}
 }
 
 // DataKey implements broker.Tx.
@@ -66,7 +73,7 @@ func (t *txn) ReplaceDataKey(ctx context.Context, k broker.DataKey, epoch broker
 	n, err := t.exec(ctx, "replace data key", `
 		update data_key
 		set ciphertext = $6, context = $7, key_spec = $8, key_epoch = $9, key_material_id = $10,
-			kms_request_id = $11, abandoned = 0, version = version + 1, update_time = $12
+			kms_request_id = $11, abandoned = false, version = version + 1, update_time = $12
 		where domain_uid = $1 and data_key_id = $2 and data_key_uid = $3 and version = $4 and key_epoch = $5`,
 		k.Domain, k.ID, k.UID, k.Version, epoch,
 		[]byte(k.Ciphertext), mapText(k.Context), k.KeySpec, k.Epoch, k.KeyMaterialID,
@@ -129,7 +136,7 @@ func shardArgs(s rotation.Shard, more ...any) []any {
 // PendingDataKeys implements rotation.Tx.
 func (t *txn) PendingDataKeys(ctx context.Context, s rotation.Shard, target broker.Epoch, limit int) ([]broker.DataKey, error) {
 	return all(ctx, t, "list pending data keys", scanDataKey, shardScan+`
-			and key_epoch < $5 and abandoned = 0
+			and key_epoch < $5 and not abandoned
 		order by data_key_id
 		limit $6`, shardArgs(s, target, limit)...)
 }
@@ -137,7 +144,7 @@ func (t *txn) PendingDataKeys(ctx context.Context, s rotation.Shard, target brok
 // MaterialDataKeys implements rotation.Tx.
 func (t *txn) MaterialDataKeys(ctx context.Context, s rotation.Shard, epoch broker.Epoch, target string, before time.Time, limit int) ([]broker.DataKey, error) {
 	return all(ctx, t, "list data keys of older material", scanDataKey, shardScan+`
-			and key_epoch = $5 and key_material_id <> $6 and update_time < $7 and abandoned = 0
+			and key_epoch = $5 and key_material_id <> $6 and update_time < $7 and not abandoned
 		order by data_key_id
 		limit $8`, shardArgs(s, epoch, target, micros(before), limit)...)
 }
@@ -145,7 +152,7 @@ func (t *txn) MaterialDataKeys(ctx context.Context, s rotation.Shard, epoch brok
 // ShardDataKeys implements rotation.Tx.
 func (t *txn) ShardDataKeys(ctx context.Context, s rotation.Shard, limit int) ([]broker.DataKey, error) {
 	return all(ctx, t, "list data keys of shard", scanDataKey, shardScan+`
-			and abandoned = 0
+			and not abandoned
 		order by data_key_id
 		limit $5`, shardArgs(s, limit)...)
 }

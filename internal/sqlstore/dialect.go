@@ -2,7 +2,6 @@ package sqlstore
 
 import (
 	"context"
-	"database/sql"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -11,14 +10,18 @@ import (
 
 // dialect is what engines do not share. Everything else is one SQL text.
 type dialect interface {
-	// begin opens a transaction: read-write, serialised against every other
-	// writer of the same rows, or read-only on one snapshot. It waits for a
+	// begin opens a transaction: read-write, in which each statement sees what is
+	// committed when it begins, or read-only on one snapshot. It waits for a
 	// connection until ctx ends.
 	begin(ctx context.Context, readOnly bool) (session, error)
 	// now is the one judge of time in a transaction, asked once, after begin.
 	now(ctx context.Context, s session) (time.Time, error)
-	// lockDomain holds the domain until the transaction ends.
-	lockDomain(ctx context.Context, s session, d broker.DomainUID, mode broker.LockMode) error
+	// lock holds a name, which need not be stored, until the transaction ends.
+	// What is read after it is as the lock's former holders left it.
+	lock(ctx context.Context, s session, name string, mode broker.LockMode) error
+	// holding ends a select: nobody else changes its rows before the transaction
+	// ends. "" where nobody could.
+	holding(h hold) string
 	// moveDataKeys runs the compare-and-swap of every move, in order.
 	moveDataKeys(ctx context.Context, s session, batch moveBatch) ([]bool, error)
 	// classify sorts the engine's errors, with a text for the log that quotes no
@@ -32,12 +35,28 @@ type dialect interface {
 // Exactly one of commit and rollback ends it.
 type session interface {
 	exec(ctx context.Context, query string, args ...any) (rows int64, err error)
-	query(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	query(ctx context.Context, query string, args ...any) (rows, error)
 	// commit takes no context: once begun it is not called off, so that its
-	// answer is the truth.
+	// answer is the truth. Where none comes, the error is one of classUnknown.
 	commit() error
 	rollback()
 }
+
+// rows is the answer to a query.
+type rows interface {
+	row
+	Next() bool
+	Err() error
+	Close() error
+}
+
+// hold says how a select meets rows that another transaction holds.
+type hold int
+
+const (
+	waiting  hold = iota // it waits, and reads what the other left
+	skipping             // it leaves them out
+)
 
 // moveBatch is the input of a bulk move.
 type moveBatch struct {
@@ -52,7 +71,8 @@ type class int
 
 const (
 	classOther       class = iota // a bug of ours
-	classTransient                // a conflict of transactions: running again may help
+	classTransient                // a conflict of transactions, or a connection lost before the commit: running again may help
+	classUnknown                  // the commit was asked for and not answered: it may have happened
 	classUnavailable              // the disk, the file or the server
 	classUnique                   // a unique constraint
 	classForeignKey               // the parent is not there

@@ -4,8 +4,9 @@
 //
 // What it does. One transaction type serves both ports. The SQL is written once,
 // for every engine; what engines do not share (how a transaction begins, the
-// clock, the domain lock, the bulk move of rows, classes of errors, the schema)
-// is behind the small interface dialect. SQLite is the embedded default.
+// clock, locks, the bulk move of rows, classes of errors, the schema) is behind
+// the small interface dialect. SQLite is the embedded default, PostgreSQL is for
+// any number of replicas.
 //
 // Who may call it. cmd/broker wires it; tests open it on a file of their own.
 // Everything is safe for concurrent use. A transaction belongs to the function
@@ -16,4 +17,5 @@
 // reads no clock but the configured one, puts no stored value into an error, a
 // log line or a span, and once open lets no driver error out: callers see
 // *broker.Error, context errors, and plain errors for what is a bug.
+// No error and no log line has the database's URL.
 package sqlstore

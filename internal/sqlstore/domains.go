@@ -112,6 +112,7 @@ func (t *txn) absentOrChanged(ctx context.Context, what, probe string, key ...an
 		return err
 	}
 	if there {
+		t.overtaken = true
 		return changed(what)
 	}
 	return notFound(what)

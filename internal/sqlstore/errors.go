@@ -46,6 +46,9 @@ func (s *Store) translate(ctx context.Context, op string, err error) (class, err
 	}
 	c, text := s.dialect.classify(err)
 	switch c {
+	case classUnknown:
+		s.log.WarnContext(ctx, "the database did not say whether it committed", "op", op, "error", text)
+		return c, unknownOutcome()
 	case classTransient, classUnavailable, classInterrupted:
 		s.log.WarnContext(ctx, "the database did not answer", "op", op, "error", text)
 		return c, unavailable()
@@ -56,6 +59,19 @@ func (s *Store) translate(ctx context.Context, op string, err error) (class, err
 	}
 	s.log.ErrorContext(ctx, "the database answered unexpectedly", "op", op, "error", text)
 	return c, fmt.Errorf("%s: unexpected answer of the database", op)
+}
+
+// unknownOutcome is what a caller gets whose transaction may or may not be
+// stored. It is what a crash of the caller would have left, so what mends that
+// mends this: the engine reads its jobs and leases again, intents are closed by
+// listings, and a client repeats its call with the same request_id, which finds
+// the effect if there is one.
+func unknownOutcome() error {
+	return &broker.Error{
+		Kind: broker.ErrUnavailable, Reason: broker.ReasonStoreUnavailable,
+		Detail:     "the broker's database did not say whether it stored the call's effect: repeat the call with the same request_id",
+		RetryAfter: time.Second,
+	}
 }
 
 func unavailable() error {

@@ -48,7 +48,7 @@ func (t *txn) DeleteFailures(ctx context.Context, r rotation.JobRef) error {
 func (t *txn) AbandonDataKey(ctx context.Context, f rotation.Failure) (bool, error) {
 	n, err := t.exec(ctx, "abandon data key", `
 		update data_key
-		set abandoned = 1, update_time = $5
+		set abandoned = true, update_time = $5
 		where domain_uid = $1 and data_key_id = $2 and data_key_uid = $3 and version = $4`,
 		f.Domain, f.DataKey, f.UID, f.Version, micros(t.now))
 	if err != nil || n == 0 {
@@ -56,7 +56,7 @@ func (t *txn) AbandonDataKey(ctx context.Context, f rotation.Failure) (bool, err
 	}
 	_, err = t.exec(ctx, "acknowledge failure", `
 		update job_failure
-		set acknowledged = 1
+		set acknowledged = true
 		where domain_uid = $1 and job_id = $2 and data_key_id = $3`, f.Domain, f.Job, f.DataKey)
 	return err == nil, err
 }

@@ -38,12 +38,13 @@ func (t *txn) Grant(ctx context.Context, d broker.DomainUID, id broker.GrantID) 
 		where domain_uid = $1 and grant_id = $2`, d, id)
 }
 
-// GrantByUID implements broker.Tx.
+// GrantByUID implements broker.Tx. An Update holds the grant: whoever changes
+// what KMS has of it reads it first.
 func (t *txn) GrantByUID(ctx context.Context, d broker.DomainUID, uid broker.GrantUID) (broker.Grant, error) {
 	return one(ctx, t, "read grant", "grant", scanGrant, `
 		select `+grantColumns+`
 		from domain_grant
-		where domain_uid = $1 and grant_uid = $2`, d, uid)
+		where domain_uid = $1 and grant_uid = $2`+t.holding(waiting), d, uid)
 }
 
 // UpdateGrant implements broker.Tx. It leaves alone what never changes: the ids,
@@ -82,12 +83,13 @@ func (t *txn) ListGrants(ctx context.Context, d broker.DomainUID, after broker.G
 		limit $3`, d, after, limit)
 }
 
-// DueGrants implements broker.Tx.
+// DueGrants implements broker.Tx. An Update holds them, and leaves out those that
+// somebody else is at.
 func (t *txn) DueGrants(ctx context.Context, limit int) ([]broker.Grant, error) {
 	return all(ctx, t, "list due grants", scanGrant, `
 		select `+grantColumns+`
 		from domain_grant
 		where state in ('CREATING', 'ACTIVE') and expire_time > 0 and expire_time <= $1
 		order by expire_time, domain_uid, grant_id
-		limit $2`, micros(t.now), limit)
+		limit $2`+t.holding(skipping), micros(t.now), limit)
 }

@@ -27,6 +27,7 @@ func (t *txn) InsertKMSGrant(ctx context.Context, g broker.KMSGrant) error {
 		g.KMSGrantID, g.State, micros(g.IntendTime), micros(g.LiveTime), micros(g.EndTime),
 		micros(g.NextTry), micros(g.MissTime))
 	if err == nil && n == 0 {
+		t.overtaken = true
 		return conflict("a KMS grant of this name was intended already")
 	}
 	return err
@@ -48,7 +49,7 @@ func (t *txn) UpdateKMSGrant(ctx context.Context, g broker.KMSGrant) error {
 	return err
 }
 
-// KMSGrants implements broker.Tx.
+// KMSGrants implements broker.Tx. An Update holds those of one grant.
 func (t *txn) KMSGrants(ctx context.Context, d broker.DomainUID, g broker.GrantUID) ([]broker.KMSGrant, error) {
 	if g == "" {
 		return all(ctx, t, "list KMS grants", scanKMSGrant, `
@@ -61,15 +62,15 @@ func (t *txn) KMSGrants(ctx context.Context, d broker.DomainUID, g broker.GrantU
 		select `+kmsGrantColumns+`
 		from kms_grant
 		where domain_uid = $1 and grant_uid = $2
-		order by key_epoch, kind, attempt`, d, g)
+		order by key_epoch, kind, attempt`+t.holding(waiting), d, g)
 }
 
-// KMSGrantByName implements broker.Tx.
+// KMSGrantByName implements broker.Tx. An Update holds it.
 func (t *txn) KMSGrantByName(ctx context.Context, name string) (broker.KMSGrant, error) {
 	return one(ctx, t, "read KMS grant", "KMS grant", scanKMSGrant, `
 		select `+kmsGrantColumns+`
 		from kms_grant
-		where name = $1`, name)
+		where name = $1`+t.holding(waiting), name)
 }
 
 // KMSGrantsOnKey implements broker.Tx.
@@ -81,12 +82,13 @@ func (t *txn) KMSGrantsOnKey(ctx context.Context, key broker.KeyARN) ([]broker.K
 		order by domain_uid, grant_uid, key_epoch, kind, attempt`, key)
 }
 
-// StaleKMSGrants implements broker.Tx.
+// StaleKMSGrants implements broker.Tx. An Update holds them, and leaves out those
+// that somebody else is at.
 func (t *txn) StaleKMSGrants(ctx context.Context, limit int) ([]broker.KMSGrant, error) {
 	return all(ctx, t, "list stale KMS grants", scanKMSGrant, `
 		select `+kmsGrantColumns+`
 		from kms_grant
 		where state in ('INTENDED', 'RETIRING') and next_try <= $1
 		order by next_try, domain_uid, grant_uid, key_epoch, kind, attempt
-		limit $2`, micros(t.now), limit)
+		limit $2`+t.holding(skipping), micros(t.now), limit)
 }

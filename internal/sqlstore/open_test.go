@@ -5,7 +5,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"flag"
 	"io"
 	"log/slog"
 	"os"
@@ -22,8 +21,6 @@ import (
 	"github.com/keybroker/keybroker/internal/sqlstore"
 )
 
-var update = flag.Bool("update", false, "write the golden files")
-
 // execPast runs a statement past the store.
 func execPast(t *testing.T, path, statement string) {
 	t.Helper()
@@ -38,44 +35,6 @@ func execPast(t *testing.T, path, statement string) {
 	}()
 	if _, err := db.ExecContext(t.Context(), statement); err != nil {
 		t.Fatalf("%s: %v", statement, err)
-	}
-}
-
-func TestSchemaGolden(t *testing.T) {
-	path := dbPath(t)
-	open(t, path, time.Now)
-	got := queryText(t, path, `
-		select group_concat(sql, char(10, 10) order by type desc, name) || char(10)
-		from sqlite_schema
-		where sql is not null and name not like 'goose%' and name not like 'sqlite%'`)
-	golden := filepath.Join("testdata", "schema_sqlite.golden")
-	if *update {
-		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("the migrated schema (-golden +got); go test -update writes it:\n%s", diff)
-	}
-}
-
-func TestNewerSchemaIsRefused(t *testing.T) {
-	path := dbPath(t)
-	s, err := sqlstore.OpenSQLite(t.Context(), path, sqlstore.Config{Now: time.Now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	execPast(t, path, `insert into goose_db_version (version_id, is_applied) values (9999, 1)`)
-	_, err = sqlstore.OpenSQLite(t.Context(), path, sqlstore.Config{Now: time.Now})
-	if err == nil || !strings.Contains(err.Error(), "schema version 9999") {
-		t.Errorf("a newer schema: got error %v", err)
 	}
 }
 

@@ -8,8 +8,16 @@ import (
 	"github.com/keybroker/keybroker/internal/broker"
 )
 
-// RequestRecord implements broker.Tx.
+// RequestRecord implements broker.Tx. An Update holds the request, whether there
+// is a record or not: of two calls with one id the second reads what the first
+// has left.
 func (t *txn) RequestRecord(ctx context.Context, k broker.RequestKey) (broker.RequestRecord, error) {
+	if !t.readOnly {
+		name := "request\x00" + k.Caller + "\x00" + k.Method + "\x00" + k.ID
+		if err := t.lock(ctx, "lock request", name, broker.Exclusive); err != nil {
+			return broker.RequestRecord{}, err
+		}
+	}
 	return one(ctx, t, "read request", "request", func(r row) (broker.RequestRecord, error) {
 		rec := broker.RequestRecord{RequestKey: k}
 		var hash []byte
@@ -43,8 +51,9 @@ func (t *txn) PutRequestRecord(ctx context.Context, r broker.RequestRecord) erro
 
 // forgetRequests forgets up to two records: one more than the caller adds, so
 // that the table shrinks as fast as it grew. It reads first, since mostly there
-// is nothing to forget; the limit is a literal, since SQLite compiles a statement
-// anew whenever a bound limit changes.
+// is nothing to forget, and leaves to other transactions what they are forgetting.
+// The limit is a literal, since SQLite compiles a statement anew whenever a bound
+// limit changes.
 func (t *txn) forgetRequests(ctx context.Context) error {
 	old, err := all(ctx, t, "list old requests", func(r row) (k broker.RequestKey, err error) {
 		err = r.Scan(&k.Caller, &k.Method, &k.ID)
@@ -54,7 +63,7 @@ func (t *txn) forgetRequests(ctx context.Context) error {
 		from request
 		where done and until_time <= $1
 		order by until_time
-		limit 2`, micros(t.now))
+		limit 2`+t.holding(skipping), micros(t.now))
 	if err != nil {
 		return err
 	}

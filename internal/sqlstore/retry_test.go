@@ -2,7 +2,6 @@ package sqlstore
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"testing"
 	"time"
@@ -51,7 +50,7 @@ type scriptedSession struct{ e *scriptedEngine }
 
 func (s scriptedSession) exec(context.Context, string, ...any) (int64, error) { return 1, nil }
 
-func (s scriptedSession) query(context.Context, string, ...any) (*sql.Rows, error) {
+func (s scriptedSession) query(context.Context, string, ...any) (rows, error) {
 	return nil, errors.New("no query was scripted")
 }
 

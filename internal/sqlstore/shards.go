@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/rotation"
@@ -53,19 +54,17 @@ func (t *txn) InsertShards(ctx context.Context, shards []rotation.Shard) error {
 	return nil
 }
 
-// removeShards gives the first fence that none of the removed shards used.
+// removeShards gives the first fence that none of the removed shards used. The
+// fences are those that it removed: a claim that came in between is among them.
 func (t *txn) removeShards(ctx context.Context, r rotation.JobRef) (fence int64, err error) {
-	fence, err = one(ctx, t, "read shards", "shard", scanInt, `
-		select coalesce(max(lease_seq) + 1, 0)
-		from shard
-		where domain_uid = $1 and job_id = $2`, r.Domain, r.ID)
-	if err != nil || fence == 0 {
-		return fence, err
-	}
-	_, err = t.exec(ctx, "remove shards", `
+	used, err := all(ctx, t, "remove shards", scanInt, `
 		delete from shard
-		where domain_uid = $1 and job_id = $2`, r.Domain, r.ID)
-	return fence, err
+		where domain_uid = $1 and job_id = $2
+		returning lease_seq`, r.Domain, r.ID)
+	if err != nil || len(used) == 0 {
+		return 0, err
+	}
+	return slices.Max(used) + 1, nil
 }
 
 // Shards implements rotation.Tx.

@@ -19,7 +19,8 @@ import (
 
 // Config is what every engine needs.
 type Config struct {
-	// Now is the clock. On SQLite it is the judge of every stored time.
+	// Now is the clock. On SQLite it is the judge of every stored time. On
+	// PostgreSQL it must be nil but in tests: the judge is the database's clock.
 	Now func() time.Time
 	// Random gives unpredictable bytes, as crypto/rand.Reader does. Only Secret
 	// needs it.
@@ -139,15 +140,17 @@ func (s *Store) run(ctx context.Context, name string, readOnly bool, fn func(*tx
 	}
 }
 
-// once runs fn in one transaction. An error means that nothing was stored: the
-// commit takes no context and its answer is the engine's own.
+// once runs fn in one transaction. An error means that nothing was stored, but
+// for one: where the commit was asked for and the engine's answer did not come,
+// nobody knows, and nothing is run again (unknownOutcome). The commit takes no
+// context, so its answer is the engine's own.
 func (s *Store) once(ctx context.Context, readOnly bool, fn func(*txn) error) (again bool, err error) {
 	sess, err := s.dialect.begin(ctx, readOnly)
 	if err != nil {
 		c, err := s.translate(ctx, "begin transaction", err)
 		return c == classTransient, err
 	}
-	t := &txn{store: s, session: sess}
+	t := &txn{store: s, session: sess, readOnly: readOnly}
 	committing := false
 	defer func() {
 		t.broken = errEnded
@@ -162,7 +165,7 @@ func (s *Store) once(ctx context.Context, readOnly bool, fn func(*txn) error) (a
 	}
 	t.now = now.UTC().Truncate(time.Microsecond)
 	if err := fn(t); err != nil {
-		return t.transient, err
+		return t.transient || t.overtaken && errors.Is(err, broker.ErrConflict), err
 	}
 	if t.broken != nil {
 		return t.transient, t.broken

@@ -10,9 +10,14 @@ import (
 
 // txn is one transaction, for broker and rotation alike.
 type txn struct {
-	store   *Store
-	session session
-	now     time.Time
+	store    *Store
+	session  session
+	readOnly bool
+	now      time.Time
+	// overtaken says that a compare-and-swap met what another transaction had
+	// changed, perhaps after this one read it: running again may help. Where there
+	// is one writer it finds the same conflict once more.
+	overtaken bool
 	// broken is the first failure of the engine. An engine may have rolled the
 	// transaction back by itself then, so nothing more is run in it.
 	broken    error
@@ -26,13 +31,28 @@ func (t *txn) Now() time.Time { return t.now }
 
 // LockDomain implements broker.Tx.
 func (t *txn) LockDomain(ctx context.Context, d broker.DomainUID, mode broker.LockMode) error {
+	return t.lock(ctx, "lock domain", "domain\x00"+string(d), mode)
+}
+
+// lock holds a name until the transaction ends.
+func (t *txn) lock(ctx context.Context, op, name string, mode broker.LockMode) error {
 	if t.broken != nil {
 		return t.broken
 	}
-	if err := t.store.dialect.lockDomain(ctx, t.session, d, mode); err != nil {
-		return t.fail(ctx, "lock domain", err)
+	if err := t.store.dialect.lock(ctx, t.session, name, mode); err != nil {
+		return t.fail(ctx, op, err)
 	}
 	return nil
+}
+
+// holding ends a select whose rows are to stay as they were read: what is read
+// and then changed without a version to compare would otherwise undo what
+// another transaction did in between.
+func (t *txn) holding(h hold) string {
+	if t.readOnly {
+		return ""
+	}
+	return t.store.dialect.holding(h)
 }
 
 // fail translates an engine's error and ends the transaction's usefulness.

@@ -74,7 +74,7 @@ func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, uses keyUses) 
 		_, err = one(ctx, t, "count rows of key", "count", func(r row) (struct{}, error) {
 			return struct{}{}, r.Scan(&use.Rows, &use.Abandoned)
 		}, `
-			select count(case when abandoned = 0 then 1 end), count(case when abandoned = 1 then 1 end)
+			select count(case when not abandoned then 1 end), count(case when abandoned then 1 end)
 			from data_key
 			where domain_uid = $1 and key_epoch in (
 				select key_epoch

@@ -52,7 +52,7 @@ func bugs() []seeded {
 		{name: "no_job_fence", what: "a job's update ignores its lease and version", suite: "./internal/sqlstore", run: "TestSQLite", says: "FAIL: TestSQLite/",
 			edit: &edit{"internal/sqlstore/jobs.go", "where domain_uid = $1 and job_id = $2 and version = $3 and lease_seq = $4`", "where domain_uid = $1 and job_id = $2 and $3 = $3 and $4 = $4`"}},
 		{name: "id_reused", what: "a deleted id may be given out again", suite: "./internal/sqlstore", run: "TestSQLite", says: "FAIL: TestSQLite/",
-			edit: &edit{"internal/sqlstore/data_keys.go", "\tif deleted {", "\tif deleted && false {"}},
+			edit: &edit{"internal/sqlstore/data_keys.go", "if err != nil || !deleted {", "if err != nil || !deleted || true {"}},
 		{name: "no_read_delay", what: "the old grants go while readers hold old blobs", suite: "./test/model", run: model, says: "service cannot unwrap",
 			edit: &edit{"internal/rotation/retire.go", "if !j.LastMoveTime.IsZero() && j.CloseTime.IsZero() {", "if false {"}},
 		{name: "unwrap_retired_first", what: "unwrap grants are retired with the wrap grants", suite: "./test/model", run: model, says: "refused|I1: |job is still|did not end well|job failed|job blocked|service cannot",

@@ -1,0 +1,269 @@
+package sqlstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// connections is how many connections of PostgreSQL a store holds at most,
+// unless the URL says pool_max_conns: what was measured to be enough for the
+// machine of docs/performance.md. A server's max_connections must hold that many
+// for each replica.
+const connections = 16
+
+// How long PostgreSQL lets a session be. Every wait ends: a transaction that
+// waits for another longer than lockWait is run again, one whose process sleeps
+// loses its locks after idleInTransaction, and statementTime is the end of what
+// hangs; the longest statement counts the rows of a large domain.
+const (
+	lockWait          = 5 * time.Second
+	idleInTransaction = 10 * time.Second
+	statementTime     = 10 * time.Minute
+)
+
+// OpenPostgres opens the vault in a PostgreSQL database, 14 or newer, whose
+// schema MigratePostgres has made. The URL is libpq's (postgres://…, with
+// several hosts for a fail-over, sslmode, and so on) and pgxpool's (pool_…); it
+// may hold a password, which no error shows.
+//
+// Config.Now is nil in production: the database's clock is the one judge of time
+// for all replicas.
+//
+// It fails with a *SchemaError if this program cannot run on the schema.
+func OpenPostgres(ctx context.Context, url string, cfg Config) (*Store, error) {
+	config, err := postgresConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", withoutURL(err))
+	}
+	if err := checkPostgres(ctx, pool); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	store, err := newStore(&postgresDialect{pool: pool, clock: cfg.Now}, cfg)
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return store, nil
+}
+
+func postgresConfig(url string) (*pgxpool.Config, error) {
+	if !strings.HasPrefix(url, "postgres://") && !strings.HasPrefix(url, "postgresql://") {
+		return nil, errors.New("the database's URL must begin with postgres://")
+	}
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, withoutURL(err)
+	}
+	if !strings.Contains(url, "pool_max_conns=") {
+		config.MaxConns = connections
+	}
+	config.MaxConnLifetimeJitter = config.MaxConnLifetime / 10
+	c := config.ConnConfig
+	// A server that is gone, or has become a standby, is noticed here, not when TCP
+	// gives up after minutes.
+	c.DialFunc = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
+	}}).DialContext
+	if c.ValidateConnect == nil {
+		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
+	// An operator's synchronous_commit may be stricter than on, and no laxer.
+	config.AfterConnect = keepCommits
+	for name, value := range map[string]string{
+		"application_name":                    "keybroker",
+		"lock_timeout":                        milliseconds(lockWait),
+		"idle_in_transaction_session_timeout": milliseconds(idleInTransaction),
+		"statement_timeout":                   milliseconds(statementTime),
+		// The server notices as fast that a replica's machine is gone, and gives its
+		// locks back. On a socket of the file system these mean nothing.
+		"tcp_keepalives_idle":     "15",
+		"tcp_keepalives_interval": "5",
+		"tcp_keepalives_count":    "3",
+	} {
+		if c.RuntimeParams[name] == "" {
+			c.RuntimeParams[name] = value
+		}
+	}
+	return config, nil
+}
+
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+
+// keepCommits refuses the one setting that gives up acknowledged writes.
+func keepCommits(ctx context.Context, c *pgx.Conn) error {
+	_, err := c.Exec(ctx, `
+		select set_config('synchronous_commit', 'on', false)
+		where current_setting('synchronous_commit') = 'off'`)
+	return err
+}
+
+// postgresDialect runs transactions side by side, at READ COMMITTED: the domain
+// lock, held rows and compare-and-swaps do what one writer does on SQLite.
+type postgresDialect struct {
+	pool   *pgxpool.Pool
+	closed atomic.Bool
+	// clock replaces the database's, in tests; nil elsewhere.
+	clock func() time.Time
+}
+
+var _ dialect = (*postgresDialect)(nil)
+
+// The first words of a transaction, with the clock in the same round trip.
+const (
+	clockText  = `select (extract(epoch from clock_timestamp()) * 1000000)::bigint`
+	beginWrite = `begin isolation level read committed read write; ` + clockText
+	beginRead  = `begin isolation level repeatable read read only; ` + clockText
+)
+
+// begin finds out whether the pool's connection still leads anywhere. Where it
+// does not, a server has been restarted, most likely: the others are dropped too,
+// and the caller begins again on a new one.
+func (e *postgresDialect) begin(ctx context.Context, readOnly bool) (session, error) {
+	text := beginWrite
+	if readOnly {
+		text = beginRead
+	}
+	conn, err := e.pool.Acquire(ctx)
+	if err != nil && e.closed.Load() {
+		return nil, errClosed
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := &postgresSession{conn: conn}
+	results, err := conn.Conn().PgConn().Exec(ctx, text).ReadAll()
+	if err == nil {
+		s.began, err = readClock(results)
+	}
+	if err != nil {
+		if err = s.broken(err); errors.As(err, new(*lostConnectionError)) {
+			e.pool.Reset()
+		}
+		conn.Release() // which gives up one that is in a transaction
+		return nil, err
+	}
+	return s, nil
+}
+
+// readClock reads the second of two answers, which the simple protocol gives as text.
+func readClock(results []*pgconn.Result) (time.Time, error) {
+	if len(results) != 2 || len(results[1].Rows) != 1 {
+		return time.Time{}, errors.New("the clock gave no row")
+	}
+	us, err := strconv.ParseInt(string(results[1].Rows[0][0]), 10, 64)
+	return time.UnixMicro(us), err
+}
+
+func (e *postgresDialect) now(_ context.Context, s session) (time.Time, error) {
+	if e.clock != nil {
+		return e.clock(), nil
+	}
+	return s.(*postgresSession).began, nil
+}
+
+// lock takes an advisory lock of the transaction on a hash of the name. A waiting
+// exclusive lock goes before the shared ones that come after it, so that a switch
+// is not starved (a row lock would be). Two names of one hash only wait for each
+// other needlessly. The statements after it see what its former holders committed:
+// at READ COMMITTED each has a snapshot of its own.
+func (e *postgresDialect) lock(ctx context.Context, s session, name string, mode broker.LockMode) error {
+	query := `select pg_advisory_xact_lock_shared($1)`
+	if mode == broker.Exclusive {
+		query = `select pg_advisory_xact_lock($1)`
+	}
+	_, err := s.exec(ctx, query, lockKey(name))
+	return err
+}
+
+func lockKey(name string) int64 {
+	sum := sha256.Sum256([]byte(name))
+	return int64(binary.BigEndian.Uint64(sum[:8]))
+}
+
+func (e *postgresDialect) holding(h hold) string {
+	if h == skipping {
+		return "\n\t\tfor no key update skip locked"
+	}
+	return "\n\t\tfor no key update"
+}
+
+// moveDataKeys sends a batch as arrays, in one statement. An id that comes twice
+// in a batch is moved in the order given, so its second move is in a statement of
+// its own.
+func (e *postgresDialect) moveDataKeys(ctx context.Context, s session, b moveBatch) ([]bool, error) {
+	moved := make([]bool, len(b.moves))
+	for from := 0; from < len(b.moves); {
+		to := from
+		seen := make(map[broker.DataKeyID]bool, len(b.moves)-from)
+		for to < len(b.moves) && !seen[b.moves[to].ID] {
+			seen[b.moves[to].ID] = true
+			to++
+		}
+		if err := e.moveDistinct(ctx, s, b, from, to, moved); err != nil {
+			return nil, err
+		}
+		from = to
+	}
+	return moved, nil
+}
+
+// moveDistinct moves b.moves[from:to], whose ids differ, and notes which were as
+// they had been read.
+func (e *postgresDialect) moveDistinct(ctx context.Context, s session, b moveBatch, from, to int, moved []bool) error {
+	n := to - from
+	ids, uids := make([]string, n), make([]string, n)
+	versions, epochs := make([]int64, n), make([]int64, n)
+	ciphertexts := make([][]byte, n)
+	materials, requests := make([]string, n), make([]string, n)
+	for i, m := range b.moves[from:to] {
+		ids[i], uids[i], versions[i], epochs[i] = string(m.ID), string(m.UID), m.Version, int64(m.FromEpoch)
+		ciphertexts[i], materials[i], requests[i] = m.Ciphertext, m.KeyMaterialID, m.KMSRequestID
+	}
+	places, err := s.query(ctx, `
+		update data_key
+		set ciphertext = move.ciphertext, key_material_id = move.key_material_id, kms_request_id = move.kms_request_id,
+			key_epoch = $2, version = data_key.version + 1, update_time = $3
+		from unnest($4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bytea[], $9::text[], $10::text[]) with ordinality
+			as move (id, uid, version, epoch, ciphertext, key_material_id, kms_request_id, place)
+		where data_key.domain_uid = $1 and data_key.data_key_id = move.id`+bulkMoveMatches+`
+		returning move.place`,
+		string(b.domain), int64(b.target), b.now, ids, uids, versions, epochs, ciphertexts, materials, requests)
+	if err != nil {
+		return err
+	}
+	defer places.Close() //nolint:errcheck // Err has said it
+	for places.Next() {
+		var place int
+		if err := places.Scan(&place); err != nil {
+			return err
+		}
+		moved[from+place-1] = true
+	}
+	return places.Err()
+}
+
+// close waits for transactions to end.
+func (e *postgresDialect) close() error {
+	e.closed.Store(true)
+	e.pool.Close()
+	return nil
+}
