@@ -228,6 +228,7 @@ func TestCheckKey(t *testing.T) {
 		"RSA":              {func(m *broker.KeyMetadata) { m.KeySpec = "RSA_2048" }, broker.ReasonKeyNotSymmetric},
 		"HMAC":             {func(m *broker.KeyMetadata) { m.KeyUsage = "GENERATE_VERIFY_MAC" }, broker.ReasonKeyNotSymmetric},
 		"other Region":     {func(m *broker.KeyMetadata) { m.ARN = "arn:aws:kms:eu-west-1:111122223333:key/a" }, broker.ReasonKeyRegionMismatch},
+		"other partition":  {func(m *broker.KeyMetadata) { m.ARN = "arn:aws-cn:kms:us-east-1:111122223333:key/a" }, broker.ReasonKeyRegionMismatch},
 		"other account":    {func(m *broker.KeyMetadata) { m.ARN = "arn:aws:kms:us-east-1:444455556666:key/a" }, broker.ReasonKeyAccountNotAllowed},
 		"disabled":         {func(m *broker.KeyMetadata) { m.KeyState = "Disabled" }, broker.ReasonKeyDisabled},
 		"pending deletion": {func(m *broker.KeyMetadata) { m.KeyState = "PendingDeletion" }, broker.ReasonKeyStateInvalid},
@@ -237,7 +238,7 @@ func TestCheckKey(t *testing.T) {
 			m := good
 			test.change(&m)
 			d := broker.Domain{ID: "acme", Region: "us-east-1", KeyAccounts: []string{"111122223333"}}
-			wantReason(t, broker.CheckKey(d, m), test.want)
+			wantReason(t, brokerOver(t, nil, nil).CheckKey(d, m), test.want)
 		})
 	}
 }

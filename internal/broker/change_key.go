@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"fmt"
 	"slices"
 	"unicode/utf8"
 )
@@ -27,17 +28,47 @@ func ValidateKeyChange(kmsKey, reason string) error {
 	return validateReason(reason)
 }
 
+// CheckKeyARN holds what an ARN says of a key, or of an alias, against a domain:
+// its partition, Region and account. Nobody needs to ask KMS for that.
+func (b *Broker) CheckKeyARN(d Domain, arn string) error {
+	reason, what := b.elsewhere(d, KeyARN(arn))
+	if reason == "" {
+		return nil
+	}
+	err := invalidField(reason, "kms_key", "%s", what)
+	err.Resource = d.ID.Name()
+	if reason == ReasonKeyAccountNotAllowed {
+		err.Kind = ErrPrecondition // an operator may add the account
+	}
+	return err
+}
+
+// elsewhere says why a domain cannot have a key that is where it is, or nothing.
+func (b *Broker) elsewhere(d Domain, key KeyARN) (reason Reason, what string) {
+	partition := b.partition()
+	switch {
+	case key.Region() != d.Region || partitionOf(string(key)) != partition:
+		return ReasonKeyRegionMismatch, fmt.Sprintf("the KMS key must be in the domain's Region %s (partition %s)", d.Region, partition)
+	case len(d.KeyAccounts) > 0 && !slices.Contains(d.KeyAccounts, key.Account()):
+		return ReasonKeyAccountNotAllowed, fmt.Sprintf("the KMS key belongs to account %s, which is not among the domain's key_accounts", key.Account())
+	}
+	return "", ""
+}
+
+// partition is the one of the broker's own roles: keys of another are out of
+// their reach.
+func (b *Broker) partition() string { return partitionOf(b.cfg.WorkerRole) }
+
 // CheckKey holds what DescribeKey says of a key against a domain: a symmetric,
 // enabled key of the domain's Region and of an account that may own it.
-func CheckKey(d Domain, m KeyMetadata) error {
+func (b *Broker) CheckKey(d Domain, m KeyMetadata) error {
 	name := d.ID.Name()
+	if reason, what := b.elsewhere(d, m.ARN); reason != "" {
+		return precondition(reason, name, "%s", what)
+	}
 	switch {
 	case m.KeyUsage != "ENCRYPT_DECRYPT" || m.KeySpec != "SYMMETRIC_DEFAULT":
 		return precondition(ReasonKeyNotSymmetric, name, "the KMS key must be symmetric (SYMMETRIC_DEFAULT, ENCRYPT_DECRYPT), and this is %s, %s", m.KeySpec, m.KeyUsage)
-	case m.ARN.Region() != d.Region:
-		return precondition(ReasonKeyRegionMismatch, name, "the KMS key must be in the domain's Region %s", d.Region)
-	case len(d.KeyAccounts) > 0 && !slices.Contains(d.KeyAccounts, m.ARN.Account()):
-		return precondition(ReasonKeyAccountNotAllowed, name, "the KMS key belongs to account %s, which is not among the domain's key_accounts", m.ARN.Account())
 	case m.KeyState == "Disabled":
 		return precondition(ReasonKeyDisabled, name, "the KMS key is disabled: its owner can enable it")
 	case m.KeyState != "Enabled":

@@ -34,7 +34,7 @@ var labelKeyPattern = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
 // write the key policy first. The worker's own grant is registered with it, so
 // that a key change finds the broker's grants and the services' in one list.
 func (b *Broker) CreateDomain(ctx context.Context, caller Caller, in NewDomain) (Domain, error) {
-	if err := in.validate(); err != nil {
+	if err := in.validate(b.partition()); err != nil {
 		return Domain{}, err
 	}
 	var d Domain
@@ -84,7 +84,7 @@ func (b *Broker) workerGrant(d Domain) Grant {
 	}
 }
 
-func (in NewDomain) validate() error {
+func (in NewDomain) validate(partition string) error {
 	if !domainIDPattern.MatchString(string(in.ID)) {
 		return invalidField(ReasonFieldInvalid, "domain_id", "must match %s", domainIDPattern)
 	}
@@ -118,8 +118,8 @@ func (in NewDomain) validate() error {
 		if !ok || p.Alias {
 			return invalidField(ReasonKeyARNInvalid, "domain.import_source_keys", "must be full KMS key ARNs")
 		}
-		if p.Region != in.Region {
-			return invalidField(ReasonKeyRegionMismatch, "domain.import_source_keys", "must be in the domain's Region %s", in.Region)
+		if p.Region != in.Region || p.Partition != partition {
+			return invalidField(ReasonKeyRegionMismatch, "domain.import_source_keys", "must be in the domain's Region %s (partition %s)", in.Region, partition)
 		}
 	}
 	return nil

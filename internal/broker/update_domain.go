@@ -72,7 +72,7 @@ func (b *Broker) updateDomain(ctx context.Context, tx Tx, caller Caller, in Doma
 	if in.Etag != "" && in.Etag != d.Etag() {
 		return etagMismatch(d.ID.Name())
 	}
-	if err := in.validate(paths, d); err != nil {
+	if err := in.validate(paths, d, b.partition()); err != nil {
 		return err
 	}
 	if detail := in.apply(paths, &d); len(detail) > 0 {
@@ -114,7 +114,7 @@ func (in DomainUpdate) paths() ([]string, error) {
 }
 
 // validate holds what changes against the rules of CreateDomain.
-func (in DomainUpdate) validate(paths []string, d Domain) error {
+func (in DomainUpdate) validate(paths []string, d Domain, partition string) error {
 	fields := NewDomain{ID: d.ID, Region: d.Region}
 	for _, p := range paths {
 		switch p {
@@ -128,7 +128,7 @@ func (in DomainUpdate) validate(paths []string, d Domain) error {
 			fields.ImportSources = in.ImportSources
 		}
 	}
-	return fields.validate()
+	return fields.validate(partition)
 }
 
 // apply changes d, and gives what the audit row says of what is new. Names and

@@ -103,6 +103,9 @@ func (e *Engine) accept(ctx context.Context, tx Tx, caller broker.Caller, d brok
 		}
 		return e.takeBack(ctx, tx, caller, &d, *preparing, Cancelled, in.Reason)
 	}
+	if err := e.broker.CheckKeyARN(d, in.KMSKey); err != nil {
+		return Job{}, err
+	}
 	if err := checkEtag(d, in.Etag); err != nil {
 		return Job{}, err
 	}
@@ -132,7 +135,8 @@ func checkEtag(d broker.Domain, etag string) error {
 		return nil
 	case etag == "":
 		return &broker.Error{Kind: broker.ErrInvalid, Reason: broker.ReasonEtagRequired, Resource: d.ID.Name(),
-			Detail: "a change of the key needs the domain's etag: read the domain and send it"}
+			Detail: "the request is invalid", Violations: []broker.Violation{{Field: "etag",
+				Description: "a change of the key needs the domain's etag: read the domain and send it"}}}
 	}
 	return &broker.Error{Kind: broker.ErrConflict, Reason: broker.ReasonEtagMismatch, Resource: d.ID.Name(),
 		Detail: "the etag is not the domain's present one: read the domain again and repeat the call with its etag"}

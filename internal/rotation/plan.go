@@ -57,6 +57,10 @@ func (e *Engine) PlanKeyChange(ctx context.Context, caller broker.Caller, id bro
 }
 
 func (e *Engine) planTarget(ctx context.Context, p plan, kmsKey string, out *KeyChangePlan) error {
+	var elsewhere *broker.Error
+	if errors.As(e.broker.CheckKeyARN(p.domain, kmsKey), &elsewhere) {
+		return out.note(To, failWith(elsewhere.Reason, "%s", elsewhere.Violations[0].Description))
+	}
 	meta, err := e.registrar.DescribeKey(ctx, kmsKey)
 	if err != nil {
 		return out.note(To, describeFailed(kmsKey, err))
@@ -65,7 +69,7 @@ func (e *Engine) planTarget(ctx context.Context, p plan, kmsKey string, out *Key
 	if meta.ARN == p.domain.KMSKey {
 		return out.note(To, failWith(broker.ReasonKeyUnchanged, "the domain has this key already"))
 	}
-	if err := checkMetadata(p.domain, meta); err != nil {
+	if err := e.checkMetadata(p.domain, meta); err != nil {
 		return out.note(To, err)
 	}
 	return out.note(To, e.probeOwnership(ctx, p.domain, Job{TargetKey: meta.ARN}))

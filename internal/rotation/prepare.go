@@ -99,7 +99,7 @@ func (e *Engine) resolveTarget(ctx context.Context, j Job) (Job, error) {
 		return e.undoOnFailure(ctx, j, describeFailed(j.TargetGiven, err))
 	}
 	e.cfg.At("prepare.described")
-	if err := checkMetadata(p.domain, meta); err != nil {
+	if err := e.checkMetadata(p.domain, meta); err != nil {
 		return e.undoOnFailure(ctx, j, err)
 	}
 	if meta.ARN == p.domain.KMSKey {
@@ -145,8 +145,8 @@ func describeFailed(key string, err error) error {
 
 // checkMetadata: the wrong kind of key fails the change; one that is only
 // disabled blocks it.
-func checkMetadata(d broker.Domain, m broker.KeyMetadata) error {
-	err := broker.CheckKey(d, m)
+func (e *Engine) checkMetadata(d broker.Domain, m broker.KeyMetadata) error {
+	err := e.broker.CheckKey(d, m)
 	var be *broker.Error
 	if !errors.As(err, &be) {
 		return err
@@ -164,7 +164,7 @@ func (e *Engine) checkTarget(ctx context.Context, d broker.Domain, j Job) error 
 	if err != nil {
 		return blockOnKMS(To, j.TargetKey, err)
 	}
-	if err := checkMetadata(d, meta); err != nil {
+	if err := e.checkMetadata(d, meta); err != nil {
 		return err
 	}
 	return e.probeOwnership(ctx, d, j)
