@@ -46,7 +46,6 @@ func invalid(err error) error {
 var fieldReasons = map[string]broker.Reason{
 	"name":                     broker.ReasonNameInvalid,
 	"parent":                   broker.ReasonNameInvalid,
-	"names":                    broker.ReasonNameInvalid,
 	"page_token":               broker.ReasonPageTokenInvalid,
 	"filter":                   broker.ReasonFilterInvalid,
 	"kms_key":                  broker.ReasonKeyARNInvalid,
@@ -55,6 +54,13 @@ var fieldReasons = map[string]broker.Reason{
 	"grant.grantee_principal":  broker.ReasonGranteeNotAllowed,
 	"grant.operations":         broker.ReasonOperationNotAllowed,
 	"grant.constraints":        broker.ReasonConstraintInvalid,
+}
+
+// entryReasons are the lists whose entries' faults have a reason of their own.
+// That of the list itself, its length or an entry that stands twice, has none.
+var entryReasons = map[string]broker.Reason{
+	"names":                     broker.ReasonNameInvalid,
+	"domain.import_source_keys": broker.ReasonKeyARNInvalid,
 }
 
 var (
@@ -77,6 +83,9 @@ func reasonOfField(field, rule string, forKey bool) broker.Reason {
 		return broker.ReasonFieldInvalid
 	}
 	if reason, ok := fieldReasons[plain]; ok {
+		return reason
+	}
+	if reason, ok := entryReasons[plain]; ok && !strings.HasPrefix(rule, "repeated.") {
 		return reason
 	}
 	return broker.ReasonFieldInvalid

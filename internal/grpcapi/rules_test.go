@@ -57,7 +57,7 @@ func TestBrokenRules(t *testing.T) {
 		{"DataKeyService/ImportDataKeys", `{"parent":"domains/acme","items":[{"data_key_id":"k","ciphertext_blob":"AQ==","source_kms_key":"alias/x"}]}`, "items[0].source_kms_key", "KEY_ARN_INVALID"},
 		{"DomainService/UpdateDomain", `{"domain":{"name":"acme"},"update_mask":"labels"}`, "domain.name", "NAME_INVALID"},
 		{"DomainService/PlanKeyChange", `{"name":"domains/acme","kms_key":"alias/new"}`, "kms_key", "KEY_ARN_INVALID"},
-		{"DataKeyService/BatchGetDataKeys", `{"parent":"domains/acme"}`, "names", "NAME_INVALID"},
+		{"DataKeyService/BatchGetDataKeys", `{"parent":"domains/acme"}`, "names", "FIELD_INVALID"},
 		{"DataKeyService/BatchGetDataKeys", `{"parent":"domains/acme","names":["domains/acme/dataKeys/k","domains/beta/dataKeys/k"]}`, "names[1]", "NAME_INVALID"},
 		{"DataKeyService/BatchGetDataKeys", `{"parent":"domains/acme","names":["k"]}`, "names[0]", "NAME_INVALID"},
 		{"ReencryptionService/CreateReencryptionJob", `{"parent":"domains/acme"}`, "reencryption_job", "FIELD_INVALID"},
