@@ -166,7 +166,7 @@ func (b *Broker) importStatement(d Domain, own string, legacy Context) (policySt
 			return policyStatement{}, invalidField(ReasonContextKeyReserved, "import_source_context", "key %q is reserved", key)
 		}
 		if strings.Contains(value, "${") {
-			return policyStatement{}, invalidField(ReasonContextKeyInvalid, "import_source_context",
+			return policyStatement{}, invalidField(ReasonContextValueInvalid, "import_source_context",
 				"the value of key %q holds a policy variable, which would stand for any value: name another pair", key)
 		}
 		equals["kms:EncryptionContext:"+key] = value

@@ -194,7 +194,7 @@ func TestKeyPolicyRefusals(t *testing.T) {
 		"import, a wide key":         {importing(broker.Context{"ключ": "y"}), broker.ReasonContextKeyInvalid},
 		"import, fold duplicates":    {importing(broker.Context{"A": "x", "a": "y"}), broker.ReasonContextDuplicateKey},
 		"import, control character":  {importing(broker.Context{"a": "\n"}), broker.ReasonContextValueInvalid},
-		"import, policy variable":    {importing(broker.Context{"a": "${kms:EncryptionContext:a}"}), broker.ReasonContextKeyInvalid},
+		"import, policy variable":    {importing(broker.Context{"a": "${kms:EncryptionContext:a}"}), broker.ReasonContextValueInvalid},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := policyOf(t, test.in)

@@ -948,7 +948,7 @@ type GenerateKeyPolicyRequest struct {
 	// Absent means PROFILE_STANDARD.
 	Profile GenerateKeyPolicyRequest_Profile `protobuf:"varint,4,opt,name=profile,proto3,enum=keybroker.v1.GenerateKeyPolicyRequest_Profile" json:"profile,omitempty"`
 	// Encryption context that the blobs to import were made with: the statement
-	// is conditioned on these pairs, 1 to 8. Only, and always, with
+	// is conditioned on these pairs, 1 to 7. Only, and always, with
 	// PROFILE_IMPORT_SOURCE.
 	ImportSourceContext map[string]string `protobuf:"bytes,5,rep,name=import_source_context,json=importSourceContext,proto3" json:"import_source_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields       protoimpl.UnknownFields
@@ -1503,22 +1503,21 @@ const file_keybroker_v1_domains_proto_rawDesc = "" +
 	"\aProblem\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12<\n" +
 	"\x04side\x18\x02 \x01(\x0e2(.keybroker.v1.ReencryptionJob.Block.SideR\x04side\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xd7\x06\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\x9e\x05\n" +
 	"\x18GenerateKeyPolicyRequest\x12D\n" +
 	"\x04name\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x125\n" +
 	"\vkey_account\x18\x02 \x01(\tB\x12\xbaH\x0fr\r2\v^[0-9]{12}$H\x00R\n" +
 	"keyAccount\x12G\n" +
 	"\x18existing_policy_document\x18\x03 \x01(\tB\v\xbaH\br\x06\x10\x02(\x80\x80\x02H\x00R\x16existingPolicyDocument\x12R\n" +
 	"\aprofile\x18\x04 \x01(\x0e2..keybroker.v1.GenerateKeyPolicyRequest.ProfileB\b\xbaH\x05\x82\x01\x02\x10\x01R\aprofile\x12\xbb\x01\n" +
-	"\x15import_source_context\x18\x05 \x03(\v2?.keybroker.v1.GenerateKeyPolicyRequest.ImportSourceContextEntryBF\xbaHC\x9a\x01@\x10\b\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1cr\x1a\x18\x80\x032\x15^[ -~\\x{A0}-\\x{FF}]*$R\x13importSourceContext\x1aF\n" +
+	"\x15import_source_context\x18\x05 \x03(\v2?.keybroker.v1.GenerateKeyPolicyRequest.ImportSourceContextEntryBF\xbaHC\x9a\x01@\x10\a\"\x1er\x1c2\x1a^[A-Za-z0-9_.:/@-]{1,128}$*\x1cr\x1a\x18\x80\x032\x15^[ -~\\x{A0}-\\x{FF}]*$R\x13importSourceContext\x1aF\n" +
 	"\x18ImportSourceContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"S\n" +
 	"\aProfile\x12\x17\n" +
 	"\x13PROFILE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10PROFILE_STANDARD\x10\x01\x12\x19\n" +
-	"\x15PROFILE_IMPORT_SOURCE\x10\x02:\xb6\x01\xbaH\xb2\x01\x1a\xaf\x01\n" +
-	"\x15import_source_context\x12Wimport_source_context is required with PROFILE_IMPORT_SOURCE, and not allowed otherwise\x1a=(this.profile == 2) == (size(this.import_source_context) > 0)B\r\n" +
+	"\x15PROFILE_IMPORT_SOURCE\x10\x02B\r\n" +
 	"\x04base\x12\x05\xbaH\x02\b\x01\"\x8b\x01\n" +
 	"\x19GenerateKeyPolicyResponse\x12'\n" +
 	"\x0fpolicy_document\x18\x01 \x01(\tR\x0epolicyDocument\x12\x1e\n" +

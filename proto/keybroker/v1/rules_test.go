@@ -72,7 +72,6 @@ func TestRequests(t *testing.T) {
 		{"negative page", "DomainService.ListDomains", `{"page_size":-1}`, "page_size"},
 		{"newcomer's policy", "DomainService.GenerateKeyPolicy", `{"name":"domains/acme","key_account":"111122223333"}`, ""},
 		{"policy on nothing", "DomainService.GenerateKeyPolicy", `{"name":"domains/acme"}`, "base"},
-		{"import policy without a context", "DomainService.GenerateKeyPolicy", `{"name":"domains/acme","key_account":"111122223333","profile":"PROFILE_IMPORT_SOURCE"}`, "import_source_context"},
 		{"import policy", "DomainService.GenerateKeyPolicy", `{"name":"domains/acme","key_account":"111122223333","profile":"PROFILE_IMPORT_SOURCE","import_source_context":{"app":"old"}}`, ""},
 		{"newcomer's key", "DomainService.ChangeKey", `{"name":"domains/acme","kms_key":"` + keyARN + `","reason":"onboarding"}`, ""},
 		{"key by alias", "DomainService.ChangeKey", `{"name":"domains/acme","kms_key":"arn:aws:kms:us-east-1:111122223333:alias/new","etag":"3"}`, ""},
