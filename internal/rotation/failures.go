@@ -3,6 +3,7 @@ package rotation
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -46,6 +47,11 @@ func (e *Engine) AcknowledgeFailures(ctx context.Context, caller broker.Caller, 
 	}
 	if in.All == (len(in.DataKeys) > 0) {
 		return 0, fieldInvalid("names", "give either names or all")
+	}
+	for i, id := range in.DataKeys {
+		if slices.Contains(in.DataKeys[:i], id) {
+			return 0, fieldInvalid(fmt.Sprintf("names[%d]", i), "stands twice in the request")
+		}
 	}
 	marked := 0
 	err := e.store.Update(ctx, func(tx Tx) error {

@@ -1400,8 +1400,8 @@ type AcknowledgeReencryptionFailuresRequest struct {
 	// "domains/{domain_id}/reencryptionJobs/{job_id}". Required.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
 	// "domains/{domain_id}/reencryptionJobs/{job_id}/failures/{data_key_id}" of
-	// failures of this job; at most 500. A name that is none refuses the whole
-	// call. Either names or all.
+	// failures of this job; at most 500, each once. A name that is none refuses the
+	// whole call. Either names or all.
 	Names []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
 	// Every failure that the job has now.
 	All bool `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
@@ -2293,10 +2293,10 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06filter\"\xa2\x01\n" +
 	" ListReencryptionFailuresResponse\x12V\n" +
 	"\x15reencryption_failures\x18\x01 \x03(\v2!.keybroker.v1.ReencryptionFailureR\x14reencryptionFailures\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc6\x03\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc8\x03\n" +
 	"&AcknowledgeReencryptionFailuresRequest\x12|\n" +
-	"\x06parent\x18\x01 \x01(\tBd\xbaHar_2]^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12\xb2\x01\n" +
-	"\x05names\x18\x02 \x03(\tB\x9b\x01\xbaH\x97\x01\x92\x01\x93\x01\x10\xf4\x03\"\x8d\x01r\x8a\x012\x87\x01^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/failures/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$R\x05names\x12\x10\n" +
+	"\x06parent\x18\x01 \x01(\tBd\xbaHar_2]^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12\xb4\x01\n" +
+	"\x05names\x18\x02 \x03(\tB\x9d\x01\xbaH\x99\x01\x92\x01\x95\x01\x10\xf4\x03\x18\x01\"\x8d\x01r\x8a\x012\x87\x01^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/failures/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$R\x05names\x12\x10\n" +
 	"\x03all\x18\x03 \x01(\bR\x03all\x12\"\n" +
 	"\x06reason\x18\x04 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06reason\x123\n" +
