@@ -93,10 +93,12 @@ type Bench struct {
 	// RegistrarKMS are the broker's own, for checkers.
 	Customer, Service *kms.Client
 
-	ids   ids
-	mu    sync.Mutex
-	calls []localkms.Call
-	close []func() error
+	path   string // of the database
+	reader reader
+	ids    ids
+	mu     sync.Mutex
+	calls  []localkms.Call
+	close  []func() error
 }
 
 // New wires a Bench. Close it when done.
@@ -105,7 +107,8 @@ func New(ctx context.Context, cfg Config) (*Bench, error) {
 	if err := b.openKMS(cfg); err != nil {
 		return nil, err
 	}
-	store, err := sqlstore.OpenSQLite(ctx, filepath.Join(cfg.Dir, "keybroker.db"), sqlstore.Config{Now: b.Clock.Now})
+	b.path = filepath.Join(cfg.Dir, "keybroker.db")
+	store, err := sqlstore.OpenSQLite(ctx, b.path, sqlstore.Config{Now: b.Clock.Now})
 	if err != nil {
 		return nil, err
 	}
