@@ -48,7 +48,7 @@ func DefaultQuota(b pacer.Budget) float64 {
 		return 2000
 	case "CreateGrant", "RetireGrant":
 		return 50
-	case "ListGrants":
+	case "ListGrants", "ListRetirableGrants":
 		return 100
 	}
 	return 0

@@ -81,7 +81,8 @@ func (k *KMS) CreateGrant(ctx context.Context, g broker.NewKMSGrant) (broker.Cre
 	}, nil
 }
 
-// grantsPerPage is KMS's upper limit (AWS KMS API Reference, ListGrants, Limit).
+// grantsPerPage is KMS's upper limit (AWS KMS API Reference, ListGrants and
+// ListRetirableGrants, Limit).
 const grantsPerPage = 100
 
 // ListGrants implements broker.Registrar. It reads page after page: one call of
@@ -92,31 +93,74 @@ func (k *KMS) ListGrants(ctx context.Context, key broker.KeyARN, kmsGrantID stri
 	if kmsGrantID != "" {
 		in.GrantId = &kmsGrantID
 	}
-	var grants []broker.ListedGrant
-	for {
+	grants, err := everyPage(name, func(marker *string) (grantPage, error) {
+		in.Marker = marker
 		out, err := call(ctx, k, operation{name: name, key: string(key)}, in, (*kms.Client).ListGrants)
 		if err != nil {
-			if kmsGrantID != "" && codeOf(err) == "InvalidGrantIdException" {
-				return nil, nil
-			}
+			return grantPage{}, err
+		}
+		return grantPage{out.Grants, out.Truncated, out.NextMarker, out.ResultMetadata}, nil
+	}, func(*types.GrantListEntry) bool { return true })
+	if kmsGrantID != "" && codeOf(err) == "InvalidGrantIdException" {
+		return nil, nil
+	}
+	return grants, err
+}
+
+// ListRetirableGrants implements broker.Registrar. KMS knows no listing by
+// principal and key: what is on other keys is read and left out, one call for each
+// 100 grants of the Region.
+func (k *KMS) ListRetirableGrants(ctx context.Context, key broker.KeyARN, retiring string) ([]broker.ListedGrant, error) {
+	const name = "ListRetirableGrants"
+	in := &kms.ListRetirableGrantsInput{RetiringPrincipal: &retiring, Limit: aws.Int32(grantsPerPage)}
+	return everyPage(name, func(marker *string) (grantPage, error) {
+		in.Marker = marker
+		out, err := call(ctx, k, operation{name: name, key: string(key)}, in, (*kms.Client).ListRetirableGrants)
+		if err != nil {
+			return grantPage{}, err
+		}
+		return grantPage{out.Grants, out.Truncated, out.NextMarker, out.ResultMetadata}, nil
+	}, func(g *types.GrantListEntry) bool { return aws.ToString(g.KeyId) == string(key) })
+}
+
+// A grantPage is one page of a listing of grants.
+type grantPage struct {
+	grants    []types.GrantListEntry
+	truncated bool
+	next      *string
+	metadata  middleware.Metadata
+}
+
+// everyPage reads a listing to its end and gives the entries that keep chooses.
+func everyPage(name string, read func(marker *string) (grantPage, error), keep func(*types.GrantListEntry) bool) ([]broker.ListedGrant, error) {
+	var grants []broker.ListedGrant
+	var marker *string
+	for {
+		page, err := read(marker)
+		if err != nil {
 			return nil, err
 		}
-		for i := range out.Grants {
-			g := &out.Grants[i]
-			listed := broker.ListedGrant{ID: aws.ToString(g.GrantId), Name: aws.ToString(g.Name), Grantee: aws.ToString(g.GranteePrincipal)}
-			if listed.Grantee == "" {
-				listed.Grantee = aws.ToString(g.GranteeServicePrincipal)
+		for i := range page.grants {
+			if g := &page.grants[i]; keep(g) {
+				grants = append(grants, listedGrant(g))
 			}
-			grants = append(grants, listed)
 		}
-		if !out.Truncated {
+		if !page.truncated {
 			return grants, nil
 		}
-		if next := aws.ToString(out.NextMarker); next == "" || next == aws.ToString(in.Marker) {
-			return nil, incomplete(name, out.ResultMetadata)
+		if next := aws.ToString(page.next); next == "" || next == aws.ToString(marker) {
+			return nil, incomplete(name, page.metadata)
 		}
-		in.Marker = out.NextMarker
+		marker = page.next
 	}
+}
+
+func listedGrant(g *types.GrantListEntry) broker.ListedGrant {
+	listed := broker.ListedGrant{ID: aws.ToString(g.GrantId), Name: aws.ToString(g.Name), Grantee: aws.ToString(g.GranteePrincipal)}
+	if listed.Grantee == "" {
+		listed.Grantee = aws.ToString(g.GranteeServicePrincipal)
+	}
+	return listed
 }
 
 // RetireGrant implements broker.Registrar.

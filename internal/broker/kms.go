@@ -17,6 +17,10 @@ type Registrar interface {
 	CreateGrant(ctx context.Context, g NewKMSGrant) (CreatedKMSGrant, error)
 	// ListGrants gives every grant on a key or, with an id, that one or none.
 	ListGrants(ctx context.Context, key KeyARN, kmsGrantID string) ([]ListedGrant, error)
+	// ListRetirableGrants gives the grants on a key that retiring, the ARN of a role
+	// of ours, may retire. The key's policy has no say in it. KMS answers for every
+	// key of the Region, so it costs more calls than ListGrants.
+	ListRetirableGrants(ctx context.Context, key KeyARN, retiring string) ([]ListedGrant, error)
 	// RetireGrant removes a grant; one that is gone already is no error.
 	RetireGrant(ctx context.Context, key KeyARN, kmsGrantID string) (requestID string, err error)
 }
@@ -56,7 +60,7 @@ type CreatedKMSGrant struct {
 	RequestID string
 }
 
-// ListedGrant is one entry of ListGrants.
+// ListedGrant is one entry of ListGrants or ListRetirableGrants.
 type ListedGrant struct {
 	ID, Name, Grantee string
 }

@@ -46,7 +46,7 @@ func (b *Broker) resolveIntents(ctx context.Context, settled []KMSGrant) (resolv
 	}
 	var failed failures
 	for key, intents := range byKey {
-		listed, err := b.registrar.ListGrants(ctx, key, "")
+		listed, err := b.ListKMSGrants(ctx, key)
 		if err != nil && ClassOf(err) != KMSNotFound { // a key that is gone has no grants
 			failed.add(err)
 			continue

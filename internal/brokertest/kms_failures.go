@@ -159,7 +159,7 @@ func refusesUnreadableAnswers(t *kmsTest) {
 			"cut":   func(body string) string { return body[:len(body)/2] },
 			"empty": func(string) string { return "{}" },
 		} {
-			if operation == "ListGrants" && name == "empty" {
+			if strings.HasPrefix(operation, "List") && name == "empty" {
 				continue // no grants: a good answer
 			}
 			t.Faults.Plan(operation, slices.Repeat([]Fault{{Rewrite: rewrite}}, t.Attempts)...)
@@ -178,6 +178,9 @@ func refusesUnreadableAnswers(t *kmsTest) {
 		t.Faults.Plan("ListGrants", pages...)
 		_, err := t.Registrar.ListGrants(t.Context(), key, "")
 		t.want(err, "ListGrants", broker.KMSUnavailable)
+		t.Faults.Plan("ListRetirableGrants", pages...)
+		_, err = t.Registrar.ListRetirableGrants(t.Context(), key, t.RegistrarRole)
+		t.want(err, "ListRetirableGrants", broker.KMSUnavailable)
 	}
 	t.Faults.Plan("ReEncrypt", Fault{Body: `{"KeyId":"` + string(key) + `","SourceKeyId":"` + string(key) + `"}`})
 	t.want(t.reEncrypt(broker.ReEncrypt{

@@ -185,6 +185,53 @@ func listsGrants(t *kmsTest) {
 	t.want(err, "ListGrants", broker.KMSNotFound)
 }
 
+// listsRetirableGrants: whoever is to retire a grant finds it, also where the key's
+// owner does not let it list grants, and whatever else it may retire.
+func listsRetirableGrants(t *kmsTest) {
+	const many = 120 // more than a page of KMS, 100
+	key := t.Customer.NewKey(t.T, KMSPolicy{
+		Owner: t.Customer.Account(), Registrar: t.RegistrarRole, Worker: t.WorkerRole, Pinned: t.reserved, Unlisted: true,
+	}.Document())
+	other := t.newKey()
+	want := map[broker.ListedGrant]bool{}
+	for i := range many / 2 {
+		g := t.newGrant(key, fmt.Sprintf("kb/suite/retirable/%d", i))
+		want[broker.ListedGrant{ID: t.create(g).ID, Name: g.Name, Grantee: g.Grantee}] = true
+		t.create(t.newGrant(other, g.Name))
+	}
+	t.ShowGrants(t.T)
+	_, err := t.Registrar.ListGrants(t.Context(), key, "")
+	t.want(err, "ListGrants", broker.KMSDenied)
+
+	before := t.Faults.Attempts("ListRetirableGrants")
+	grants, err := t.Registrar.ListRetirableGrants(t.Context(), key, t.RegistrarRole)
+	t.must(err)
+	got := map[broker.ListedGrant]bool{}
+	for _, g := range grants {
+		got[g] = true
+	}
+	if diff := cmp.Diff(want, got); diff != "" || len(grants) != len(want) {
+		t.Errorf("%d grants listed, want %d (-want +got)\n%s", len(grants), len(want), diff)
+	}
+	if pages := t.Faults.Attempts("ListRetirableGrants") - before; pages < 2 {
+		t.Errorf("read %d page", pages)
+	}
+	for what, key := range map[string]broker.KeyARN{"a key without grants": t.newKey(), "a key that is not there": broker.KeyARN(unknownKey(key))} {
+		grants, err = t.Registrar.ListRetirableGrants(t.Context(), key, t.RegistrarRole)
+		t.must(err)
+		if len(grants) != 0 {
+			t.Errorf("%s lists %d grants", what, len(grants))
+		}
+	}
+	grants, err = t.Registrar.ListRetirableGrants(t.Context(), key, t.WorkerRole)
+	t.must(err)
+	if len(grants) != 0 {
+		t.Errorf("%d grants are the worker's to retire", len(grants))
+	}
+	_, err = t.Registrar.ListRetirableGrants(t.Context(), key, "arn:aws:iam::"+t.Customer.Account()+":role/somebody")
+	t.want(err, "ListRetirableGrants", broker.KMSDenied)
+}
+
 func reachesGrantLimit(t *kmsTest) {
 	if t.GrantsPerKey == 0 {
 		t.Skip("the quota of grants is out of reach")

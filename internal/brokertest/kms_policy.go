@@ -17,6 +17,8 @@ type KMSPolicy struct {
 	// Import lets the worker move blobs away that were made under this context;
 	// nil lets it move none.
 	Import broker.Context
+	// Unlisted denies the registrar the listing of grants.
+	Unlisted bool
 }
 
 // Document renders the policy: the customer may do everything; the registrar may
@@ -25,9 +27,13 @@ type KMSPolicy struct {
 func (p KMSPolicy) Document() string {
 	type m = map[string]any
 	registrar := m{"AWS": p.Registrar}
+	look := []string{"kms:DescribeKey", "kms:ListGrants"}
+	if p.Unlisted {
+		look = look[:1]
+	}
 	statements := []m{
 		{"Sid": "Owner", "Effect": "Allow", "Principal": m{"AWS": "arn:aws:iam::" + p.Owner + ":root"}, "Action": "kms:*", "Resource": "*"},
-		{"Sid": "Look", "Effect": "Allow", "Principal": registrar, "Action": []string{"kms:DescribeKey", "kms:ListGrants"}, "Resource": "*"},
+		{"Sid": "Look", "Effect": "Allow", "Principal": registrar, "Action": look, "Resource": "*"},
 		{
 			"Sid": "Grant", "Effect": "Allow", "Principal": registrar, "Action": "kms:CreateGrant", "Resource": "*",
 			"Condition": m{"StringEquals": m{

@@ -69,6 +69,7 @@ func RunKMS(t *testing.T, open func(t *testing.T) KMSBench) {
 		{"GrantNames", repeatsGrants},
 		{"GrantTokens", usesTokensBeforeGrantsShow},
 		{"ListGrants", listsGrants},
+		{"ListRetirableGrants", listsRetirableGrants},
 		{"GrantLimit", reachesGrantLimit},
 		{"RetireGrant", retiresGrants},
 		{"GenerateDataKey", generatesDataKeys},
@@ -215,6 +216,10 @@ func (t *kmsTest) eachCall(key broker.KeyARN) map[string]func(context.Context) e
 		},
 		"ListGrants": func(ctx context.Context) error {
 			_, err := t.Registrar.ListGrants(ctx, key, "")
+			return err
+		},
+		"ListRetirableGrants": func(ctx context.Context) error {
+			_, err := t.Registrar.ListRetirableGrants(ctx, key, t.RegistrarRole)
 			return err
 		},
 		"RetireGrant": func(ctx context.Context) error {

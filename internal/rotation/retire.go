@@ -110,8 +110,8 @@ func (e *Engine) closeEpochs(ctx context.Context, j Job) (Job, error) {
 	return j, err
 }
 
-// proveRetired lists the grants of every older key at KMS. What it shows of an
-// older epoch of this domain, recorded or not, is retired, and the wait begins
+// proveRetired lists the grants of every older key at KMS, in the second way where
+// its owner denies the first. What it shows of an older epoch of this domain, recorded or not, is retired, and the wait begins
 // again; when it shows none, the job has succeeded.
 func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, error) {
 	p, err := e.readPlan(ctx, j)
@@ -120,7 +120,7 @@ func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, e
 	}
 	found := 0
 	for _, arn := range olderKeys(p, j) {
-		listed, err := e.registrar.ListGrants(ctx, arn, "")
+		listed, err := e.broker.ListKMSGrants(ctx, arn)
 		if broker.ClassOf(err) == broker.KMSNotFound {
 			continue // the key is gone, and its grants with it
 		}
