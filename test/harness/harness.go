@@ -1,17 +1,18 @@
 // Package harness wires a whole broker in one process for tests: localkms
-// behind an http.RoundTripper (no socket), SQLite in a temporary file, and the
-// engine stepped by hand under a clock that only the test moves. Its checkers
-// read KMS and the database, never the broker's word.
+// behind an http.RoundTripper (no socket), SQLite in a temporary file or a
+// PostgreSQL of the tests' own, and the engine stepped by hand under a clock that
+// only the test moves. Its checkers read KMS and the database, never the broker's
+// word.
 package harness
 
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net/http"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -65,7 +66,9 @@ func (c *Clock) Advance(d time.Duration) {
 
 // Config says what differs from the defaults.
 type Config struct {
-	Dir        string // for the database; localkms stays in memory
+	// Engine is SQLite or Postgres; "" is what the environment says.
+	Engine     string
+	Dir        string // for SQLite's file; localkms stays in memory
 	GrantDelay time.Duration
 	Windows    broker.Windows
 	// BatchRows and Shards of the engine; 0 takes small numbers, so that even
@@ -93,7 +96,6 @@ type Bench struct {
 	// RegistrarKMS are the broker's own, for checkers.
 	Customer, Service *kms.Client
 
-	path   string // of the database
 	reader reader
 	ids    ids
 	mu     sync.Mutex
@@ -107,13 +109,9 @@ func New(ctx context.Context, cfg Config) (*Bench, error) {
 	if err := b.openKMS(cfg); err != nil {
 		return nil, err
 	}
-	b.path = filepath.Join(cfg.Dir, "keybroker.db")
-	store, err := sqlstore.OpenSQLite(ctx, b.path, sqlstore.Config{Now: b.Clock.Now})
-	if err != nil {
-		return nil, err
+	if err := b.openStore(ctx, cfg); err != nil {
+		return nil, errors.Join(err, b.Close())
 	}
-	b.Store = store
-	b.close = append(b.close, store.Close)
 	return b, b.wire(cfg)
 }
 

@@ -7,14 +7,19 @@ import (
 	"slices"
 	"strings"
 
-	_ "modernc.org/sqlite" // the tables are read past the store
+	_ "github.com/jackc/pgx/v5/stdlib" // the tables are read past the store
+	_ "modernc.org/sqlite"
 )
 
-// A reader looks into the database file beside the store. It is not safe for
+// A reader looks into the database beside the store. It is not safe for
 // concurrent use.
 type reader struct {
+	driver, source string
+	versionText    string // a query whose answer changes with each commit
+	tablesText     string
+
 	conn    *sql.Conn
-	version string   // of the file, as SQLite counts commits
+	version string
 	rows    []string // as they were in that version
 }
 
@@ -37,7 +42,7 @@ func (b *Bench) openReader(ctx context.Context) error {
 	if b.reader.conn != nil {
 		return nil
 	}
-	db, err := sql.Open("sqlite", "file:"+b.path+"?mode=ro")
+	db, err := sql.Open(b.reader.driver, b.reader.source)
 	if err != nil {
 		return err
 	}
@@ -50,11 +55,11 @@ func (b *Bench) openReader(ctx context.Context) error {
 }
 
 func (r *reader) refresh(ctx context.Context) error {
-	version, err := r.read(ctx, `pragma data_version`)
+	version, err := r.read(ctx, r.versionText)
 	if err != nil || version[0] == r.version {
 		return err
 	}
-	tables, err := r.read(ctx, `select name from sqlite_master where type = 'table' and name not like 'sqlite_%'`)
+	tables, err := r.read(ctx, r.tablesText)
 	if err != nil {
 		return err
 	}
