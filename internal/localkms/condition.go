@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 var errTrailingText = errors.New("text after the end of the document")
@@ -16,11 +18,12 @@ var errTrailingText = errors.New("text after the end of the document")
 // their treatment of absent keys: IAM User Guide, "IAM JSON policy elements:
 // Condition operators" and "Single-valued vs. multivalued context keys".
 type condition struct {
+	name       string // as written: operator, space, key
 	key        string // folded
 	quantifier quantifier
 	ifExists   bool // met when the request does not have the key
 	operator   operator
-	values     []string
+	values     []pattern
 }
 
 type quantifier int8
@@ -33,47 +36,69 @@ const (
 
 // operator compares a value of the policy with a value of the request.
 type operator struct {
-	match   func(policy, request string) bool
-	negated bool // met when no value of the policy matches
-	null    bool // Null: tests whether the request has the key
-	check   func(policy string) bool
+	match     func(policy, request string) bool
+	negated   bool // met when no value of the policy matches
+	null      bool // Null: tests whether the request has the key
+	variables bool // values may hold policy variables
+	wildcards bool // values may hold wildcards
+	check     func(policy string) bool
 }
 
-// operators returns what a condition may compare with, by name.
+// operators returns what a condition may compare with, by name. BinaryEquals is not
+// among it: it is for attestation documents.
 func operators() map[string]operator {
-	equal := func(policy, request string) bool { return policy == request }
-	like := wildcard
+	equal := operator{match: func(policy, request string) bool { return policy == request }, variables: true}
+	folded := operator{match: strings.EqualFold, variables: true}
+	like := operator{match: wildcard, variables: true, wildcards: true}
+	arn := operator{match: arnLike, variables: true, wildcards: true}
+	address := operator{match: inNetwork, check: isNetwork}
+	numeric := func(compare func(policy, request float64) bool) operator {
+		return typed(parseNumber, compare)
+	}
+	date := func(compare func(policy, request time.Time) bool) operator { return typed(parseDate, compare) }
+	sameNumber := numeric(func(p, r float64) bool { return r == p })
+	sameDate := date(func(p, r time.Time) bool { return r.Equal(p) })
 	return map[string]operator{
-		"StringEquals":              {match: equal},
-		"StringNotEquals":           {match: equal, negated: true},
-		"StringEqualsIgnoreCase":    {match: strings.EqualFold},
-		"StringNotEqualsIgnoreCase": {match: strings.EqualFold, negated: true},
-		"StringLike":                {match: like},
-		"StringNotLike":             {match: like, negated: true},
-		"ArnEquals":                 {match: like},
-		"ArnLike":                   {match: like},
-		"ArnNotEquals":              {match: like, negated: true},
-		"ArnNotLike":                {match: like, negated: true},
+		"StringEquals":              equal,
+		"StringNotEquals":           negate(equal),
+		"StringEqualsIgnoreCase":    folded,
+		"StringNotEqualsIgnoreCase": negate(folded),
+		"StringLike":                like,
+		"StringNotLike":             negate(like),
+		"ArnEquals":                 arn,
+		"ArnLike":                   arn,
+		"ArnNotEquals":              negate(arn),
+		"ArnNotLike":                negate(arn),
 		"Bool":                      {match: strings.EqualFold, check: isBool},
 		"Null":                      {null: true, check: isBool},
-		"NumericEquals":             numeric(func(p, r float64) bool { return r == p }),
-		"NumericNotEquals":          negate(numeric(func(p, r float64) bool { return r == p })),
+		"NumericEquals":             sameNumber,
+		"NumericNotEquals":          negate(sameNumber),
 		"NumericLessThan":           numeric(func(p, r float64) bool { return r < p }),
 		"NumericLessThanEquals":     numeric(func(p, r float64) bool { return r <= p }),
 		"NumericGreaterThan":        numeric(func(p, r float64) bool { return r > p }),
 		"NumericGreaterThanEquals":  numeric(func(p, r float64) bool { return r >= p }),
+		"DateEquals":                sameDate,
+		"DateNotEquals":             negate(sameDate),
+		"DateLessThan":              date(func(p, r time.Time) bool { return r.Before(p) }),
+		"DateLessThanEquals":        date(func(p, r time.Time) bool { return !r.After(p) }),
+		"DateGreaterThan":           date(func(p, r time.Time) bool { return r.After(p) }),
+		"DateGreaterThanEquals":     date(func(p, r time.Time) bool { return !r.Before(p) }),
+		"IpAddress":                 address,
+		"NotIpAddress":              negate(address),
 	}
 }
 
-func numeric(compare func(policy, request float64) bool) operator {
+// typed is an operator on values that have to be read first. A value of a request
+// that cannot be read matches nothing.
+func typed[T any](parse func(string) (T, error), compare func(policy, request T) bool) operator {
 	return operator{
 		match: func(policy, request string) bool {
-			p, err := strconv.ParseFloat(policy, 64)
-			r, err2 := strconv.ParseFloat(request, 64)
+			p, err := parse(policy)
+			r, err2 := parse(request)
 			return err == nil && err2 == nil && compare(p, r)
 		},
 		check: func(policy string) bool {
-			_, err := strconv.ParseFloat(policy, 64)
+			_, err := parse(policy)
 			return err == nil
 		},
 	}
@@ -86,28 +111,66 @@ func negate(o operator) operator {
 
 func isBool(s string) bool { return strings.EqualFold(s, "true") || strings.EqualFold(s, "false") }
 
+func parseNumber(s string) (float64, error) { return strconv.ParseFloat(s, 64) }
+
+// parseDate reads a W3C date of ISO 8601, or seconds since 1970 (IAM User Guide,
+// "Condition operators", Date condition operators).
+func parseDate(s string) (time.Time, error) {
+	if seconds, err := strconv.ParseInt(s, 10, 64); err == nil && len(s) > len("2006") {
+		return time.Unix(seconds, 0), nil
+	}
+	var err error
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04Z07:00", time.DateOnly, "2006-01", "2006"} {
+		var t time.Time
+		if t, err = time.Parse(layout, s); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, err
+}
+
+// parseNetwork reads an address or a range of them.
+func parseNetwork(s string) (netip.Prefix, error) {
+	if address, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(address, address.BitLen()), nil
+	}
+	return netip.ParsePrefix(s)
+}
+
+func isNetwork(s string) bool {
+	_, err := parseNetwork(s)
+	return err == nil
+}
+
+func inNetwork(policy, request string) bool {
+	network, err := parseNetwork(policy)
+	address, err2 := netip.ParseAddr(request)
+	return err == nil && err2 == nil && network.Contains(address.Unmap())
+}
+
 // met reports whether a request meets the condition.
 func (c *condition) met(q *query) bool {
-	values, known := q.values(c.key)
-	if !known {
-		return false
-	}
+	values := q.values(c.key)
 	if c.operator.null {
 		absent := strconv.FormatBool(len(values) == 0)
-		return slices.ContainsFunc(c.values, func(want string) bool { return strings.EqualFold(want, absent) })
+		return slices.ContainsFunc(c.values, func(want pattern) bool { return strings.EqualFold(want.text, absent) })
 	}
 	if len(values) == 0 {
 		return c.ifExists || c.quantifier == forAll || (c.operator.negated && c.quantifier == single)
 	}
+	accepts := func(value string) bool { return c.accepts(q, value) }
 	if c.quantifier == forAny || (c.quantifier == single && !c.operator.negated) {
-		return slices.ContainsFunc(values, c.accepts)
+		return slices.ContainsFunc(values, accepts)
 	}
-	return !slices.ContainsFunc(values, func(value string) bool { return !c.accepts(value) })
+	return !slices.ContainsFunc(values, func(value string) bool { return !accepts(value) })
 }
 
 // accepts tests one value of the request.
-func (c *condition) accepts(value string) bool {
-	matched := slices.ContainsFunc(c.values, func(want string) bool { return c.operator.match(want, value) })
+func (c *condition) accepts(q *query, value string) bool {
+	matched := slices.ContainsFunc(c.values, func(want pattern) bool {
+		filled, ok := want.fill(q, c.operator.wildcards)
+		return ok && c.operator.match(filled, value)
+	})
 	return matched != c.operator.negated
 }
 
@@ -133,13 +196,16 @@ func (v *conditionValue) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// parseConditions compiles a Condition block, in a stable order.
-func parseConditions(block map[string]map[string]oneOrMore[conditionValue]) ([]condition, error) {
+// conditionBlock is a Condition element: operator, key, values.
+type conditionBlock map[string]map[string]oneOrMore[conditionValue]
+
+// compile makes conditions of a block, in a stable order.
+func (block conditionBlock) compile(withVariables bool) ([]condition, error) {
 	var conditions []condition
 	known := operators()
 	for _, name := range slices.Sorted(maps.Keys(block)) {
 		for _, key := range slices.Sorted(maps.Keys(block[name])) {
-			c, err := parseCondition(known, name, key, block[name][key])
+			c, err := newCondition(known, name, key, block[name][key], withVariables)
 			if err != nil {
 				return nil, err
 			}
@@ -149,8 +215,8 @@ func parseConditions(block map[string]map[string]oneOrMore[conditionValue]) ([]c
 	return conditions, nil
 }
 
-func parseCondition(known map[string]operator, name, key string, values []conditionValue) (condition, error) {
-	c := condition{key: fold(key)}
+func newCondition(known map[string]operator, name, key string, values []conditionValue, withVariables bool) (condition, error) {
+	c := condition{name: name + " " + key, key: fold(key)}
 	base := name
 	if rest, ok := strings.CutPrefix(base, "ForAllValues:"); ok {
 		base, c.quantifier = rest, forAll
@@ -161,13 +227,11 @@ func parseCondition(known map[string]operator, name, key string, values []condit
 		base, c.ifExists = rest, true
 	}
 	var ok bool
-	if c.operator, ok = known[base]; !ok {
+	if c.operator, ok = known[base]; !ok || (c.operator.null && c.quantifier != single) {
 		return condition{}, malformed("Policy contains an unsupported condition operator: " + name)
 	}
-	// "OverlyPermissiveCondition" of the Developer Guide: such a condition is met
-	// by a request without the pair.
-	if c.quantifier == forAll && strings.HasPrefix(c.key, contextKeyPrefix) {
-		return condition{}, malformed("Policy contains ForAllValues with the single-valued condition key " + key)
+	if c.quantifier == forAll && (strings.HasPrefix(c.key, contextKeyPrefix) || strings.HasPrefix(c.key, requestTagPrefix)) {
+		return condition{}, errOverlyPermissive()
 	}
 	if len(values) == 0 {
 		return condition{}, malformed("Policy contains a condition without a value: " + name + " " + key)
@@ -176,7 +240,19 @@ func parseCondition(known map[string]operator, name, key string, values []condit
 		if c.operator.check != nil && !c.operator.check(string(value)) {
 			return condition{}, malformed("Policy contains an invalid value for " + name + ": " + string(value))
 		}
-		c.values = append(c.values, string(value))
+		want, err := newPattern(string(value), withVariables && c.operator.variables)
+		if err != nil {
+			return condition{}, err
+		}
+		c.values = append(c.values, want)
 	}
 	return c, nil
+}
+
+// errOverlyPermissive has the text of the AWS KMS Developer Guide, "AWS KMS
+// condition keys", Using set operators with condition keys.
+func errOverlyPermissive() error {
+	return malformed("OverlyPermissiveCondition: Using the ForAllValues set operator with a single-valued condition key " +
+		"matches requests without the specified [encryption context or tag] or with an unspecified [encryption context or tag]. " +
+		"To fix, remove ForAllValues.")
 }

@@ -1,25 +1,46 @@
 package localkms
 
 import (
+	"crypto/sha256"
+	"encoding/base32"
 	"fmt"
 	"net/http"
 	"regexp"
 	"strings"
+	"time"
 )
 
-// identity is a caller: an IAM principal and the account it belongs to.
+// identity is a caller: an IAM principal, with the policies that are attached to
+// it. It is never altered.
 type identity struct {
-	arn     string
-	account string // 12 digits
+	arn       string // as AWS shows it; of a session that of the session
+	principal string // aws:PrincipalArn; of a session the ARN of its role
+	account   string // 12 digits
+	kind      principalKind
+	userID    string // aws:userid
+	userName  string // aws:username; users only
+	policies  []*policy
+	session   *session // nil for a permanent access key
+}
+
+// principalKind is the value of aws:PrincipalType.
+type principalKind string
+
+const (
+	rootPrincipal principalKind = "Account"
+	userPrincipal principalKind = "User"
+	rolePrincipal principalKind = "AssumedRole"
+)
+
+// session is what a caller with temporary credentials has beside its role.
+type session struct {
+	policy          *policy // nil when none was passed
+	issued, expires time.Time
 }
 
 func (i *identity) root() string { return rootARN(i.account) }
 
-// matches reports whether a principal named in a grant means this caller: its
-// own ARN, or the account it belongs to.
-func (i *identity) matches(principal string) bool {
-	return principal == i.arn || principal == i.root()
-}
+func (i *identity) isRoot() bool { return i.kind == rootPrincipal }
 
 func rootARN(account string) string { return "arn:aws:iam::" + account + ":root" }
 
@@ -40,31 +61,67 @@ func principalAccount(arn string) string {
 	return m[1] + m[2]
 }
 
+// newIdentity returns the principal with an ARN, as AWS would name it elsewhere.
+func newIdentity(arn string, policies ...*policy) *identity {
+	account := principalAccount(arn)
+	i := &identity{arn: arn, principal: arn, account: account, policies: policies}
+	_, resource, _ := strings.Cut(arn, account+":")
+	switch name := resource[strings.LastIndexByte(resource, '/')+1:]; {
+	case resource == "root":
+		i.kind, i.userID = rootPrincipal, account
+	case strings.HasPrefix(resource, "user/"):
+		i.kind, i.userID, i.userName = userPrincipal, uniqueID("AIDA", arn), name
+	default:
+		i.kind, i.userID = rolePrincipal, uniqueID("AROA", arn)
+	}
+	return i
+}
+
+// uniqueID returns what AWS makes up for a principal (IAM User Guide, "IAM
+// identifiers", Unique identifiers). Here it follows from the ARN.
+func uniqueID(prefix, arn string) string {
+	sum := sha256.Sum256([]byte(arn))
+	return prefix + base32.StdEncoding.EncodeToString(sum[:])[:17]
+}
+
 // credential is what an access key id stands for.
 type credential struct {
 	identity *identity
 	secret   string
 }
 
-func newCredentials(principals []Principal) (map[string]credential, error) {
-	credentials := make(map[string]credential, len(principals))
-	for _, p := range principals {
-		account := principalAccount(p.ARN)
-		if account == "" || !strings.HasPrefix(p.ARN, "arn:aws:iam:") {
-			return nil, fmt.Errorf("principal %q: want the ARN of an IAM role, user or account root", p.ARN)
-		}
-		if p.AccessKeyID == "" || strings.ContainsAny(p.AccessKeyID, "/, ") {
-			return nil, fmt.Errorf("principal %s: want an access key id without slash, comma or space", p.ARN)
-		}
-		if p.SecretAccessKey == "" {
-			return nil, fmt.Errorf("principal %s: want a secret access key", p.ARN)
-		}
-		if other, taken := credentials[p.AccessKeyID]; taken {
-			return nil, fmt.Errorf("principals %s and %s share an access key id", other.identity.arn, p.ARN)
-		}
-		credentials[p.AccessKeyID] = credential{&identity{arn: p.ARN, account: account}, p.SecretAccessKey}
+// credentials are those of a KMS, by access key id.
+type credentials map[string]credential
+
+func (c credentials) add(who *identity, id, secret string) error {
+	if id == "" || strings.ContainsAny(id, "/, ") {
+		return fmt.Errorf("principal %s: want an access key id without slash, comma or space", who.arn)
 	}
-	return credentials, nil
+	if secret == "" {
+		return fmt.Errorf("principal %s: want a secret access key", who.arn)
+	}
+	if other, taken := c[id]; taken {
+		return fmt.Errorf("principals %s and %s share an access key id", other.identity.arn, who.arn)
+	}
+	c[id] = credential{who, secret}
+	return nil
+}
+
+// addPrincipals adds principals that may do anything that their account may.
+func (c credentials) addPrincipals(principals []Principal) error {
+	all, err := parsePolicy(identityPolicy, "everything", `{"Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}`)
+	if err != nil {
+		return err
+	}
+	for _, p := range principals {
+		if principalAccount(p.ARN) == "" || !strings.HasPrefix(p.ARN, "arn:aws:iam:") {
+			return fmt.Errorf("principal %q: want the ARN of an IAM role, user or account root", p.ARN)
+		}
+		if err := c.add(newIdentity(p.ARN, all), p.AccessKeyID, p.SecretAccessKey); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // authenticate finds out who calls, and in which region.

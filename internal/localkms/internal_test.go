@@ -100,8 +100,8 @@ func TestSeveralMaterials(t *testing.T) {
 		return m
 	}
 	k := &key{ref: keyRef{"111122223333", "us-west-2", newUUID()}}
-	first := resolved{k, &settings{materials: []*material{generation()}}}
-	both := resolved{k, &settings{materials: append(slices.Clone(first.materials), generation())}}
+	first := resolved{key: k, settings: &settings{materials: []*material{generation()}}}
+	both := resolved{key: k, settings: &settings{materials: append(slices.Clone(first.materials), generation())}}
 	for _, sealer := range []resolved{first, both} {
 		blob, err := sealer.seal([]byte("x"), nil)
 		if err != nil {
@@ -200,7 +200,11 @@ func compareWithModel(t *testing.T, rnd *rand.Rand) {
 	k := &KMS{grantDelay: time.Minute, state: newState(newTokenSecret())}
 	set, plain := newGrantSet(), map[string]*grant{}
 	now := time.Unix(1_800_000_000, 0)
-	callers := []*identity{{arn: "arn:aws:iam::111122223333:role/a", account: "111122223333"}, {arn: "arn:aws:iam::111122223333:root", account: "111122223333"}}
+	all, err := parsePolicy(identityPolicy, "all", `{"Statement":{"Effect":"Allow","Action":"kms:*","Resource":"*"}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	callers := []*identity{newIdentity("arn:aws:iam::111122223333:role/a", all), newIdentity("arn:aws:iam::111122223333:root")}
 	for step := range 150 {
 		now = now.Add(time.Duration(rnd.IntN(20)) * time.Second)
 		switch rnd.IntN(4) {
@@ -233,7 +237,8 @@ func compareWithModel(t *testing.T, rnd *rand.Rand) {
 			tokens = []string{fmt.Sprint(rnd.IntN(step + 1))}
 		}
 		r := &request{caller: callers[rnd.IntN(2)], now: now}
-		got := k.grantAllows(r, &key{grants: set}, a, tokens)
+		q := k.newQuery(r, &resolved{key: &key{grants: set}}, a)
+		got := k.grantAllows(q, q.ownOpinions(), tokens)
 		if want := model(plain, r.caller, a, tokens, now, time.Minute); got != want {
 			t.Fatalf("%s as %s in %q: got %v, want %v", operation, r.caller.arn, a.context, got, want)
 		}

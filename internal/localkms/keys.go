@@ -94,6 +94,7 @@ func (s *settings) material(id string) *material {
 type resolved struct {
 	*key
 	*settings
+	requestAlias string // the name of the alias that the request used, if it did
 }
 
 // usable reports whether the key may encrypt, decrypt and get new grants (AWS
@@ -131,13 +132,30 @@ var keyIDPattern = regexp.MustCompile(
 // find looks a key up by an identifier. A bare id or alias name means the
 // caller's own account; the region is always that of the request.
 func (k *KMS) find(r *request, id string, forms idForms) (resolved, error) {
-	return k.rotated(r, func(s *state) (resolved, error) {
+	found, err := k.rotated(r, func(s *state) (resolved, error) {
 		ref, err := s.locate(r, id, forms)
 		if err != nil {
 			return resolved{}, err
 		}
 		return s.alive(ref, r.now)
 	})
+	if i := strings.Index(id, "alias/"); i == 0 || (i > 0 && id[i-1] == ':') {
+		found.requestAlias = id[i:]
+	}
+	return found, err
+}
+
+// aliasNames returns the names of a key's aliases.
+func (k *KMS) aliasNames(ref keyRef) []string {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	var names []string
+	for _, a := range k.state.aliases {
+		if a.target == ref {
+			names = append(names, a.ref.Name)
+		}
+	}
+	return names
 }
 
 // lookup finds a key by its reference.
@@ -165,13 +183,13 @@ func (k *KMS) read(from func(*state) (resolved, error)) (resolved, error) {
 
 // owned finds a key for an operation that only the key's own account may do, and
 // checks that the caller may.
-func (k *KMS) owned(r *request, id, operation string) (resolved, error) {
+func (k *KMS) owned(r *request, id, operation string, also ...attribute) (resolved, error) {
 	key, err := k.find(r, id, keyForms)
 	if err != nil {
 		return resolved{}, err
 	}
 	r.call.KeyARN = key.arn
-	return key, k.authorizeOwner(r, key, operation)
+	return key, k.authorizeOwner(r, key, operation, also...)
 }
 
 // alive is get for requests. To them a key is gone at its deletion date, though
@@ -189,7 +207,7 @@ func (s *state) get(ref keyRef) (resolved, error) {
 	if !ok {
 		return resolved{}, errNoSuchKey(ref.arn())
 	}
-	return resolved{found, found.settings}, nil
+	return resolved{key: found, settings: found.settings}, nil
 }
 
 func (s *state) locate(r *request, id string, forms idForms) (keyRef, error) {

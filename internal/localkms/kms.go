@@ -20,9 +20,11 @@
 // its directory, which is closed to other users: it protects development data.
 //
 // Where it differs from AWS:
-//   - Identity policies do not exist. Every principal is taken to hold an
-//     identity policy that allows all of KMS, so a key policy that names an
-//     account allows every principal of that account.
+//   - Every principal holds an identity policy that allows everything, so a key
+//     policy that names an account allows every principal of that account.
+//   - Policies have no NotPrincipal, and of policy variables those that this
+//     package can fill; others are refused. A key policy's statement without Action
+//     or Resource, which AWS takes and passes over, is refused.
 //   - A DryRun reads the key from a ciphertext but does not decrypt it.
 //   - A rotation on demand is complete when it is answered. An automatic one
 //     happens when the key is next looked at, as of the day when it was due.
@@ -147,10 +149,10 @@ type KMS struct {
 	sleep        func(context.Context, time.Duration) error
 	clockSkew    time.Duration
 	verifier     *verifier
-	credentials  map[string]credential // by access key id; never changes
-	operations   map[string]operation  // by name; never changes
-	journal      *journal              // nil when there is no directory
-	plan         atomic.Pointer[plan]  // nil when there are no faults
+	credentials  credentials          // never changes
+	operations   map[string]operation // by name; never changes
+	journal      *journal             // nil when there is no directory
+	plan         atomic.Pointer[plan] // nil when there are no faults
 
 	mu    sync.RWMutex // guards state
 	state *state
@@ -168,8 +170,8 @@ func New(cfg Config) (*KMS, error) {
 	if cfg.Now == nil {
 		return nil, errors.New("localkms: Config.Now is required")
 	}
-	credentials, err := newCredentials(cfg.Principals)
-	if err != nil {
+	known := credentials{}
+	if err := known.addPrincipals(cfg.Principals); err != nil {
 		return nil, err
 	}
 	k := &KMS{
@@ -180,7 +182,7 @@ func New(cfg Config) (*KMS, error) {
 		sleep:        cfg.Sleep,
 		clockSkew:    cfg.ClockSkew,
 		verifier:     newVerifier(),
-		credentials:  credentials,
+		credentials:  known,
 		operations:   newOperations(),
 	}
 	if k.grantsPerKey == 0 {
@@ -197,8 +199,8 @@ func New(cfg Config) (*KMS, error) {
 		k.state.tracking = stamp(cfg.Now())
 		return k, nil
 	}
-	k.journal, k.state, err = openJournal(cfg.Dir, cfg.Now())
-	if err != nil {
+	var err error
+	if k.journal, k.state, err = openJournal(cfg.Dir, cfg.Now()); err != nil {
 		return nil, fmt.Errorf("open KMS directory %s: %w", cfg.Dir, err)
 	}
 	return k, nil

@@ -67,8 +67,8 @@ func (k *KMS) updateAlias(r *request, in *aliasInput) (*empty, error) {
 
 // aliasTarget finds the key that an alias is to name.
 func (k *KMS) aliasTarget(r *request, in *aliasInput, operation string) (resolved, error) {
-	if strings.HasPrefix(*in.AliasName, "alias/aws/") {
-		return resolved{}, fault(codeNotAuthorized, "")
+	if err := k.authorizeAlias(r, *in.AliasName, operation); err != nil {
+		return resolved{}, err
 	}
 	return k.owned(r, *in.TargetKeyID, operation)
 }
@@ -120,8 +120,8 @@ func (k *KMS) deleteAlias(r *request, in *deleteAliasInput) (*empty, error) {
 // aliased finds the key that an alias of the caller's account names, for an
 // operation on the alias that the key has to allow too.
 func (k *KMS) aliased(r *request, name, operation string) (resolved, error) {
-	if strings.HasPrefix(name, "alias/aws/") {
-		return resolved{}, fault(codeNotAuthorized, "")
+	if err := k.authorizeAlias(r, name, operation); err != nil {
+		return resolved{}, err
 	}
 	key, err := k.find(r, name, keyAliasForms)
 	if err != nil {
@@ -129,6 +129,15 @@ func (k *KMS) aliased(r *request, name, operation string) (resolved, error) {
 	}
 	r.call.KeyARN = key.arn
 	return key, k.authorizeOwner(r, key, operation)
+}
+
+// authorizeAlias asks the caller's policies about the alias itself (AWS KMS
+// Developer Guide, "Controlling access to aliases").
+func (k *KMS) authorizeAlias(r *request, name, operation string) error {
+	if strings.HasPrefix(name, "alias/aws/") {
+		return fault(codeNotAuthorized, "")
+	}
+	return k.authorizeAccount(r, operation, aliasRef{r.caller.account, r.region, name}.arn())
 }
 
 func errNoSuchAlias(ref aliasRef) error {
@@ -166,6 +175,9 @@ type listAliasesOutput struct {
 func (k *KMS) listAliases(r *request, in *listAliasesInput) (*listAliasesOutput, error) {
 	last, err := readMarker(in.Marker)
 	if err != nil {
+		return nil, err
+	}
+	if err := k.authorizeAccount(r, "ListAliases", "*"); err != nil {
 		return nil, err
 	}
 	var target *keyRef

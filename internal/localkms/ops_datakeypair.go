@@ -70,7 +70,10 @@ func (k *KMS) newDataKeyPair(r *request, in *generateDataKeyPairInput, operation
 	if !makesPair(*in.KeyPairSpec) {
 		return nil, faultf(codeUnsupportedOperation, "localkms does not support KeyPairSpec %s.", *in.KeyPairSpec)
 	}
-	use := access{operation: operation, takesContext: true, context: in.EncryptionContext, tokens: in.GrantTokens}
+	use := access{
+		operation: operation, takesContext: true, context: in.EncryptionContext, tokens: in.GrantTokens,
+		also: []attribute{attributeOf("kms:DataKeyPairSpec", *in.KeyPairSpec)},
+	}
 	key, err := k.prepare(r, *in.KeyID, use, in.DryRun)
 	if err != nil {
 		return nil, err

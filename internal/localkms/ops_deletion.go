@@ -1,6 +1,9 @@
 package localkms
 
-import "time"
+import (
+	"strconv"
+	"time"
+)
 
 // The waiting period of a deletion (AWS KMS API Reference, ScheduleKeyDeletion,
 // PendingWindowInDays).
@@ -38,7 +41,8 @@ type scheduleKeyDeletionOutput struct {
 }
 
 func (k *KMS) scheduleKeyDeletion(r *request, in *scheduleKeyDeletionInput) (*scheduleKeyDeletionOutput, error) {
-	key, err := k.owned(r, *in.KeyID, "ScheduleKeyDeletion")
+	key, err := k.owned(r, *in.KeyID, "ScheduleKeyDeletion",
+		attributeOf("kms:ScheduleKeyDeletionPendingWindowInDays", strconv.Itoa(in.days())))
 	if err != nil {
 		return nil, err
 	}

@@ -119,7 +119,7 @@ func (k *KMS) createGrant(r *request, in *createGrantInput) (*createGrantOutput,
 		return nil, err
 	}
 	r.call.KeyARN = key.arn
-	if err := k.authorize(r, key, access{operation: "CreateGrant", tokens: in.GrantTokens, newGrant: wanted}); err != nil {
+	if err := k.authorize(r, key, access{operation: "CreateGrant", tokens: in.GrantTokens, grant: wanted}); err != nil {
 		return nil, err
 	}
 	if err := key.grantable(wanted); err != nil {

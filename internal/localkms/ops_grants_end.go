@@ -1,6 +1,10 @@
 package localkms
 
-import "strings"
+import (
+	"slices"
+	"strings"
+	"time"
+)
 
 type retireGrantInput struct {
 	GrantToken *string
@@ -27,26 +31,47 @@ func (k *KMS) retireGrant(r *request, in *retireGrantInput) (*empty, error) {
 		return nil, err
 	}
 	r.call.KeyARN, r.call.GrantID = claim.Key.arn(), claim.GrantID
-	return &empty{}, k.endGrant(r, claim, in.DryRun, func(g *grant) error {
-		if !g.retirableBy(r.caller) {
-			return errDenied(r.caller.arn, "RetireGrant", claim.Key.arn(), "because no resource-based policy allows the kms:RetireGrant action")
-		}
-		return nil
-	})
+	key, g, err := k.findGrant(r, claim)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.authorizeRetirement(r, key, g); err != nil {
+		return nil, err
+	}
+	return &empty{}, k.endGrant(r, claim, in.DryRun)
 }
 
-// endGrant removes a grant, if the caller may. It works in every key state.
-func (k *KMS) endGrant(r *request, claim grantClaim, dryRun bool, may func(*grant) error) error {
+// findGrant returns a grant and its key. It waits for the disk before it says that
+// there is none.
+func (k *KMS) findGrant(r *request, claim grantClaim) (resolved, *grant, error) {
+	k.mu.RLock()
+	key, g, err := k.state.grant(claim, r.now)
+	k.mu.RUnlock()
+	if err != nil {
+		if settleErr := k.settle(); settleErr != nil {
+			err = settleErr
+		}
+	}
+	return key, g, err
+}
+
+func (s *state) grant(claim grantClaim, now time.Time) (resolved, *grant, error) {
+	key, err := s.alive(claim.Key, now)
+	if err != nil {
+		return resolved{}, nil, err
+	}
+	g := key.grants.byID[claim.GrantID]
+	if g == nil {
+		return resolved{}, nil, faultf(codeNotFound, "Grant ID %s not found", claim.GrantID)
+	}
+	return key, g, nil
+}
+
+// endGrant removes a grant. It works in every key state.
+func (k *KMS) endGrant(r *request, claim grantClaim, dryRun bool) error {
 	return k.change(func(s *state) (*event, error) {
-		key, err := s.get(claim.Key)
+		_, g, err := s.grant(claim, r.now)
 		if err != nil {
-			return nil, err
-		}
-		g := key.grants.byID[claim.GrantID]
-		if g == nil {
-			return nil, faultf(codeNotFound, "Grant ID %s not found", claim.GrantID)
-		}
-		if err := may(g); err != nil {
 			return nil, err
 		}
 		if dryRun {
@@ -74,13 +99,29 @@ func (k *KMS) grantToRetire(r *request, in *retireGrantInput) (grantClaim, error
 	return grantClaim{Key: key.ref, GrantID: *in.GrantID}, nil
 }
 
-// retirableBy reports whether a caller may retire the grant: its retiring
-// principal, its grantee if it allows RetireGrant, and the root of the account
-// that issued it (AWS KMS Developer Guide, "Retiring and revoking grants").
-func (g *grant) retirableBy(caller *identity) bool {
-	return caller.matches(g.Retiring) ||
-		(g.allows("RetireGrant") && caller.matches(g.Grantee)) ||
-		caller.arn == rootARN(g.Issuer)
+// authorizeRetirement decides who may retire a grant (AWS KMS Developer Guide,
+// "Retiring and revoking grants"): its retiring principal; its grantee, if it allows
+// RetireGrant; and the accounts of the grant and the key, which pass that on by
+// identity policies. Only a policy of the caller's can deny it.
+func (k *KMS) authorizeRetirement(r *request, key resolved, g *grant) error {
+	q := k.newQuery(r, &key, &access{operation: "RetireGrant", grant: g})
+	o := q.ownOpinions()
+	v, denied := o.denial("")
+	if denied {
+		return errDenied(r.caller.arn, "RetireGrant", key.arn, v.why("kms:RetireGrant"))
+	}
+	names := q.grantees(o)
+	if slices.Contains(names, g.Retiring) || (g.allows("RetireGrant") && slices.Contains(names, g.Grantee)) {
+		return nil
+	}
+	v = verdict{kind: keyPolicy}
+	if r.caller.account == g.Issuer || r.caller.account == key.ref.Account {
+		v = q.ownVerdict(o)
+	}
+	if v.allowed {
+		return nil
+	}
+	return errDenied(r.caller.arn, "RetireGrant", key.arn, v.why("kms:RetireGrant"))
 }
 
 type revokeGrantInput struct {
@@ -106,6 +147,5 @@ func (k *KMS) revokeGrant(r *request, in *revokeGrantInput) (*empty, error) {
 	if err := k.authorize(r, key, access{operation: "RevokeGrant"}); err != nil {
 		return nil, err
 	}
-	claim := grantClaim{Key: key.ref, GrantID: *in.GrantID}
-	return &empty{}, k.endGrant(r, claim, in.DryRun, func(*grant) error { return nil })
+	return &empty{}, k.endGrant(r, grantClaim{Key: key.ref, GrantID: *in.GrantID}, in.DryRun)
 }

@@ -159,6 +159,9 @@ func (k *KMS) listRetirableGrants(r *request, in *listRetirableGrantsInput) (*li
 		return nil, errDenied(r.caller.arn, "ListRetirableGrants", *in.RetiringPrincipal,
 			"because no resource-based policy allows the kms:ListRetirableGrants action")
 	}
+	if err := k.authorizeAccount(r, "ListRetirableGrants", "*"); err != nil {
+		return nil, err
+	}
 	lastKey, lastSeq, err := readGrantMarker(in.Marker)
 	if err != nil {
 		return nil, err

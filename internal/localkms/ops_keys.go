@@ -1,5 +1,7 @@
 package localkms
 
+import "slices"
+
 // The values of the service model, which tell an unsupported request from an
 // invalid one (AWS KMS API Reference, CreateKey).
 var (
@@ -129,6 +131,15 @@ func (in *createKeyInput) supported() error {
 	return nil
 }
 
+// attributes are what policies on CreateKey can test, defaults included.
+func (in *createKeyInput) attributes(wanted kind) []attribute {
+	return slices.Concat([]attribute{
+		attributeOf("kms:KeySpec", wanted.spec), attributeOf("kms:CustomerMasterKeySpec", wanted.spec),
+		attributeOf("kms:KeyUsage", wanted.usage), attributeOf("kms:CustomerMasterKeyUsage", wanted.usage),
+		attributeOf("kms:KeyOrigin", originKMS), attributeOf("kms:MultiRegion", "false"),
+	}, bypassAttribute(in.BypassPolicyLockoutSafetyCheck), tagAttributes(in.Tags))
+}
+
 type keyMetadataOutput struct {
 	KeyMetadata keyMetadata
 }
@@ -145,12 +156,15 @@ func (k *KMS) createKey(r *request, in *createKeyInput) (*keyMetadataOutput, err
 	if err != nil {
 		return nil, err
 	}
+	if err := k.authorizeAccount(r, "CreateKey", "*", in.attributes(wanted)...); err != nil {
+		return nil, err
+	}
 	document := defaultPolicy(r.caller.account)
 	if in.Policy != nil {
 		document = *in.Policy
 	}
 	ref := keyRef{r.caller.account, r.region, newUUID()}
-	if err := checkPolicy(r, ref, document, in.BypassPolicyLockoutSafetyCheck); err != nil {
+	if err := k.checkPolicy(r, ref, document, in.BypassPolicyLockoutSafetyCheck); err != nil {
 		return nil, err
 	}
 	e := &keyEvent{

@@ -33,6 +33,9 @@ func (k *KMS) listKeys(r *request, in *listKeysInput) (*listKeysOutput, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := k.authorizeAccount(r, "ListKeys", "*"); err != nil {
+		return nil, err
+	}
 	out := &listKeysOutput{Keys: k.keysAfter(r, last)}
 	if limit := pageSize(in.Limit, defaultLongPage); len(out.Keys) > limit {
 		out.Keys, out.Truncated, out.NextMarker = out.Keys[:limit], true, writeMarker(out.Keys[limit-1].KeyID)

@@ -37,11 +37,11 @@ func (in *putKeyPolicyInput) validate(v *validation) {
 }
 
 func (k *KMS) putKeyPolicy(r *request, in *putKeyPolicyInput) (*empty, error) {
-	key, err := k.policyKey(r, *in.KeyID, in.PolicyName, "PutKeyPolicy")
+	key, err := k.policyKey(r, *in.KeyID, in.PolicyName, "PutKeyPolicy", bypassAttribute(in.BypassPolicyLockoutSafetyCheck)...)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkPolicy(r, key.ref, *in.Policy, in.BypassPolicyLockoutSafetyCheck); err != nil {
+	if err := k.checkPolicy(r, key.ref, *in.Policy, in.BypassPolicyLockoutSafetyCheck); err != nil {
 		return nil, err
 	}
 	return &empty{}, k.change(func(s *state) (*event, error) {
@@ -81,8 +81,8 @@ func (k *KMS) listKeyPolicies(r *request, in *listKeyPoliciesInput) (*listKeyPol
 
 // policyKey finds the key whose policy a caller may work on. A key has one
 // policy, and it is called default.
-func (k *KMS) policyKey(r *request, id string, name *string, operation string) (resolved, error) {
-	key, err := k.owned(r, id, operation)
+func (k *KMS) policyKey(r *request, id string, name *string, operation string, also ...attribute) (resolved, error) {
+	key, err := k.owned(r, id, operation, also...)
 	if err != nil {
 		return resolved{}, err
 	}
@@ -92,16 +92,28 @@ func (k *KMS) policyKey(r *request, id string, name *string, operation string) (
 	return key, nil
 }
 
+// bypassAttribute is there only when the check is bypassed: AWS's own example tests
+// for its absence (AWS KMS Developer Guide, kms:BypassPolicyLockoutSafetyCheck).
+func bypassAttribute(bypass bool) []attribute {
+	if !bypass {
+		return nil
+	}
+	return []attribute{attributeOf("kms:BypassPolicyLockoutSafetyCheck", "true")}
+}
+
 // checkPolicy refuses a policy that is malformed, or that would lock its author
 // out of the key (AWS KMS API Reference, PutKeyPolicy,
 // BypassPolicyLockoutSafetyCheck).
-func checkPolicy(r *request, ref keyRef, document string, bypass bool) error {
-	p, err := parsePolicy(document)
+func (k *KMS) checkPolicy(r *request, ref keyRef, document string, bypass bool) error {
+	p, err := parseKeyPolicy(document)
 	if err != nil || bypass {
 		return err
 	}
-	again := &query{caller: r.caller, keyARN: ref.arn(), access: &access{operation: "PutKeyPolicy"}}
-	if p.decide(again) != allowed {
+	again := &query{
+		kms: k, r: r, action: "kms:putkeypolicy", resource: ref.arn(), owner: ref.Account,
+		access: &access{operation: "PutKeyPolicy"},
+	}
+	if v, _ := again.decide(p); !v.allowed {
 		return malformed(lockoutExplanation)
 	}
 	return nil

@@ -19,11 +19,14 @@ func (in *generateRandomInput) validate(v *validation) {
 type generateRandomOutput struct{ Plaintext []byte }
 
 // generateRandom uses no key.
-func (k *KMS) generateRandom(_ *request, in *generateRandomInput) (*generateRandomOutput, error) {
+func (k *KMS) generateRandom(r *request, in *generateRandomInput) (*generateRandomOutput, error) {
 	if in.CustomKeyStoreID != nil {
 		return nil, faultf(codeUnsupportedOperation, "localkms does not support CustomKeyStoreId %s.", *in.CustomKeyStoreID)
 	}
 	if err := checkRecipient(in.Recipient); err != nil {
+		return nil, err
+	}
+	if err := k.authorizeAccount(r, "GenerateRandom", "*"); err != nil {
 		return nil, err
 	}
 	plaintext := make([]byte, *in.NumberOfBytes)

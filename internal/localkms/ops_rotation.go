@@ -99,8 +99,8 @@ func (k *KMS) rotateKeyOnDemand(r *request, in *keyStateInput) (*keyARNOutput, e
 
 // rotatable finds a key whose rotation the caller may change. Only symmetric keys
 // have any; the refusal has no text, as recorded from AWS.
-func (k *KMS) rotatable(r *request, id, operation string) (resolved, error) {
-	key, err := k.owned(r, id, operation)
+func (k *KMS) rotatable(r *request, id, operation string, also ...attribute) (resolved, error) {
+	key, err := k.owned(r, id, operation, also...)
 	if err == nil && !key.symmetric() {
 		err = fault(codeUnsupportedOperation, "")
 	}
@@ -151,7 +151,11 @@ func (k *KMS) disableKeyRotation(r *request, in *keyStateInput) (*empty, error) 
 }
 
 func (k *KMS) planRotation(r *request, id, operation string, plan rotationPlan) (*empty, error) {
-	key, err := k.rotatable(r, id, operation)
+	var also []attribute
+	if plan.enabled() {
+		also = append(also, attributeOf("kms:RotationPeriodInDays", strconv.Itoa(plan.Days)))
+	}
+	key, err := k.rotatable(r, id, operation, also...)
 	if err != nil {
 		return nil, err
 	}

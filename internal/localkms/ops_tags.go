@@ -68,6 +68,18 @@ func errReservedTag() error { return fault(codeTag, "Tags beginning with aws: ar
 
 func errTooManyTags() error { return fault(codeTag, "Too many tags") }
 
+// tagAttributes are what policies can test of tags in a request (IAM User Guide,
+// "AWS global condition context keys", aws:RequestTag and aws:TagKeys).
+func tagAttributes(list []tagInput) []attribute {
+	var found []attribute
+	var keys []string
+	for _, t := range list {
+		keys = append(keys, *t.TagKey)
+		found = append(found, attributeOf(requestTagPrefix+*t.TagKey, *t.TagValue))
+	}
+	return append(found, attributeOf("aws:TagKeys", keys...))
+}
+
 type tagResourceInput struct {
 	KeyID *string `json:"KeyId"`
 	Tags  []tagInput
@@ -85,7 +97,7 @@ func (k *KMS) tagResource(r *request, in *tagResourceInput) (*empty, error) {
 	if err != nil {
 		return nil, err
 	}
-	return k.retag(r, *in.KeyID, "TagResource", func(tags []tag) ([]tag, error) {
+	return k.retag(r, *in.KeyID, "TagResource", tagAttributes(in.Tags), func(tags []tag) ([]tag, error) {
 		for _, t := range added {
 			if i, has := slices.BinarySearchFunc(tags, t, byTagKey); has {
 				tags[i] = t
@@ -118,14 +130,14 @@ func (k *KMS) untagResource(r *request, in *untagResourceInput) (*empty, error) 
 	if slices.ContainsFunc(in.TagKeys, isReservedTag) {
 		return nil, errReservedTag()
 	}
-	return k.retag(r, *in.KeyID, "UntagResource", func(tags []tag) ([]tag, error) {
+	return k.retag(r, *in.KeyID, "UntagResource", []attribute{attributeOf("aws:TagKeys", in.TagKeys...)}, func(tags []tag) ([]tag, error) {
 		return slices.DeleteFunc(tags, func(t tag) bool { return slices.Contains(in.TagKeys, t.TagKey) }), nil
 	})
 }
 
 // retag changes the tags of a key. The list that change gets is its to alter.
-func (k *KMS) retag(r *request, id, operation string, change func([]tag) ([]tag, error)) (*empty, error) {
-	key, err := k.owned(r, id, operation)
+func (k *KMS) retag(r *request, id, operation string, also []attribute, change func([]tag) ([]tag, error)) (*empty, error) {
+	key, err := k.owned(r, id, operation, also...)
 	if err != nil {
 		return nil, err
 	}

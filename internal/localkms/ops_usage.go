@@ -88,6 +88,16 @@ func (k *KMS) getKeyLastUsage(r *request, in *keyStateInput) (*getKeyLastUsageOu
 	return out, k.noteUsage(key.ref, last)
 }
 
+// unusedDays is the value of kms:TrailingDaysWithoutKeyUsage (AWS KMS Developer
+// Guide, "AWS KMS condition keys").
+func (k *key) unusedDays(now, tracking time.Time) int {
+	since := later(k.created, tracking)
+	if last := k.lastUse.Load(); last != nil {
+		since = last.Time
+	}
+	return int(now.Sub(since) / (24 * time.Hour))
+}
+
 func later(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a

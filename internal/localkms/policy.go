@@ -2,7 +2,9 @@ package localkms
 
 import (
 	"encoding/json"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -10,35 +12,35 @@ import (
 // Quotas, "Key policy document size".
 const maxPolicy = 32_768
 
-// policy is a key policy, parsed. It is never altered.
+// policyKind says what a policy is attached to. It is named as AWS names it in
+// refusals.
+type policyKind string
+
+const (
+	keyPolicy      policyKind = "resource-based"
+	trustPolicy    policyKind = "role trust"
+	identityPolicy policyKind = "identity-based"
+	sessionPolicy  policyKind = "session"
+)
+
+// policy is a policy, parsed. It is never altered.
 type policy struct {
+	kind       policyKind
+	name       string // of an identity policy
 	text       string
 	statements []statement
 }
 
 type statement struct {
-	deny       bool
-	principals principals
-	actions    []string // patterns, folded
-	notActions bool     // actions are those the statement does not apply to
-	resources  []string // patterns
-	conditions []condition
+	label        string // for explanations: its number, from 1, and its Sid
+	deny         bool
+	principals   principals
+	actions      []string // patterns, folded
+	notActions   bool     // actions are those the statement does not apply to
+	resources    []pattern
+	notResources bool
+	conditions   []condition
 }
-
-// principals are the callers that a statement names.
-type principals struct {
-	everyone bool
-	accounts []string // 12 digits: all principals of the account
-	arns     []string
-}
-
-type decision int
-
-const (
-	unmentioned decision = iota
-	allowed
-	denied
-)
 
 // defaultPolicy lets the account of a key decide, as AWS does for a key that is
 // made without a policy.
@@ -58,76 +60,17 @@ func defaultPolicy(account string) string {
 }`
 }
 
-// decide evaluates the policy: a statement that denies wins over all that allow.
-func (p *policy) decide(q *query) decision {
-	result := unmentioned
-	for i := range p.statements {
-		s := &p.statements[i]
-		if s.deny || result == unmentioned {
-			if !s.applies(q) {
-				continue
-			}
-			if s.deny {
-				return denied
-			}
-			result = allowed
-		}
-	}
-	return result
-}
-
-func (s *statement) applies(q *query) bool {
-	if !s.principals.include(q.caller) ||
-		matchesAny(s.actions, "kms:"+fold(q.access.operation)) == s.notActions ||
-		!matchesAny(s.resources, q.keyARN) {
-		return false
-	}
-	for i := range s.conditions {
-		if !s.conditions[i].met(q) {
-			return false
-		}
-	}
-	return true
-}
-
-func (p *principals) include(caller *identity) bool {
-	return p.everyone || slices.Contains(p.accounts, caller.account) || slices.Contains(p.arns, caller.arn)
-}
-
-func matchesAny(patterns []string, s string) bool {
-	return slices.ContainsFunc(patterns, func(pattern string) bool { return wildcard(pattern, s) })
-}
-
-// wildcard matches s with a pattern in which * stands for any run of characters
-// and ? for any one (IAM User Guide, "Resource").
-func wildcard(pattern, s string) bool {
-	star, mark := -1, 0
-	i, j := 0, 0
-	for j < len(s) {
-		switch {
-		case i < len(pattern) && pattern[i] == '*':
-			star, mark = i, j
-			i++
-		case i < len(pattern) && (pattern[i] == '?' || pattern[i] == s[j]):
-			i++
-			j++
-		case star >= 0:
-			mark++
-			i, j = star+1, mark
-		default:
-			return false
-		}
-	}
-	return strings.Trim(pattern[i:], "*") == ""
-}
-
-// parsePolicy reads a key policy. It errs with MalformedPolicyDocumentException
+// parseKeyPolicy reads a key policy. It errs with MalformedPolicyDocumentException
 // on anything it would not evaluate as AWS does, and with LimitExceededException
 // above maxPolicy.
-func parsePolicy(document string) (*policy, error) {
+func parseKeyPolicy(document string) (*policy, error) {
 	if len(document) > maxPolicy {
 		return nil, faultf(codeLimitExceeded, "The policy document is larger than the quota of %d bytes.", maxPolicy)
 	}
+	return parsePolicy(keyPolicy, "", document)
+}
+
+func parsePolicy(kind policyKind, name, document string) (*policy, error) {
 	var doc struct {
 		Version   string
 		ID        string `json:"Id"`
@@ -142,11 +85,15 @@ func parsePolicy(document string) (*policy, error) {
 	if len(doc.Statement) == 0 {
 		return nil, malformed("Policy contains no statement.")
 	}
-	p := &policy{text: document}
-	for _, d := range doc.Statement {
-		s, err := d.compile()
+	p := &policy{kind: kind, name: name, text: document}
+	for i, d := range doc.Statement {
+		s, err := d.compile(kind, doc.Version == "2012-10-17")
 		if err != nil {
 			return nil, err
+		}
+		s.label = strconv.Itoa(i + 1)
+		if d.Sid != "" {
+			s.label += " (" + d.Sid + ")"
 		}
 		p.statements = append(p.statements, s)
 	}
@@ -183,43 +130,103 @@ func (l *oneOrMore[T]) UnmarshalJSON(b []byte) error {
 }
 
 type statementDoc struct {
-	Sid       string
-	Effect    string
-	Principal json.RawMessage
-	Action    oneOrMore[string]
-	NotAction oneOrMore[string]
-	Resource  oneOrMore[string]
-	Condition map[string]map[string]oneOrMore[conditionValue]
+	Sid         string
+	Effect      string
+	Principal   json.RawMessage
+	Action      oneOrMore[string]
+	NotAction   oneOrMore[string]
+	Resource    oneOrMore[string]
+	NotResource oneOrMore[string]
+	Condition   conditionBlock
 }
 
-func (d *statementDoc) compile() (statement, error) {
+func (d *statementDoc) compile(kind policyKind, withVariables bool) (statement, error) {
 	if d.Effect != "Allow" && d.Effect != "Deny" {
 		return statement{}, malformed("Policy contains a statement whose Effect is neither Allow nor Deny.")
 	}
-	if (len(d.Action) == 0) == (len(d.NotAction) == 0) {
-		return statement{}, malformed("Policy contains a statement without exactly one of Action and NotAction.")
+	s := statement{
+		deny:         d.Effect == "Deny",
+		notActions:   len(d.NotAction) > 0,
+		notResources: len(d.NotResource) > 0,
 	}
-	if len(d.Resource) == 0 {
-		return statement{}, malformed("Policy contains a statement without Resource.")
-	}
-	who, err := parsePrincipals(d.Principal)
-	if err != nil {
+	var err error
+	if s.principals, err = d.compilePrincipals(kind); err != nil {
 		return statement{}, err
 	}
-	s := statement{
-		deny:       d.Effect == "Deny",
-		principals: who,
-		notActions: len(d.NotAction) > 0,
-		resources:  d.Resource,
+	if s.actions, err = d.compileActions(kind); err != nil {
+		return statement{}, err
 	}
-	for _, action := range slices.Concat(d.Action, d.NotAction) {
-		if action != "*" && !strings.HasPrefix(fold(action), "kms:") {
-			return statement{}, malformed("Policy contains an action of another service: " + action)
-		}
-		s.actions = append(s.actions, fold(action))
+	if s.resources, err = d.compileResources(kind, withVariables); err != nil {
+		return statement{}, err
 	}
-	s.conditions, err = parseConditions(d.Condition)
+	s.conditions, err = d.Condition.compile(withVariables)
 	return s, err
+}
+
+// compilePrincipals: who a policy of an identity speaks of is whom it is attached
+// to; every other has to say.
+func (d *statementDoc) compilePrincipals(kind policyKind) (principals, error) {
+	if kind == keyPolicy || kind == trustPolicy {
+		return parsePrincipals(d.Principal)
+	}
+	if d.Principal != nil {
+		return principals{}, malformed("Policy contains a statement with a Principal, which an " + string(kind) + " policy does not have.")
+	}
+	return principals{everyone: true}, nil
+}
+
+// servicePattern is an action of any service.
+var servicePattern = regexp.MustCompile(`^[a-z0-9-]+:[a-z0-9*?]+$`)
+
+func (d *statementDoc) compileActions(kind policyKind) ([]string, error) {
+	if (len(d.Action) == 0) == (len(d.NotAction) == 0) {
+		return nil, malformed("Policy contains a statement without exactly one of Action and NotAction.")
+	}
+	service := map[policyKind]string{keyPolicy: "kms:", trustPolicy: "sts:"}[kind]
+	var actions []string
+	for _, action := range slices.Concat(d.Action, d.NotAction) {
+		folded := fold(action)
+		switch {
+		case action == "*":
+		case !strings.HasPrefix(folded, service):
+			return nil, malformed("Policy contains an action of another service: " + action)
+		case service == "" && !servicePattern.MatchString(folded):
+			return nil, malformed("Policy contains an invalid action: " + action)
+		}
+		actions = append(actions, folded)
+	}
+	return actions, nil
+}
+
+// compileResources: a trust policy is about the role that has it, and names none.
+func (d *statementDoc) compileResources(kind policyKind, withVariables bool) ([]pattern, error) {
+	none := len(d.Resource)+len(d.NotResource) == 0
+	switch {
+	case kind == trustPolicy && none:
+		return []pattern{{text: "*"}}, nil
+	case kind == trustPolicy:
+		return nil, malformed("Policy contains a statement with a Resource, which a role trust policy does not have.")
+	case none:
+		return nil, malformed("Policy contains a statement without Resource.")
+	case len(d.Resource) > 0 && len(d.NotResource) > 0:
+		return nil, malformed("Policy contains a statement with both Resource and NotResource.")
+	}
+	var resources []pattern
+	for _, resource := range slices.Concat(d.Resource, d.NotResource) {
+		p, err := newPattern(resource, withVariables)
+		if err != nil {
+			return nil, err
+		}
+		resources = append(resources, p)
+	}
+	return resources, nil
+}
+
+// principals are the callers that a statement names.
+type principals struct {
+	everyone bool
+	accounts []string // 12 digits
+	arns     []string
 }
 
 // parsePrincipals reads a Principal element. Services and federated principals

@@ -249,7 +249,7 @@ func TestPolicyConditions(t *testing.T) {
 		{`{"StringEquals":{"kms:ViaService":"s3.us-west-2.amazonaws.com"}}`, context(), "not via a service", false},
 		{`{"StringNotEquals":{"kms:ViaService":"s3.us-west-2.amazonaws.com"}}`, context(), "not via this service", true},
 		{`{"StringEquals":{"aws:SourceVpce":"vpce-1"}}`, context(), "unknown key", false},
-		{`{"StringNotEquals":{"aws:SourceVpce":"vpce-1"}}`, context(), "unknown key, negated", false},
+		{`{"StringNotEquals":{"aws:SourceVpce":"vpce-1"}}`, context(), "unknown key, negated", true},
 		{`{"StringEquals":{"kms:CallerAccount":"444455556666","kms:EncryptionContext:a":"1"}}`, context("a", "1"), "both keys", true},
 		{`{"StringEquals":{"kms:CallerAccount":"444455556666","kms:EncryptionContext:a":"1"}}`, context("a", "2"), "one of two keys", false},
 	} {
@@ -331,7 +331,7 @@ func TestAccessDeniedMessages(t *testing.T) {
 		granted        bool
 		why            string
 	}{
-		"same account":    {only(admin), colleague, false, "because no identity-based policy allows the kms:Encrypt action"},
+		"same account":    {only(admin), colleague, false, "because no resource-based policy allows the kms:Encrypt action"},
 		"other account":   {only(admin), worker, false, "because no resource-based policy allows the kms:Encrypt action"},
 		"denied":          {denying, admin, false, "with an explicit deny in a resource-based policy"},
 		"denied, granted": {denying, worker, true, "with an explicit deny in a resource-based policy"},
@@ -384,7 +384,7 @@ func TestKeyPolicyDocuments(t *testing.T) {
 		"operator":          {statement(`,"Condition":{"StringMatches":{"a":"b"}}`), refusal{"MalformedPolicyDocumentException", "Policy contains an unsupported condition operator: StringMatches"}},
 		"bool value":        {statement(`,"Condition":{"Bool":{"a":"maybe"}}`), refusal{"MalformedPolicyDocumentException", "Policy contains an invalid value for Bool: maybe"}},
 		"number value":      {statement(`,"Condition":{"NumericEquals":{"a":"x"}}`), refusal{"MalformedPolicyDocumentException", "Policy contains an invalid value for NumericEquals: x"}},
-		"overly permissive": {statement(`,"Condition":{"ForAllValues:StringEquals":{"kms:EncryptionContext:a":"b"}}`), refusal{"MalformedPolicyDocumentException", "Policy contains ForAllValues with the single-valued condition key kms:EncryptionContext:a"}},
+		"overly permissive": {statement(`,"Condition":{"ForAllValues:StringEquals":{"kms:EncryptionContext:a":"b"}}`), refusal{"MalformedPolicyDocumentException", "OverlyPermissiveCondition: Using the ForAllValues set operator with a single-valued condition key matches requests without the specified [encryption context or tag] or with an unspecified [encryption context or tag]. To fix, remove ForAllValues."}},
 		"lock-out":          {strings.Replace(statement(""), "kms:*", "kms:Encrypt", 1), refusal{"MalformedPolicyDocumentException", "The new key policy will not allow you to update the key policy in the future."}},
 		"too long":          {statement("") + strings.Repeat(" ", 32768), refusal{"LimitExceededException", "The policy document is larger than the quota of 32768 bytes."}},
 	} {

@@ -39,7 +39,7 @@ func (s *state) apply(e *event) error {
 	case e.Key != nil:
 		return s.applyKey(e.Key)
 	case e.Policy != nil:
-		p, err := parsePolicy(e.Policy.Policy)
+		p, err := parseKeyPolicy(e.Policy.Policy)
 		if err != nil {
 			return err
 		}
@@ -89,7 +89,7 @@ func (s *state) applyOpened(e *openedEvent) error {
 }
 
 func (s *state) applyKey(e *keyEvent) error {
-	p, err := parsePolicy(e.Policy)
+	p, err := parseKeyPolicy(e.Policy)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -27,6 +28,10 @@ type request struct {
 	region string
 	now    time.Time
 	call   Call // what Observe will be told
+
+	sourceIP  string // empty in process
+	userAgent string
+	secure    bool // came over TLS
 
 	plan    *plan // the faults that were in force when the work began; may be nil
 	dropped bool  // the answer does not get through
@@ -67,7 +72,8 @@ func serve[In any, P input[In], Out any](run func(*KMS, *request, P) (Out, error
 // ServeHTTP answers one AWS JSON 1.1 request. An answer that is to be lost ends
 // with a panic of http.ErrAbortHandler, which closes the connection.
 func (k *KMS) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
-	r := &request{now: k.now()}
+	r := &request{now: k.now(), userAgent: hr.UserAgent(), secure: hr.TLS != nil}
+	r.sourceIP, _, _ = net.SplitHostPort(hr.RemoteAddr) // in process there is none
 	r.call.RequestID = newUUID()
 	out, err := k.dispatch(r, hr)
 	status, body := encode(out, err, &r.call)
