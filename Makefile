@@ -62,6 +62,8 @@ test: ## Vet, all tests, scenarios and model on PostgreSQL too, and the race det
 	fi
 	@for tool in jq aws; do command -v $$tool >/dev/null || \
 		echo "!!! THE README'S TOUR WAS NOT TESTED: it needs $$tool, which is not installed" >&2; done
+	@python3 -c 'import botocore' 2>/dev/null || /usr/bin/python3 -c 'import botocore' 2>/dev/null || \
+		echo "!!! LOCALKMS WAS NOT CHECKED AGAINST BOTOCORE'S MODEL: it needs botocore, which is not installed" >&2
 
 .PHONY: lint
 lint: $(GOLANGCI) ## Lint and check the format of schema and Go, the import rules included

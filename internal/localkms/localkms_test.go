@@ -98,7 +98,7 @@ func as(h http.Handler, arn string, options ...func(*kms.Options)) *kms.Client {
 func in(h http.Handler, arn, region string, options ...func(*kms.Options)) *kms.Client {
 	return kms.New(kms.Options{
 		Region:           region,
-		HTTPClient:       &http.Client{Transport: localkms.RoundTripper(h)},
+		HTTPClient:       &http.Client{Transport: judged(h)},
 		RetryMaxAttempts: 1,
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: accessKeyOf(arn), SecretAccessKey: secretOf(arn)}, nil

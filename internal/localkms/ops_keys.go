@@ -10,6 +10,9 @@ var (
 		"SYMMETRIC_DEFAULT", "HMAC_224", "HMAC_256", "HMAC_384", "HMAC_512", "SM2", "ML_DSA_44", "ML_DSA_65",
 		"ML_DSA_87", "ECC_NIST_EDWARDS25519", "ML_KEM_512", "ML_KEM_768", "ML_KEM_1024",
 	}
+	// The specs that there were when CustomerMasterKeySpec became deprecated.
+	customerMasterKeySpecs = keySpecs[:13]
+
 	keyUsages = []string{signVerify, encryptDecrypt, generateVerifyMac, keyAgreement, "KEY_ENCAPSULATION"}
 	origins   = []string{"AWS_KMS", "EXTERNAL", "AWS_CLOUDHSM", "EXTERNAL_KEY_STORE"}
 )
@@ -31,7 +34,7 @@ type keyMetadata struct {
 	Arn                   string   `json:"Arn"`
 	CreationDate          epoch    `json:"CreationDate"`
 	CurrentKeyMaterialID  string   `json:"CurrentKeyMaterialId,omitempty"`
-	CustomerMasterKeySpec string   `json:"CustomerMasterKeySpec"`
+	CustomerMasterKeySpec string   `json:"CustomerMasterKeySpec,omitempty"`
 	DeletionDate          *epoch   `json:"DeletionDate,omitempty"`
 	Description           string   `json:"Description"`
 	Enabled               bool     `json:"Enabled"`
@@ -50,18 +53,20 @@ type keyMetadata struct {
 
 func (k resolved) metadata() keyMetadata {
 	m := keyMetadata{
-		AWSAccountID:          k.ref.Account,
-		Arn:                   k.arn,
-		CreationDate:          epoch(k.created),
-		CustomerMasterKeySpec: k.spec,
-		Description:           k.description,
-		Enabled:               k.enabled,
-		KeyID:                 k.ref.ID,
-		KeyManager:            managedByCustomer,
-		KeySpec:               k.spec,
-		KeyState:              stateEnabled,
-		KeyUsage:              k.usage,
-		Origin:                originKMS,
+		AWSAccountID: k.ref.Account,
+		Arn:          k.arn,
+		CreationDate: epoch(k.created),
+		Description:  k.description,
+		Enabled:      k.enabled,
+		KeyID:        k.ref.ID,
+		KeyManager:   managedByCustomer,
+		KeySpec:      k.spec,
+		KeyState:     stateEnabled,
+		KeyUsage:     k.usage,
+		Origin:       originKMS,
+	}
+	if slices.Contains(customerMasterKeySpecs, k.spec) {
+		m.CustomerMasterKeySpec = k.spec
 	}
 	if k.symmetric() {
 		m.CurrentKeyMaterialID = k.current().id
@@ -105,7 +110,7 @@ func (in *createKeyInput) validate(v *validation) {
 	v.description(in.Description)
 	v.tags(in.Tags)
 	v.oneOf(in.KeySpec, "keySpec", keySpecs)
-	v.oneOf(in.CustomerMasterKeySpec, "customerMasterKeySpec", keySpecs)
+	v.oneOf(in.CustomerMasterKeySpec, "customerMasterKeySpec", customerMasterKeySpecs)
 	v.oneOf(in.KeyUsage, "keyUsage", keyUsages)
 	v.oneOf(in.Origin, "origin", origins)
 	v.rule(in.KeySpec == nil || in.CustomerMasterKeySpec == nil,

@@ -65,12 +65,17 @@ func post(t testing.TB, h http.Handler, operation, principal, body string) answe
 
 func send(t testing.TB, h http.Handler, req *http.Request) answer {
 	t.Helper()
-	operation := req.Header.Get("X-Amz-Target")
-	rec := httptest.NewRecorder()
-	h.ServeHTTP(rec, req)
-	a := answer{status: rec.Code, header: rec.Header(), body: rec.Body.Bytes()}
+	resp, err := judged(h).RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := answer{status: resp.StatusCode, header: resp.Header, body: body}
 	if err := json.Unmarshal(a.body, &a.fields); err != nil {
-		t.Fatalf("%s answered %q: %v", operation, a.body, err)
+		t.Fatalf("%s answered %q: %v", req.Header.Get("X-Amz-Target"), a.body, err)
 	}
 	return a
 }
