@@ -11,7 +11,10 @@ var (
 		"ML_DSA_87", "ECC_NIST_EDWARDS25519", "ML_KEM_512", "ML_KEM_768", "ML_KEM_1024",
 	}
 	// The specs that there were when CustomerMasterKeySpec became deprecated.
-	customerMasterKeySpecs = keySpecs[:13]
+	customerMasterKeySpecs = []string{
+		"RSA_2048", "RSA_3072", "RSA_4096", "ECC_NIST_P256", "ECC_NIST_P384", "ECC_NIST_P521", "ECC_SECG_P256K1",
+		"SYMMETRIC_DEFAULT", "HMAC_224", "HMAC_256", "HMAC_384", "HMAC_512", "SM2",
+	}
 
 	keyUsages = []string{signVerify, encryptDecrypt, generateVerifyMac, keyAgreement, "KEY_ENCAPSULATION"}
 	origins   = []string{"AWS_KMS", "EXTERNAL", "AWS_CLOUDHSM", "EXTERNAL_KEY_STORE"}
