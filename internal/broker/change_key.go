@@ -18,6 +18,15 @@ func validateReason(reason string) error {
 	return nil
 }
 
+// RequireReason checks why somebody asks for an act that must not happen without
+// a reason.
+func RequireReason(reason string) error {
+	if reason == "" {
+		return invalidField(ReasonFieldInvalid, "reason", "must have 1 to %d characters: it goes into the audit log", maxReason)
+	}
+	return validateReason(reason)
+}
+
 // ValidateKeyChange checks what a ChangeKey call says of the key: a full key or
 // alias ARN (ids and alias names mean another key in another account), and a
 // reason.

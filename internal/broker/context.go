@@ -102,6 +102,13 @@ func validateContextValue(field, key, value string) error {
 	return nil
 }
 
+// OwnContext checks the context of a blob that was made with a domain's reserved
+// pair, and gives the caller's own pairs; the reserved one may be left out.
+func (b *Broker) OwnContext(field string, given Context, d Domain) (Context, error) {
+	own, _, err := importContext(field, given, d.Reserved, b.reserved)
+	return own, err
+}
+
 // importContext checks the exact context that a blob was made with and gives
 // the pairs to store. own reports whether it holds exactly this domain's
 // reserved pair; any other reserved pair, of this domain or another, is refused:

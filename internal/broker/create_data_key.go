@@ -95,12 +95,13 @@ func (b *Broker) openForStore(ctx context.Context, caller Caller, r Request, id 
 		if d, err = tx.Domain(ctx, id); err != nil {
 			return domainNotFound(err, id)
 		}
-		return needKey(d)
+		return NeedKey(d)
 	})
 	return d, done, err
 }
 
-func needKey(d Domain) error {
+// NeedKey refuses what takes a key in a domain that has none yet.
+func NeedKey(d Domain) error {
 	if d.Epoch == 0 {
 		return precondition(ReasonDomainPendingKey, d.ID.Name(), "the domain has no key yet: call ChangeKey, and wait until it is ACTIVE")
 	}

@@ -80,7 +80,7 @@ func (b *Broker) workerGrant(d Domain) Grant {
 	return Grant{
 		Domain: d.UID, ID: "keybroker-worker", UID: GrantUID(b.cfg.NewID()), Worker: true, Grantee: b.cfg.WorkerRole,
 		Operations: []string{"GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo"},
-		State:      GrantActive, Version: 1, CreateTime: d.CreateTime, UpdateTime: d.UpdateTime,
+		Inventory:  InventoryBroker, State: GrantActive, Version: 1, CreateTime: d.CreateTime, UpdateTime: d.UpdateTime,
 	}
 }
 

@@ -10,14 +10,14 @@ import (
 
 // NewGrant is a CreateGrant call.
 type NewGrant struct {
-	Request       Request
-	Domain        DomainID
-	ID            GrantID // "" mints one
-	Grantee       string
-	Operations    []string
-	Constraint    Constraint
-	SelfInventory bool
-	TTL           time.Duration
+	Request    Request
+	Domain     DomainID
+	ID         GrantID // "" mints one
+	Grantee    string
+	Operations []string
+	Constraint Constraint
+	Inventory  Inventory // "" is InventoryBroker
+	TTL        time.Duration
 }
 
 // Limits of a grant's life; ours. A grant that nobody renews ends.
@@ -62,7 +62,7 @@ func (b *Broker) CreateGrant(ctx context.Context, caller Caller, in NewGrant) (G
 			g, err = takeOverGrant(ctx, tx, caller, in.Request, d, rec, b.patience())
 			return err
 		}
-		if err := needKey(d); err != nil {
+		if err := NeedKey(d); err != nil {
 			return err
 		}
 		for field, c := range map[string]Context{"subset": in.Constraint.Subset, "equals": in.Constraint.Equals} {
@@ -71,7 +71,7 @@ func (b *Broker) CreateGrant(ctx context.Context, caller Caller, in NewGrant) (G
 			}
 		}
 		g = Grant{Domain: d.UID, ID: in.ID, UID: GrantUID(b.cfg.NewID()), Grantee: in.Grantee, Operations: in.Operations,
-			Constraint: in.Constraint, State: GrantCreating, ExpireTime: tx.Now().Add(in.TTL), Version: 1,
+			Constraint: in.Constraint, Inventory: in.Inventory, State: GrantCreating, ExpireTime: tx.Now().Add(in.TTL), Version: 1,
 			CreateTime: tx.Now(), UpdateTime: tx.Now()}
 		name := GrantName(d.ID, g.ID)
 		if err := tx.InsertGrant(ctx, g); err != nil {
@@ -79,7 +79,7 @@ func (b *Broker) CreateGrant(ctx context.Context, caller Caller, in NewGrant) (G
 		}
 		if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "grants.create", Domain: d.UID, Resource: name,
 			Outcome: AuditIntended, RequestID: in.Request.ID,
-			Detail: map[string]string{"grantee": g.Grantee, "operations": strings.Join(g.Operations, ",")}}); err != nil {
+			Detail: map[string]string{"grantee": g.Grantee, "operations": strings.Join(g.Operations, ","), "inventory": string(g.Inventory)}}); err != nil {
 			return err
 		}
 		return inFlight(ctx, tx, caller, in.Request, name, b.patience())
@@ -218,8 +218,8 @@ func (b *Broker) validateGrant(in *NewGrant) error {
 	} else if !grantIDPattern.MatchString(string(in.ID)) {
 		return invalidField(ReasonFieldInvalid, "grant_id", "must match %s", grantIDPattern)
 	}
-	if in.SelfInventory {
-		return precondition(ReasonInventorySelfUnsupported, "", "inventory SELF is not offered yet: keep the wrapped keys in the broker (inventory BROKER)")
+	if in.Inventory == "" {
+		in.Inventory = InventoryBroker
 	}
 	if err := b.validateGrantee(in.Grantee); err != nil {
 		return err

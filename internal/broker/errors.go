@@ -47,14 +47,14 @@ const (
 	// ReasonKeyChangedByChangeKey: another call changes a domain's key.
 	ReasonKeyChangedByChangeKey Reason = "KEY_CHANGED_BY_CHANGE_KEY"
 
-	ReasonGrantNotFound            Reason = "GRANT_NOT_FOUND"
-	ReasonGrantAlreadyExists       Reason = "GRANT_ALREADY_EXISTS"
-	ReasonGrantEnded               Reason = "GRANT_ENDED"
-	ReasonGranteeNotAllowed        Reason = "GRANTEE_NOT_ALLOWED"
-	ReasonGrantLimitExceeded       Reason = "GRANT_LIMIT_EXCEEDED"
-	ReasonOperationNotAllowed      Reason = "OPERATION_NOT_ALLOWED"
-	ReasonConstraintInvalid        Reason = "CONSTRAINT_INVALID"
-	ReasonInventorySelfUnsupported Reason = "INVENTORY_SELF_UNSUPPORTED"
+	ReasonGrantNotFound       Reason = "GRANT_NOT_FOUND"
+	ReasonGrantAlreadyExists  Reason = "GRANT_ALREADY_EXISTS"
+	ReasonGrantEnded          Reason = "GRANT_ENDED"
+	ReasonGranteeNotAllowed   Reason = "GRANTEE_NOT_ALLOWED"
+	ReasonGrantLimitExceeded  Reason = "GRANT_LIMIT_EXCEEDED"
+	ReasonOperationNotAllowed Reason = "OPERATION_NOT_ALLOWED"
+	ReasonConstraintInvalid   Reason = "CONSTRAINT_INVALID"
+	ReasonGrantNotSelf        Reason = "GRANT_NOT_SELF"
 
 	ReasonDataKeyNotFound      Reason = "DATA_KEY_NOT_FOUND"
 	ReasonDataKeyAlreadyExists Reason = "DATA_KEY_ALREADY_EXISTS"
@@ -91,6 +91,12 @@ const (
 	ReasonContextOrKeyMismatch Reason = "CONTEXT_OR_KEY_MISMATCH"
 	ReasonReportNotFound       Reason = "REPORT_NOT_FOUND"
 	ReasonRowsFailed           Reason = "ROWS_FAILED"
+
+	ReasonSelfInventory       Reason = "SELF_INVENTORY"
+	ReasonAttestationTooEarly Reason = "ATTESTATION_TOO_EARLY"
+	ReasonNoOlderKey          Reason = "NO_OLDER_KEY"
+	ReasonResumeTokenInvalid  Reason = "RESUME_TOKEN_INVALID"
+	ReasonKeyChangedMeanwhile Reason = "KEY_CHANGED_MEANWHILE"
 
 	ReasonKMSThrottled     Reason = "KMS_THROTTLED"
 	ReasonKMSUnavailable   Reason = "KMS_UNAVAILABLE"

@@ -33,6 +33,7 @@ type Grant struct {
 	// Operations in KMS's spelling, sorted.
 	Operations []string
 	Constraint Constraint // the caller's pairs; the reserved one is added at KMS
+	Inventory  Inventory
 	State      GrantState
 	ExpireTime time.Time // zero for the worker's: it lives as long as the domain
 	Version    int64
@@ -45,6 +46,16 @@ func (g Grant) Etag() string { return strconv.FormatInt(g.Version, 10) }
 
 // Live reports whether the grant is in use or about to be.
 func (g Grant) Live() bool { return g.State == GrantActive || g.State == GrantCreating }
+
+// Inventory says who keeps the wrapped data keys that a grant's role uses.
+type Inventory string
+
+// The inventories. A key change moves what the broker keeps, and waits for the
+// word of services that keep their own.
+const (
+	InventoryBroker Inventory = "BROKER"
+	InventorySelf   Inventory = "SELF"
+)
 
 // A Constraint is what a request's encryption context must satisfy: contain
 // Subset, or equal Equals. At most one is set.

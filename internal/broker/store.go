@@ -74,6 +74,8 @@ type Tx interface {
 	// ListGrants gives up to limit grants of d with an id greater than after, in
 	// every state; not the worker's.
 	ListGrants(ctx context.Context, d DomainUID, after GrantID, limit int) ([]Grant, error)
+	// SelfGrants gives a domain's grants of InventorySelf, in every state.
+	SelfGrants(ctx context.Context, d DomainUID) ([]Grant, error)
 	// DueGrants gives up to limit live grants, of all domains, whose ExpireTime
 	// has come, longest due first.
 	DueGrants(ctx context.Context, limit int) ([]Grant, error)

@@ -3,7 +3,6 @@ package broker
 import (
 	"context"
 	"time"
-	"unicode/utf8"
 )
 
 // compareListing holds the live rows of a key against a listing that was begun
@@ -103,8 +102,8 @@ func (b *Broker) takenAway(ctx context.Context, tx Tx, k KMSGrant) ([]KMSGrant, 
 // purpose: so it is done only on a person's word, with a reason for the audit
 // log.
 func (b *Broker) ReviveWorkerGrant(ctx context.Context, caller Caller, domain DomainUID, reason string) error {
-	if reason == "" || utf8.RuneCountInString(reason) > maxReason {
-		return invalidField(ReasonFieldInvalid, "reason", "must have 1 to %d characters: it goes into the audit log", maxReason)
+	if err := RequireReason(reason); err != nil {
+		return err
 	}
 	var worker Grant
 	err := b.store.Update(ctx, func(tx Tx) error {

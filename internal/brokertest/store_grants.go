@@ -16,7 +16,7 @@ func newGrant(d broker.DomainUID, id broker.GrantID, now time.Time) broker.Grant
 	return broker.Grant{
 		Domain: d, ID: id, UID: broker.GrantUID(string(d) + "-" + string(id)),
 		Grantee: "arn:aws:iam::444455556666:role/service", Operations: []string{"Decrypt", "Encrypt"},
-		State: broker.GrantActive, ExpireTime: now.Add(time.Hour), Version: 1, CreateTime: now, UpdateTime: now,
+		Inventory: broker.InventoryBroker, State: broker.GrantActive, ExpireTime: now.Add(time.Hour), Version: 1, CreateTime: now, UpdateTime: now,
 	}
 }
 

@@ -14,6 +14,22 @@ var grantStates = map[broker.GrantState]keybrokerv1.Grant_State{
 	broker.GrantRevokedByCustomer: keybrokerv1.Grant_STATE_REVOKED_BY_CUSTOMER,
 }
 
+var inventories = map[broker.Inventory]keybrokerv1.Grant_Inventory{
+	broker.InventoryBroker: keybrokerv1.Grant_INVENTORY_BROKER,
+	broker.InventorySelf:   keybrokerv1.Grant_INVENTORY_SELF,
+}
+
+// inventoryOf reads who keeps the wrapped keys; "" leaves it to the broker's
+// default.
+func inventoryOf(i keybrokerv1.Grant_Inventory) broker.Inventory {
+	for inventory, m := range inventories {
+		if m == i {
+			return inventory
+		}
+	}
+	return ""
+}
+
 // grantMessage converts a grant. This is the one place where tokens leave their
 // Secret: the answer that mints them.
 func grantMessage(g broker.GrantView) *keybrokerv1.Grant {
@@ -22,7 +38,7 @@ func grantMessage(g broker.GrantView) *keybrokerv1.Grant {
 		Uid:              string(g.UID),
 		GranteePrincipal: g.Grantee,
 		Operations:       g.Operations,
-		Inventory:        keybrokerv1.Grant_INVENTORY_BROKER,
+		Inventory:        inventories[g.Inventory],
 		ExpireTime:       timestamp(g.ExpireTime),
 		State:            grantStates[g.State],
 		Etag:             g.Etag(),

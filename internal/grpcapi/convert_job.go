@@ -40,14 +40,15 @@ var blockSides = map[rotation.Side]keybrokerv1.ReencryptionJob_Block_Side{
 }
 
 var blockerKinds = map[rotation.BlockerKind]keybrokerv1.KeyRetirement_Blocker_Kind{
-	rotation.BlockRows:         keybrokerv1.KeyRetirement_Blocker_KIND_ROWS,
-	rotation.BlockGrants:       keybrokerv1.KeyRetirement_Blocker_KIND_GRANTS,
-	rotation.BlockIntents:      keybrokerv1.KeyRetirement_Blocker_KIND_GRANT_INTENTS,
-	rotation.BlockDomain:       keybrokerv1.KeyRetirement_Blocker_KIND_DOMAIN,
-	rotation.BlockJob:          keybrokerv1.KeyRetirement_Blocker_KIND_JOB,
-	rotation.BlockImportSource: keybrokerv1.KeyRetirement_Blocker_KIND_IMPORT_SOURCE,
-	rotation.BlockBackup:       keybrokerv1.KeyRetirement_Blocker_KIND_BACKUP_RETENTION,
-	rotation.BlockAbandoned:    keybrokerv1.KeyRetirement_Blocker_KIND_ABANDONED_ROWS,
+	rotation.BlockRows:          keybrokerv1.KeyRetirement_Blocker_KIND_ROWS,
+	rotation.BlockSelfInventory: keybrokerv1.KeyRetirement_Blocker_KIND_SELF_INVENTORY,
+	rotation.BlockGrants:        keybrokerv1.KeyRetirement_Blocker_KIND_GRANTS,
+	rotation.BlockIntents:       keybrokerv1.KeyRetirement_Blocker_KIND_GRANT_INTENTS,
+	rotation.BlockDomain:        keybrokerv1.KeyRetirement_Blocker_KIND_DOMAIN,
+	rotation.BlockJob:           keybrokerv1.KeyRetirement_Blocker_KIND_JOB,
+	rotation.BlockImportSource:  keybrokerv1.KeyRetirement_Blocker_KIND_IMPORT_SOURCE,
+	rotation.BlockBackup:        keybrokerv1.KeyRetirement_Blocker_KIND_BACKUP_RETENTION,
+	rotation.BlockAbandoned:     keybrokerv1.KeyRetirement_Blocker_KIND_ABANDONED_ROWS,
 }
 
 // jobMessage converts a job.
@@ -130,7 +131,7 @@ func failureMessage(d broker.DomainID, f rotation.Failure) *keybrokerv1.Reencryp
 
 // planMessage converts what a key change would find.
 func planMessage(p rotation.KeyChangePlan) *keybrokerv1.PlanKeyChangeResponse {
-	m := &keybrokerv1.PlanKeyChangeResponse{TargetKmsKey: string(p.TargetKey), Grants: int64(p.Grants)}
+	m := &keybrokerv1.PlanKeyChangeResponse{TargetKmsKey: string(p.TargetKey), Grants: int64(p.Grants), SelfInventoryGrants: int64(p.SelfGrants)}
 	for _, source := range p.Sources {
 		m.Sources = append(m.Sources, &keybrokerv1.PlanKeyChangeResponse_Source{KmsKey: string(source.Key), Rows: source.Rows})
 	}
@@ -173,5 +174,6 @@ func keyRetirementMessage(k rotation.KeyRetirement) *keybrokerv1.KeyRetirement {
 		m.RowsMoved = append(m.RowsMoved, &keybrokerv1.KeyRetirement_RowsMoved{SourceKeyMaterialId: c.SourceMaterial,
 			DestinationKeyMaterialId: c.NewMaterial, Rows: c.Rows})
 	}
+	m.SelfInventories = inventoryMessages(k.Inventories)
 	return m
 }

@@ -15,9 +15,13 @@ import (
 type dataKeyService struct {
 	keybrokerv1.UnimplementedDataKeyServiceServer
 	keys   DataKeys
+	passes Passes
+	tokens *passTokens
 	pages  *pager
 	caller func(context.Context) broker.Caller
 	log    *slog.Logger
+	// panicked gives the error for a panic beside a handler's own goroutine.
+	panicked func(ctx context.Context, method string, p any) error
 }
 
 // CreateDataKey implements keybroker.v1.DataKeyService.

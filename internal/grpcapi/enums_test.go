@@ -47,7 +47,12 @@ func TestEveryEnumValue(t *testing.T) {
 		{"../rotation", "BlockerKind", keybrokerv1.KeyRetirement_Blocker_Kind(0).Descriptor(), "KIND_", "ReencryptionService/GetRetirementReport",
 			`{"name":"domains/acme/reencryptionJobs/job1/retirementReport"}`,
 			func(f *fakeUseCases, v string) { f.report.Keys[0].Blockers[0].Kind = rotation.BlockerKind(v) }, "entries.blockers.kind",
-			[]string{"SELF_INVENTORY", "READ_DELAY", "GRANTS_UNLISTED"}, ""},
+			[]string{"READ_DELAY", "GRANTS_UNLISTED"}, ""},
+		{"../broker", "Inventory", keybrokerv1.Grant_Inventory(0).Descriptor(), "INVENTORY_", "GrantService/GetGrant", `{"name":"domains/acme/grants/orders"}`,
+			func(f *fakeUseCases, v string) { f.grant.Inventory = broker.Inventory(v) }, "inventory", nil, ""},
+		{"../rotation", "SettlementKind", keybrokerv1.SelfInventory_State(0).Descriptor(), "STATE_", "ReencryptionService/OverrideSelfInventory",
+			`{"name":"domains/acme/grants/orders","reason":"gone"}`,
+			func(f *fakeUseCases, v string) { f.settled[0].Settled.Kind = rotation.SettlementKind(v) }, "state", []string{"PENDING"}, ""},
 	} {
 		t.Run(e.goType, func(t *testing.T) {
 			values := constantsOf(t, e.dir, e.goType)

@@ -134,22 +134,23 @@ func codeOfReason(r broker.Reason) (code codes.Code, ok bool) {
 		broker.ReasonConstraintInvalid, broker.ReasonCiphertextInvalid, broker.ReasonCiphertextWrongKey,
 		broker.ReasonImportDuplicate, broker.ReasonContextKeyReserved, broker.ReasonContextKeyInvalid,
 		broker.ReasonContextDuplicateKey, broker.ReasonContextTooLarge, broker.ReasonContextValueInvalid,
-		broker.ReasonKeyARNInvalid, broker.ReasonKeyRegionMismatch, broker.ReasonKeyChangedByChangeKey, broker.ReasonPolicyDocumentInvalid:
+		broker.ReasonKeyARNInvalid, broker.ReasonKeyRegionMismatch, broker.ReasonKeyChangedByChangeKey, broker.ReasonPolicyDocumentInvalid,
+		broker.ReasonResumeTokenInvalid:
 		return codes.InvalidArgument, true
 	case broker.ReasonDomainNotFound, broker.ReasonGrantNotFound, broker.ReasonDataKeyNotFound,
 		broker.ReasonJobNotFound, broker.ReasonReportNotFound:
 		return codes.NotFound, true
 	case broker.ReasonDomainAlreadyExists, broker.ReasonGrantAlreadyExists, broker.ReasonDataKeyAlreadyExists:
 		return codes.AlreadyExists, true
-	case broker.ReasonDomainPendingKey, broker.ReasonGrantEnded, broker.ReasonInventorySelfUnsupported,
+	case broker.ReasonDomainPendingKey, broker.ReasonGrantEnded, broker.ReasonGrantNotSelf,
 		broker.ReasonDataKeyIDDeleted, broker.ReasonImportSourceNotAllowed, broker.ReasonKeyUnchanged,
 		broker.ReasonKeyAccountNotAllowed, broker.ReasonKeyNotFound, broker.ReasonKeyNotSymmetric,
 		broker.ReasonKeyDisabled, broker.ReasonKeyStateInvalid, broker.ReasonKeyAccessDenied,
 		broker.ReasonKeyPolicyMissing, broker.ReasonKeyPolicyTooBroad, broker.ReasonPolicyTooLarge,
 		broker.ReasonRowsFailed, broker.ReasonContextOrKeyMismatch, broker.ReasonDomainNotEmpty, broker.ReasonJobEnded,
-		broker.ReasonJobNotCancellable:
+		broker.ReasonJobNotCancellable, broker.ReasonSelfInventory, broker.ReasonAttestationTooEarly, broker.ReasonNoOlderKey:
 		return codes.FailedPrecondition, true
-	case broker.ReasonEtagMismatch, broker.ReasonRequestInProgress, broker.ReasonKeyChangeInProgress:
+	case broker.ReasonEtagMismatch, broker.ReasonRequestInProgress, broker.ReasonKeyChangeInProgress, broker.ReasonKeyChangedMeanwhile:
 		return codes.Aborted, true
 	case broker.ReasonGrantLimitExceeded:
 		return codes.ResourceExhausted, true

@@ -45,6 +45,9 @@ type fakeUseCases struct {
 	report   rotation.Report
 	plan     rotation.KeyChangePlan
 	failure  rotation.Failure
+	pass     rotation.PassView
+	receipts []rotation.Receipt
+	settled  []rotation.SelfInventory
 	// watch is what WatchJob does after it has sent job once.
 	watch func(ctx context.Context, send func(rotation.JobView, bool) error) error
 
@@ -192,6 +195,25 @@ func (f *fakeUseCases) CreateJob(ctx context.Context, c broker.Caller, in rotati
 	return f.job, f.called(ctx, c, in)
 }
 
+func (f *fakeUseCases) OverrideSelfInventory(ctx context.Context, c broker.Caller, in rotation.OverrideInventory) (rotation.SelfInventory, error) {
+	return f.settled[0], f.called(ctx, c, in)
+}
+
+func (f *fakeUseCases) OpenPass(ctx context.Context, c broker.Caller, in rotation.OpenPass) (rotation.PassView, error) {
+	if in.Resume != nil {
+		f.pass.Pass = *in.Resume
+	}
+	return f.pass, f.called(ctx, c, in)
+}
+
+func (f *fakeUseCases) ReencryptItems(ctx context.Context, c broker.Caller, p rotation.Pass, items []rotation.PassItem) ([]rotation.Receipt, error) {
+	return f.receipts, f.called(ctx, c, p, items)
+}
+
+func (f *fakeUseCases) Attest(ctx context.Context, c broker.Caller, p rotation.Pass, givenUp int64) ([]rotation.SelfInventory, error) {
+	return f.settled, f.called(ctx, c, p, givenUp)
+}
+
 func (f *fakeUseCases) PauseJob(ctx context.Context, c broker.Caller, in rotation.JobAct) (rotation.JobView, error) {
 	return f.job, f.called(ctx, c, "pause", in)
 }
@@ -267,7 +289,7 @@ func newFake() *fakeUseCases {
 			{Domain: "uid1", Epoch: 2, KMSKey: keyNew, State: broker.KeyCurrent, ActivateTime: at(2)}},
 		grant: broker.GrantView{Grant: broker.Grant{Domain: "uid1", ID: "orders", UID: "guid1", Grantee: roleARN,
 			Operations: []string{"Decrypt"}, Constraint: broker.Constraint{Subset: broker.Context{"invoice": "1"}},
-			State: broker.GrantActive, ExpireTime: at(9), Version: 3, CreateTime: at(1), UpdateTime: at(2)},
+			Inventory: broker.InventorySelf, State: broker.GrantActive, ExpireTime: at(9), Version: 3, CreateTime: at(1), UpdateTime: at(2)},
 			DomainID: "acme", KMSKeys: []broker.KeyARN{keyOld, keyNew}, Tokens: []broker.Secret{broker.Secret("token-1")}},
 		dataKey: broker.DataKeyView{DataKey: broker.DataKey{Domain: "uid1", ID: "Invoice-1", UID: "kuid1", Ciphertext: broker.Secret("blob"),
 			Context: broker.Context{"invoice": "1"}, KeySpec: "AES_256", Epoch: 2, KeyMaterialID: "material", Version: 5, CreateTime: at(1), UpdateTime: at(2)},
@@ -284,7 +306,12 @@ func newFake() *fakeUseCases {
 				Moved:    []rotation.MaterialCount{{SourceKey: keyOld, SourceMaterial: "m1", NewMaterial: "m2", Rows: 5}}}}},
 	}
 	f.failure = rotation.Failure{Domain: "uid1", Job: "job1", Class: broker.KMSIncorrectKey, Message: "KMS ReEncrypt: IncorrectKeyException", Time: at(4), Acknowledged: true}
-	f.plan = rotation.KeyChangePlan{TargetKey: keyNew, Sources: []rotation.PlanSource{{Key: keyOld, Rows: 5}}, Grants: 3,
+	f.settled = []rotation.SelfInventory{{Domain: "acme", Grant: f.grant.Grant, KMSKey: keyNew, Settled: &rotation.Settlement{Domain: "uid1", Grant: "guid1",
+		Epoch: 2, Kind: rotation.Attested, Caller: "tester", Pass: "pass1", BeginTime: at(2), Items: 5, GivenUp: 1, Reason: "gone", Time: at(4)}}}
+	f.report.Keys[0].Inventories = f.settled
+	f.pass = rotation.PassView{Pass: rotation.Pass{ID: "pass1", Domain: "uid1", Owner: rotation.PassOwner{Grant: "orders"}, Epoch: 2, BeginTime: at(2)},
+		KMSKey: keyNew, Older: []broker.KeyARN{keyOld}, AttestAfter: at(3)}
+	f.plan = rotation.KeyChangePlan{TargetKey: keyNew, Sources: []rotation.PlanSource{{Key: keyOld, Rows: 5}}, Grants: 3, SelfGrants: 1,
 		Problems: []rotation.Problem{{Reason: broker.ReasonKeyDisabled, Side: rotation.To, Message: "it is disabled"}}}
 	f.imported = []broker.ImportResult{{Key: f.dataKey}, {Err: &broker.Error{Kind: broker.ErrInvalid,
 		Reason: broker.ReasonCiphertextInvalid, Resource: "domains/acme/dataKeys/k2", Detail: "KMS cannot read the blob"}}}

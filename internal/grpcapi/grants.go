@@ -36,8 +36,8 @@ func (s *grantService) CreateGrant(ctx context.Context, in *keybrokerv1.CreateGr
 			Subset: grant.GetConstraints().GetEncryptionContextSubset(),
 			Equals: grant.GetConstraints().GetEncryptionContextEquals(),
 		},
-		SelfInventory: grant.GetInventory() == keybrokerv1.Grant_INVENTORY_SELF,
-		TTL:           grant.GetTtl().AsDuration(),
+		Inventory: inventoryOf(grant.GetInventory()),
+		TTL:       grant.GetTtl().AsDuration(),
 	})
 	if err != nil {
 		return nil, err
@@ -62,6 +62,7 @@ func (s *grantService) GetGrant(ctx context.Context, in *keybrokerv1.GetGrantReq
 var grantFilter = filterFields[*keybrokerv1.Grant]{
 	"state":             func(g *keybrokerv1.Grant, _ string) string { return g.GetState().String() },
 	"grantee_principal": func(g *keybrokerv1.Grant, _ string) string { return g.GetGranteePrincipal() },
+	"inventory":         func(g *keybrokerv1.Grant, _ string) string { return g.GetInventory().String() },
 }
 
 // ListGrants implements keybroker.v1.GrantService.
@@ -71,7 +72,7 @@ func (s *grantService) ListGrants(ctx context.Context, in *keybrokerv1.ListGrant
 	if err != nil {
 		return nil, err
 	}
-	keep, err := parseFilter(in.GetFilter(), grantFilter, "state and grantee_principal")
+	keep, err := parseFilter(in.GetFilter(), grantFilter, "state, grantee_principal and inventory")
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package grpcapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -261,7 +262,11 @@ func (s *Server) admit(ctx context.Context, method string, req any) error {
 	if !ok || !strings.HasPrefix(method, apiPrefix) {
 		return nil
 	}
-	callOf(ctx).resource = resourceOf(m)
+	// Of a stream, the first message names it; a reader may be at work on a later
+	// one when the call is logged.
+	if c := callOf(ctx); c.resource == "" {
+		c.resource = resourceOf(m)
+	}
 	if size := proto.Size(m); size > maxRequestBytes && method != keybrokerv1.DataKeyService_ImportDataKeys_FullMethodName {
 		return &broker.Error{Kind: broker.ErrInvalid, Reason: broker.ReasonFieldInvalid,
 			Detail: fmt.Sprintf("the request has %d bytes, and %d are allowed", size, maxRequestBytes)}
@@ -276,6 +281,8 @@ func resourceOf(m proto.Message) string {
 		return r.GetName()
 	case interface{ GetParent() string }:
 		return r.GetParent()
+	case *keybrokerv1.ReencryptStreamRequest:
+		return cmp.Or(r.GetHeader().GetGrant(), r.GetHeader().GetParent())
 	case interface{ GetDomain() *keybrokerv1.Domain }: // an update; a creation has a domain_id too
 		if name := r.GetDomain().GetName(); name != "" {
 			return name

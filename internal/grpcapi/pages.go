@@ -1,12 +1,7 @@
 package grpcapi
 
 import (
-	"crypto/aes"
-	"crypto/cipher"
-	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -14,8 +9,7 @@ import (
 )
 
 const (
-	pageTokenKeySize = 32
-	pageTokenLife    = 24 * time.Hour
+	pageTokenLife = 24 * time.Hour
 
 	defaultPageSize = 50
 	// A page of data keys stays within the 4 MiB that clients accept: 250 blobs
@@ -46,44 +40,21 @@ type listCall struct {
 	method, caller, parent, filter string
 }
 
-// A pager seals and opens page tokens (T15). A token is the base64url of an
-// AES-256-GCM sealed cursor; the call it belongs to is additional data. It
-// carries no right: each page is looked up for its own caller.
+// A pager makes and reads page tokens (T15): cursors, bound to their call. A
+// token carries no right: each page is looked up for its own caller.
 type pager struct {
-	aead cipher.AEAD
-	now  func() time.Time
+	tokens *sealer
+	now    func() time.Time
 }
 
-func newPager(key []byte, now func() time.Time) (*pager, error) {
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, fmt.Errorf("page token key: %w", err)
-	}
-	aead, err := cipher.NewGCMWithRandomNonce(block)
-	if err != nil {
-		return nil, fmt.Errorf("page token key: %w", err)
-	}
-	return &pager{aead: aead, now: now}, nil
-}
-
-// data is the call as additional data; lengths keep its parts apart.
-func (c listCall) data() []byte {
-	var b []byte
-	for _, part := range []string{c.method, c.caller, c.parent, c.filter} {
-		b = binary.BigEndian.AppendUint32(b, uint32(len(part)))
-		b = append(b, part...)
-	}
-	return b
-}
-
-func tokenEncoding() *base64.Encoding { return base64.RawURLEncoding.Strict() }
+func (c listCall) data() []byte { return joined(c.method, c.caller, c.parent, c.filter) }
 
 func (p *pager) seal(c listCall, at cursor) (string, error) {
 	plain, err := json.Marshal(pageToken{cursor: at, Issued: p.now().Unix()})
 	if err != nil {
 		return "", fmt.Errorf("encode a page token: %w", err)
 	}
-	return tokenEncoding().EncodeToString(p.aead.Seal(nil, nil, plain, c.data())), nil
+	return p.tokens.seal(plain, c.data()), nil
 }
 
 // open reads a token; "" is the beginning. Broken, foreign and old tokens are
@@ -102,20 +73,11 @@ func (p *pager) open(c listCall, token string) (cursor, error) {
 	return t.cursor, nil
 }
 
-func (p *pager) decode(c listCall, token string) (pageToken, error) {
-	sealed, err := tokenEncoding().DecodeString(token)
+func (p *pager) decode(c listCall, token string) (t pageToken, err error) {
+	plain, err := p.tokens.open(token, c.data())
 	if err != nil {
-		return pageToken{}, err
+		return t, err
 	}
-	// The decoder skips line ends; one token has one spelling.
-	if len(sealed) < p.aead.Overhead() || tokenEncoding().EncodeToString(sealed) != token {
-		return pageToken{}, errors.New("not a page token")
-	}
-	plain, err := p.aead.Open(nil, nil, sealed, c.data())
-	if err != nil {
-		return pageToken{}, err
-	}
-	var t pageToken
 	err = json.Unmarshal(plain, &t)
 	return t, err
 }

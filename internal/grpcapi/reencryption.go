@@ -215,6 +215,24 @@ func (s *reencryptionService) WatchReencryptionJob(in *keybrokerv1.WatchReencryp
 	})
 }
 
+// OverrideSelfInventory implements keybroker.v1.ReencryptionService.
+func (s *reencryptionService) OverrideSelfInventory(ctx context.Context, in *keybrokerv1.OverrideSelfInventoryRequest) (*keybrokerv1.SelfInventory, error) {
+	domain, grant, err := broker.ParseGrantName("name", in.GetName())
+	if err != nil {
+		return nil, err
+	}
+	request, err := requestOf(keybrokerv1.ReencryptionService_OverrideSelfInventory_FullMethodName, in)
+	if err != nil {
+		return nil, err
+	}
+	inventory, err := s.jobs.OverrideSelfInventory(ctx, s.caller(ctx), rotation.OverrideInventory{
+		Request: request, Domain: domain, Grant: grant, Reason: in.GetReason()})
+	if err != nil {
+		return nil, err
+	}
+	return inventoryMessage(inventory), nil
+}
+
 // GetRetirementReport implements keybroker.v1.ReencryptionService.
 func (s *reencryptionService) GetRetirementReport(ctx context.Context, in *keybrokerv1.GetRetirementReportRequest) (*keybrokerv1.RetirementReport, error) {
 	domain, id, err := broker.ParseReportName("name", in.GetName())

@@ -75,6 +75,16 @@ type Jobs interface {
 	// OpenJob gives the domain's job that is not final, "" if there is none.
 	OpenJob(ctx context.Context, d broker.DomainUID) (broker.JobID, error)
 	RetirementReport(ctx context.Context, caller broker.Caller, d broker.DomainID, id broker.JobID) (rotation.Report, error)
+	OverrideSelfInventory(ctx context.Context, caller broker.Caller, in rotation.OverrideInventory) (rotation.SelfInventory, error)
+	Passes
+}
+
+// Passes is what ReencryptStream needs of the engine.
+type Passes interface {
+	OpenPass(ctx context.Context, caller broker.Caller, in rotation.OpenPass) (rotation.PassView, error)
+	// ReencryptItems gives one receipt per item, in order.
+	ReencryptItems(ctx context.Context, caller broker.Caller, pass rotation.Pass, items []rotation.PassItem) ([]rotation.Receipt, error)
+	Attest(ctx context.Context, caller broker.Caller, pass rotation.Pass, givenUp int64) ([]rotation.SelfInventory, error)
 }
 
 var (
@@ -91,8 +101,8 @@ type Config struct {
 	Now func() time.Time
 	// NewID mints the id that finds a call in the log. Required.
 	NewID func() string
-	// PageTokenKey seals page tokens: 32 bytes, the same on every replica.
-	// Required.
+	// PageTokenKey seals page and resume tokens, and the proofs of receipts are
+	// made with it: 32 bytes, the same on every replica. Required.
 	PageTokenKey []byte
 	// CallerFunc says who calls. Default: PeerCaller.
 	CallerFunc func(ctx context.Context) broker.Caller
@@ -106,8 +116,8 @@ func (c Config) validate() error {
 	if c.Logger == nil || c.Now == nil || c.NewID == nil {
 		errs = append(errs, errors.New("grpcapi: Logger, Now and NewID must be set"))
 	}
-	if len(c.PageTokenKey) != pageTokenKeySize {
-		errs = append(errs, fmt.Errorf("grpcapi: PageTokenKey must have %d bytes", pageTokenKeySize))
+	if len(c.PageTokenKey) != tokenKeySize {
+		errs = append(errs, fmt.Errorf("grpcapi: PageTokenKey must have %d bytes", tokenKeySize))
 	}
 	return errors.Join(errs...)
 }
@@ -146,10 +156,15 @@ func New(cfg Config, b Broker, jobs Jobs) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("grpcapi: %w", err)
 	}
-	pages, err := newPager(cfg.PageTokenKey, cfg.Now)
+	tokens, err := newSealer(cfg.PageTokenKey)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("grpcapi: %w", err)
 	}
+	passes, err := newPassTokens(tokens, cfg.PageTokenKey)
+	if err != nil {
+		return nil, fmt.Errorf("grpcapi: %w", err)
+	}
+	pages := &pager{tokens: tokens, now: cfg.Now}
 	s := &Server{cfg: cfg, validator: validator, health: health.NewServer(), drain: make(chan struct{})}
 	s.grpc = grpc.NewServer(append([]grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(s.logUnary, mapUnary, s.recoverUnary, s.limitTime, s.admitUnary),
@@ -164,7 +179,7 @@ func New(cfg Config, b Broker, jobs Jobs) (*Server, error) {
 
 	keybrokerv1.RegisterDomainServiceServer(s.grpc, &domainService{domains: b, jobs: jobs, pages: pages, caller: cfg.CallerFunc})
 	keybrokerv1.RegisterGrantServiceServer(s.grpc, &grantService{grants: b, pages: pages, caller: cfg.CallerFunc})
-	keybrokerv1.RegisterDataKeyServiceServer(s.grpc, &dataKeyService{keys: b, pages: pages, caller: cfg.CallerFunc, log: cfg.Logger})
+	keybrokerv1.RegisterDataKeyServiceServer(s.grpc, &dataKeyService{keys: b, passes: jobs, tokens: passes, pages: pages, caller: cfg.CallerFunc, log: cfg.Logger, panicked: s.panicked})
 	keybrokerv1.RegisterReencryptionServiceServer(s.grpc, &reencryptionService{jobs: jobs, pages: pages, caller: cfg.CallerFunc})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.RegisterV1(s.grpc)

@@ -9,9 +9,11 @@ import (
 	"github.com/keybroker/keybroker/test/harness"
 )
 
-func newBench(t *testing.T) *harness.Bench {
-	t.Helper()
-	b, err := harness.New(t.Context(), harness.Config{Dir: t.TempDir()})
+// The first key is a change from none; every later one says what it was decided
+// on.
+func TestChangeKeyNeedsTheEtag(t *testing.T) {
+	ctx := t.Context()
+	b, err := harness.New(ctx, harness.Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -20,14 +22,6 @@ func newBench(t *testing.T) *harness.Bench {
 			t.Error(err)
 		}
 	})
-	return b
-}
-
-// The first key is a change from none; every later one says what it was decided
-// on.
-func TestChangeKeyNeedsTheEtag(t *testing.T) {
-	ctx := t.Context()
-	b := newBench(t)
 	if _, _, err := b.Onboard(ctx, "acme"); err != nil { // without one
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package rotation
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -21,9 +22,10 @@ type DeleteDomain struct {
 const shredBatch = 1000
 
 // DeleteDomain ends a domain for good. Its uid is never used again, its id
-// neither. A domain that has data keys is refused, unless its data is to be
-// shredded: then every wrapped key is removed, and what was encrypted with them
-// can be read by nobody once the last copies are gone. Either way its jobs end,
+// neither. A domain that has data keys is refused, or on whose keys a service was
+// that keeps its own, unless its data is to be shredded: then every wrapped key
+// is removed, and what was encrypted with them can be read by nobody once the
+// last copies are gone. Either way its jobs end,
 // and its grants are retired. The will is committed first; rows and grants
 // follow, if need be after a crash.
 func (e *Engine) DeleteDomain(ctx context.Context, caller broker.Caller, in DeleteDomain) error {
@@ -69,12 +71,30 @@ func mayDelete(ctx context.Context, tx Tx, d broker.Domain, in DeleteDomain) err
 	if in.Etag != "" && in.Etag != d.Etag() {
 		return checkEtag(d, in.Etag)
 	}
+	if in.CryptoShred {
+		return nil
+	}
 	rows, err := tx.ListDataKeys(ctx, d.UID, "", 1)
-	if err != nil || len(rows) == 0 || in.CryptoShred {
+	if err != nil {
 		return err
 	}
-	return &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonDomainNotEmpty, Resource: d.ID.Name(),
-		Detail: "the domain has data keys: delete them first, or ask for crypto_shred with a reason"}
+	if len(rows) > 0 {
+		return notEmpty(d, "the domain has data keys: delete them first, or ask for crypto_shred with a reason")
+	}
+	keys, err := tx.DomainKeys(ctx, d.UID)
+	if err != nil {
+		return err
+	}
+	keys = slices.DeleteFunc(keys, func(k broker.DomainKey) bool { return !k.Unretired() })
+	self, err := selfGrantsOn(ctx, tx, d.UID, keys)
+	if err != nil || len(self) == 0 {
+		return err
+	}
+	return notEmpty(d, "the domain has, or had, grants of INVENTORY_SELF, and what those services keep wrapped would be lost: ask for crypto_shred with a reason")
+}
+
+func notEmpty(d broker.Domain, detail string) error {
+	return &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonDomainNotEmpty, Resource: d.ID.Name(), Detail: detail}
 }
 
 // endEverything takes the domain out of use: no job works on it, no key wants a

@@ -23,7 +23,12 @@ func (e *Engine) drain(ctx context.Context, j Job) (Job, error) {
 	if open > 0 {
 		return j, waitUntil(time.Time{}, "grants on the older keys that KMS has not answered for must show, or prove absent, first")
 	}
-	now, until, err := e.drained(ctx, j)
+	var now, until time.Time
+	err = e.store.View(ctx, func(tx Tx) (err error) {
+		now = tx.Now()
+		until, err = e.drained(ctx, tx, j.Domain, j.TargetEpoch)
+		return err
+	})
 	if err != nil {
 		return j, err
 	}
@@ -34,33 +39,27 @@ func (e *Engine) drain(ctx context.Context, j Job) (Job, error) {
 	return j, nil
 }
 
-// drained gives the time, and the end of the longest clock.
-func (e *Engine) drained(ctx context.Context, j Job) (now, until time.Time, err error) {
-	windows := e.broker.Windows()
-	err = e.store.View(ctx, func(tx Tx) error {
-		now, until = tx.Now(), time.Time{}
-		keys, err := tx.DomainKeys(ctx, j.Domain)
-		if err != nil {
-			return err
+// drained gives the end of the longest clock of a domain's keys below an epoch,
+// zero if none ever ran. It grows while a wrap grant may exist.
+func (e *Engine) drained(ctx context.Context, tx Tx, d broker.DomainUID, target broker.Epoch) (until time.Time, err error) {
+	keys, err := tx.DomainKeys(ctx, d)
+	if err != nil {
+		return until, err
+	}
+	grants, err := tx.KMSGrants(ctx, d, "")
+	if err != nil {
+		return until, err
+	}
+	for _, g := range grants {
+		key, ok := broker.KeyOfEpoch(keys, g.Epoch)
+		if !ok || !key.Unretired() || g.Epoch >= target || g.Kind != broker.Wrap || g.Worker || g.State == broker.KMSGrantFailed {
+			continue
 		}
-		grants, err := tx.KMSGrants(ctx, j.Domain, "")
-		if err != nil {
-			return err
+		end := g.EndTime
+		if g.MayExist() {
+			end = tx.Now()
 		}
-		for _, g := range grants {
-			key, ok := broker.KeyOfEpoch(keys, g.Epoch)
-			if !ok || !key.Unretired() || g.Epoch >= j.TargetEpoch || g.Kind != broker.Wrap || g.Worker || g.State == broker.KMSGrantFailed {
-				continue
-			}
-			end := g.EndTime
-			if g.MayExist() {
-				end = now
-			}
-			if clock := drainClock(end, windows); clock.After(until) {
-				until = clock
-			}
-		}
-		return nil
-	})
-	return now, until, err
+		until = latest(until, drainClock(end, e.broker.Windows()))
+	}
+	return until, nil
 }

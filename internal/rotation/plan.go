@@ -3,6 +3,7 @@ package rotation
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/keybroker/keybroker/internal/broker"
 )
@@ -13,7 +14,9 @@ type KeyChangePlan struct {
 	TargetKey broker.KeyARN
 	Sources   []PlanSource
 	Grants    int // live service grants that would be made anew
-	Problems  []Problem
+	// SelfGrants are those for whose services' word the change would wait.
+	SelfGrants int
+	Problems   []Problem
 }
 
 // A PlanSource is a key that rows would be moved away from.
@@ -80,7 +83,12 @@ func (e *Engine) planTarget(ctx context.Context, p plan, kmsKey string, out *Key
 func (e *Engine) planSources(ctx context.Context, p plan, out *KeyChangePlan) error {
 	var counts map[broker.Epoch]int64
 	err := e.store.View(ctx, func(tx Tx) (err error) {
-		counts, err = tx.CountDataKeys(ctx, p.domain.UID)
+		if counts, err = tx.CountDataKeys(ctx, p.domain.UID); err != nil {
+			return err
+		}
+		left := slices.DeleteFunc(slices.Clone(p.keys), func(k broker.DomainKey) bool { return !k.Unretired() })
+		self, err := selfGrantsOn(ctx, tx, p.domain.UID, left)
+		out.SelfGrants = len(self)
 		return err
 	})
 	if err != nil {

@@ -56,13 +56,17 @@ func (e *Engine) RetirementReport(ctx context.Context, caller broker.Caller, d b
 func reportedKeys(keys []broker.DomainKey, j Job) []broker.KeyARN {
 	var arns []broker.KeyARN
 	for _, k := range keys {
-		old := k.Epoch < j.TargetEpoch && k.State != broker.KeyAbandoned && k.State != broker.KeyPreparing
-		late := k.RetireTime.IsZero() || k.RetireTime.After(j.CreateTime)
-		if old && (late || k.Epoch == j.SourceEpoch) && !slices.Contains(arns, k.KMSKey) {
+		if reported(k, j) && !slices.Contains(arns, k.KMSKey) {
 			arns = append(arns, k.KMSKey)
 		}
 	}
 	return arns
+}
+
+func reported(k broker.DomainKey, j Job) bool {
+	old := k.Epoch < j.TargetEpoch && k.State != broker.KeyAbandoned && k.State != broker.KeyPreparing
+	late := k.RetireTime.IsZero() || k.RetireTime.After(j.CreateTime)
+	return old && (late || k.Epoch == j.SourceEpoch)
 }
 
 func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn broker.KeyARN) (KeyRetirement, error) {
@@ -76,7 +80,10 @@ func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn
 			v.Moved = append(v.Moved, m)
 		}
 	}
-	if v.Blockers, err = blockers(ctx, tx, j, d, arn); err != nil {
+	if v.Blockers, err = e.blockers(ctx, tx, j, d, arn); err != nil {
+		return v, err
+	}
+	if v.Inventories, err = e.inventoriesOf(ctx, tx, j, arn); err != nil {
 		return v, err
 	}
 	if !stands(v.Blockers) {
@@ -115,7 +122,7 @@ func latest(a, b time.Time) time.Time {
 }
 
 // blockers lists what stands against retiring a key, in this domain and others.
-func blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn broker.KeyARN) ([]Blocker, error) {
+func (e *Engine) blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn broker.KeyARN) ([]Blocker, error) {
 	var out []Blocker
 	keys, err := tx.DomainKeys(ctx, j.Domain)
 	if err != nil {
@@ -152,8 +159,49 @@ func blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn broker.K
 		if u.ImportSource {
 			out = append(out, Blocker{Kind: BlockImportSource, Resource: name, Count: 1, Message: "the domain lists it among its import_source_keys"})
 		}
+		open, err := e.openInventories(ctx, tx, u)
+		if err != nil {
+			return nil, err
+		}
+		if len(open) > 0 {
+			out = append(out, Blocker{Kind: BlockSelfInventory, Resource: name, Count: int64(len(open)),
+				Message: "services that keep their own wrapped keys have not said that none is left under this key: " + named(open)})
+		}
 	}
 	return out, nil
+}
+
+// openInventories gives the services of one domain whose word about the key is
+// asked for and not given.
+func (e *Engine) openInventories(ctx context.Context, tx Tx, use KeyUse) ([]SelfInventory, error) {
+	d, err := tx.DomainByUID(ctx, use.DomainUID)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := tx.DomainKeys(ctx, use.DomainUID)
+	if err != nil {
+		return nil, err
+	}
+	present, _ := broker.KeyOfEpoch(keys, d.Epoch)
+	older := slices.DeleteFunc(superseded(keys, d.Epoch), func(k broker.DomainKey) bool { return !slices.Contains(use.Epochs, k.Epoch) })
+	all, err := e.selfInventories(ctx, tx, d, present, older)
+	return unsettled(all), err
+}
+
+// inventoriesOf gives the services of the job's domain that were on one of its
+// older keys, with the word that each has given for the job's new one.
+func (e *Engine) inventoriesOf(ctx context.Context, tx Tx, j Job, arn broker.KeyARN) ([]SelfInventory, error) {
+	d, err := tx.DomainByUID(ctx, j.Domain)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := tx.DomainKeys(ctx, j.Domain)
+	if err != nil {
+		return nil, err
+	}
+	target, _ := broker.KeyOfEpoch(keys, j.TargetEpoch)
+	older := slices.DeleteFunc(slices.Clone(keys), func(k broker.DomainKey) bool { return k.KMSKey != arn || !reported(k, j) })
+	return e.selfInventories(ctx, tx, d, target, older)
 }
 
 // seal renders the report as canonical JSON and hashes it.

@@ -48,10 +48,25 @@ func (k KeyRetirement) object() object {
 	for i, m := range k.Moved {
 		moved[i] = object{"source_key_material_id": m.SourceMaterial, "destination_key_material_id": m.NewMaterial, "rows": m.Rows}
 	}
+	inventories := make([]object, len(k.Inventories))
+	for i, s := range k.Inventories {
+		inventories[i] = s.object()
+	}
 	out := object{"kms_key": string(k.Key), "safe_to_retire": k.Safe, "blockers": blockers, "rows_moved": moved,
-		"grants_retired": k.GrantsRetired, "confirm": append([]string{}, k.Confirm...)}
+		"grants_retired": k.GrantsRetired, "confirm": append([]string{}, k.Confirm...),
+		"self_inventories": inventories}
 	out.setTime("safe_after", k.SafeAfter)
 	out.setTime("listed_time", k.ListTime)
 	out.setTime("last_row_moved_time", k.LastMoveTime)
+	return out
+}
+
+func (s SelfInventory) object() object {
+	out := object{"grant": broker.GrantName(s.Domain, s.Grant.ID), "grantee_principal": s.Grant.Grantee, "state": "STATE_PENDING"}
+	if w := s.Settled; w != nil {
+		out["state"], out["kms_key"], out["caller"], out["reason"] = "STATE_"+string(w.Kind), string(s.KMSKey), w.Caller, w.Reason
+		out["items"], out["given_up_items"] = w.Items, w.GivenUp
+		out.setTime("settle_time", w.Time)
+	}
 	return out
 }

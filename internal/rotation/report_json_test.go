@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/keybroker/keybroker/internal/broker"
 	keybrokerv1 "github.com/keybroker/keybroker/proto/keybroker/v1"
 )
 
@@ -23,7 +24,12 @@ func TestCanonicalReport(t *testing.T) {
 		Keys: []KeyRetirement{
 			{Key: old, SafeAfter: at(7), GrantsRetired: 2, ListTime: at(5), LastMoveTime: at(4), Confirm: []string{"look at <it> & say"},
 				Blockers: []Blocker{{Kind: BlockBackup, Count: 1, Message: "a backup", Until: at(9)}, {Kind: BlockRows, Resource: "domains/beta", Count: 3, Message: "rows"}},
-				Moved:    []MaterialCount{{SourceKey: old, SourceMaterial: "m1", NewMaterial: "m2", Rows: 5}}},
+				Moved:    []MaterialCount{{SourceKey: old, SourceMaterial: "m1", NewMaterial: "m2", Rows: 5}},
+				Inventories: []SelfInventory{
+					{Domain: "acme", Grant: broker.Grant{ID: "g1", Grantee: "role1"}},
+					{Domain: "acme", Grant: broker.Grant{ID: "g2", Grantee: "role2"}, KMSKey: "arn:new",
+						Settled: &Settlement{Kind: Attested, Caller: "caller", Items: 7, GivenUp: 1, Time: at(6)}},
+				}},
 			{Key: "arn:aws:kms:us-east-1:111122223333:key/older", Safe: true},
 		}}
 	if err := seal(&r); err != nil {
@@ -37,9 +43,12 @@ func TestCanonicalReport(t *testing.T) {
 		`"confirm":["look at <it> & say"],"grants_retired":2,"kms_key":"arn:aws:kms:us-east-1:111122223333:key/old",`,
 		`"last_row_moved_time":"2026-05-04T12:04:00Z","listed_time":"2026-05-04T12:05:00Z",`,
 		`"rows_moved":[{"destination_key_material_id":"m2","rows":5,"source_key_material_id":"m1"}],`,
-		`"safe_after":"2026-05-04T12:07:00Z","safe_to_retire":false},`,
+		`"safe_after":"2026-05-04T12:07:00Z","safe_to_retire":false,"self_inventories":[`,
+		`{"grant":"domains/acme/grants/g1","grantee_principal":"role1","state":"STATE_PENDING"},`,
+		`{"caller":"caller","given_up_items":1,"grant":"domains/acme/grants/g2","grantee_principal":"role2","items":7,"kms_key":"arn:new",`,
+		`"reason":"","settle_time":"2026-05-04T12:06:00Z","state":"STATE_ATTESTED"}]},`,
 		`{"blockers":[],"confirm":[],"grants_retired":0,"kms_key":"arn:aws:kms:us-east-1:111122223333:key/older",`,
-		`"rows_moved":[],"safe_to_retire":true}],`,
+		`"rows_moved":[],"safe_to_retire":true,"self_inventories":[]}],`,
 		`"evaluate_time":"2026-05-04T12:08:00.0015Z","name":"domains/acme/reencryptionJobs/job1/retirementReport"}`,
 	}, "")
 	if diff := cmp.Diff(want, r.Canonical); diff != "" {

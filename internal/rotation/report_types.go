@@ -36,6 +36,9 @@ type KeyRetirement struct {
 	LastMoveTime  time.Time
 	// Confirm says what the key's owner can check without us.
 	Confirm []string
+	// Inventories are the services of this domain that keep their own wrapped keys
+	// and were on the key.
+	Inventories []SelfInventory
 }
 
 // BlockerKind says what stands against retiring a key.
@@ -50,6 +53,9 @@ const (
 	BlockJob          BlockerKind = "JOB"    // the job, or another, is not done with it
 	BlockImportSource BlockerKind = "IMPORT_SOURCE"
 	BlockBackup       BlockerKind = "BACKUP_RETENTION"
+	// BlockSelfInventory names services that keep their own wrapped keys and have
+	// not said that none is left.
+	BlockSelfInventory BlockerKind = "SELF_INVENTORY"
 	// BlockAbandoned names rows that their owner has given up; it does not stand
 	// against retiring the key.
 	BlockAbandoned BlockerKind = "ABANDONED_ROWS"

@@ -7,7 +7,8 @@ import (
 	"github.com/keybroker/keybroker/internal/broker"
 )
 
-// retire is phase 6. Readers get max_read_delay to let go of what they read;
+// retire is phase 6. Services that keep their own wrapped keys must have said
+// that none is left; readers get max_read_delay to let go of what they read;
 // then the older epochs are closed under the exclusive lock, their KMS grants
 // retired by id, and KMS itself must show, one visibility window later, that
 // none of them is left. "Older" is always by epoch, never by ARN: after A to B
@@ -16,11 +17,6 @@ func (e *Engine) retire(ctx context.Context, j Job) (Job, error) {
 	now, err := e.now(ctx)
 	if err != nil {
 		return j, err
-	}
-	if !j.LastMoveTime.IsZero() && j.CloseTime.IsZero() {
-		if until := j.LastMoveTime.Add(e.broker.Windows().MaxReadDelay); now.Before(until) {
-			return j, waitUntil(until, "services may still use wrapped keys that they read before (max_read_delay)")
-		}
 	}
 	if j.CloseTime.IsZero() {
 		return e.closeEpochs(ctx, j)
@@ -79,12 +75,53 @@ func (e *Engine) countRetired(ctx context.Context, j *Job, n int) error {
 	})
 }
 
+// mayClose holds a job whose older keys somebody may still need: a service that
+// keeps its own wrapped keys, until its word is given for each grant; a reader,
+// for max_read_delay after the last key was moved, which for those services is
+// when they said so.
+func (e *Engine) mayClose(ctx context.Context, tx Tx, j Job) error {
+	d, err := tx.DomainByUID(ctx, j.Domain)
+	if err != nil {
+		return err
+	}
+	keys, err := tx.DomainKeys(ctx, j.Domain)
+	if err != nil {
+		return err
+	}
+	target, _ := broker.KeyOfEpoch(keys, j.TargetEpoch)
+	inventories, err := e.selfInventories(ctx, tx, d, target, superseded(keys, j.TargetEpoch))
+	if err != nil {
+		return err
+	}
+	if open := unsettled(inventories); len(open) > 0 {
+		return blockOn(From, broker.ReasonSelfInventory,
+			"%s may have wrapped keys under an older key: each service ends a pass of ReencryptStream by complete, or an operator calls OverrideSelfInventory", named(open))
+	}
+	moved := j.LastMoveTime
+	for _, s := range inventories {
+		moved = latest(moved, s.Settled.Time)
+	}
+	if until := moved.Add(e.broker.Windows().MaxReadDelay); !moved.IsZero() && tx.Now().Before(until) {
+		return waitUntil(until, "services may still use wrapped keys that they read before (max_read_delay)")
+	}
+	return nil
+}
+
 // closeEpochs forbids every new intent and import under the older keys. The
 // exclusive lock makes it exact: a writer that comes after it reads the closed
-// state, and one that came before has stored under the present key.
+// state, and one that came before has stored under the present key; a grant that
+// comes after it is on no older key, and one that came before is asked about. So
+// what holds the job is looked at twice: outside the lock, which must not stop
+// the domain's writers again and again, and under it.
 func (e *Engine) closeEpochs(ctx context.Context, j Job) (Job, error) {
+	if err := e.store.View(ctx, func(tx Tx) error { return e.mayClose(ctx, tx, j) }); err != nil {
+		return j, err
+	}
 	err := e.store.Update(ctx, func(tx Tx) error {
 		if err := tx.LockDomain(ctx, j.Domain, broker.Exclusive); err != nil {
+			return err
+		}
+		if err := e.mayClose(ctx, tx, j); err != nil {
 			return err
 		}
 		keys, err := tx.DomainKeys(ctx, j.Domain)
@@ -100,7 +137,7 @@ func (e *Engine) closeEpochs(ctx context.Context, j Job) (Job, error) {
 			}
 		}
 		next := j
-		next.CloseTime = tx.Now()
+		next.State, next.Block, next.CloseTime = keepState(j), Block{}, tx.Now()
 		if err := tx.UpdateJob(ctx, next); err != nil {
 			return err
 		}

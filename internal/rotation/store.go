@@ -99,6 +99,14 @@ type Tx interface {
 	AddMoved(ctx context.Context, r JobRef, counts []MaterialCount) error // adds to those stored
 	Moved(ctx context.Context, r JobRef) ([]MaterialCount, error)
 
+	// PutSettlement inserts a settlement, or replaces that of the same grant and epoch.
+	PutSettlement(ctx context.Context, s Settlement) error
+	// Settlements gives a domain's settlements of one epoch, by grant uid.
+	Settlements(ctx context.Context, d broker.DomainUID, e broker.Epoch) ([]Settlement, error)
+	// DeleteSettlement removes that of the same grant and epoch; false if there is
+	// none any more.
+	DeleteSettlement(ctx context.Context, s Settlement) (bool, error)
+
 	// UsesOfKey tells what, in any domain, still refers to the key ARN.
 	UsesOfKey(ctx context.Context, key broker.KeyARN) ([]KeyUse, error)
 

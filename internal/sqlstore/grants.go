@@ -8,11 +8,11 @@ import (
 
 const grantColumns = `
 	domain_uid, grant_id, grant_uid, worker, grantee, operations, constraint_subset,
-	constraint_equals, state, expire_time, version, create_time, update_time`
+	constraint_equals, inventory, state, expire_time, version, create_time, update_time`
 
 func scanGrant(r row) (g broker.Grant, err error) {
 	err = r.Scan(&g.Domain, &g.ID, &g.UID, &g.Worker, &g.Grantee, fromJSON(&g.Operations), fromJSON(&g.Constraint.Subset),
-		fromJSON(&g.Constraint.Equals), &g.State, at{&g.ExpireTime}, &g.Version, at{&g.CreateTime}, at{&g.UpdateTime})
+		fromJSON(&g.Constraint.Equals), &g.Inventory, &g.State, at{&g.ExpireTime}, &g.Version, at{&g.CreateTime}, at{&g.UpdateTime})
 	return g, err
 }
 
@@ -20,10 +20,10 @@ func scanGrant(r row) (g broker.Grant, err error) {
 func (t *txn) InsertGrant(ctx context.Context, g broker.Grant) error {
 	n, err := t.exec(ctx, "insert grant", `
 		insert into domain_grant (`+grantColumns+`)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 		on conflict do nothing`,
 		g.Domain, g.ID, g.UID, g.Worker, g.Grantee, listText(g.Operations), mapText(g.Constraint.Subset),
-		mapText(g.Constraint.Equals), g.State, micros(g.ExpireTime), g.Version, micros(g.CreateTime), micros(g.UpdateTime))
+		mapText(g.Constraint.Equals), g.Inventory, g.State, micros(g.ExpireTime), g.Version, micros(g.CreateTime), micros(g.UpdateTime))
 	if err == nil && n == 0 {
 		return alreadyExists("grant")
 	}
@@ -48,7 +48,7 @@ func (t *txn) GrantByUID(ctx context.Context, d broker.DomainUID, uid broker.Gra
 }
 
 // UpdateGrant implements broker.Tx. It leaves alone what never changes: the ids,
-// whose grant it is, and the time of creation.
+// whose grant it is, who keeps its wrapped keys, and the time of creation.
 func (t *txn) UpdateGrant(ctx context.Context, g broker.Grant) error {
 	n, err := t.exec(ctx, "update grant", `
 		update domain_grant
@@ -81,6 +81,15 @@ func (t *txn) ListGrants(ctx context.Context, d broker.DomainUID, after broker.G
 		where domain_uid = $1 and grant_id > $2 and not worker
 		order by grant_id
 		limit $3`, d, after, limit)
+}
+
+// SelfGrants implements broker.Tx.
+func (t *txn) SelfGrants(ctx context.Context, d broker.DomainUID) ([]broker.Grant, error) {
+	return all(ctx, t, "list grants of self-kept inventories", scanGrant, `
+		select `+grantColumns+`
+		from domain_grant
+		where domain_uid = $1 and inventory = 'SELF'
+		order by grant_id`, d)
 }
 
 // DueGrants implements broker.Tx. An Update holds them, and leaves out those that

@@ -118,8 +118,9 @@ func TestSchemaGolden(t *testing.T) {
 }
 
 var (
-	tableName      = regexp.MustCompile(`(?m)^(?:CREATE TABLE )?([a-z_]+)(?: \(|$)`)
-	columnName     = regexp.MustCompile(`(?m)^\t([a-z_]+) `)
+	tableName = regexp.MustCompile(`(?m)^(?:CREATE TABLE )?([a-z_]+)(?: \(|$)`)
+	// SQLite puts a column that was added later behind the last one, on its line.
+	columnName     = regexp.MustCompile(`(?m)(?:^\t|, )([a-z_]+) +(?:text|integer|blob|bigint|bytea|boolean)\b`)
 	constraintName = regexp.MustCompile(`(?m)^\tconstraint ([a-z_]+)`)
 	indexName      = regexp.MustCompile(`(?i)create index ([a-z_]+) `)
 )
@@ -139,9 +140,7 @@ func things(schema string) []string {
 			all = append(all, name[1]+" constraint "+c[1])
 		}
 		for _, c := range columnName.FindAllStringSubmatch(table, -1) {
-			if c[1] != "constraint" {
-				all = append(all, name[1]+"."+c[1])
-			}
+			all = append(all, name[1]+"."+c[1])
 		}
 	}
 	slices.Sort(all)

@@ -702,6 +702,231 @@ func (x *ImportDataKeysResponse) GetResults() []*ImportDataKeysResponse_Result {
 	return nil
 }
 
+// One message from the client. At most 256 KiB.
+type ReencryptStreamRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Exactly one is set.
+	//
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ReencryptStreamRequest_Header_
+	//	*ReencryptStreamRequest_Items_
+	//	*ReencryptStreamRequest_Complete_
+	Message       isReencryptStreamRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReencryptStreamRequest) Reset() {
+	*x = ReencryptStreamRequest{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptStreamRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptStreamRequest) ProtoMessage() {}
+
+func (x *ReencryptStreamRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptStreamRequest.ProtoReflect.Descriptor instead.
+func (*ReencryptStreamRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ReencryptStreamRequest) GetMessage() isReencryptStreamRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ReencryptStreamRequest) GetHeader() *ReencryptStreamRequest_Header {
+	if x != nil {
+		if x, ok := x.Message.(*ReencryptStreamRequest_Header_); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *ReencryptStreamRequest) GetItems() *ReencryptStreamRequest_Items {
+	if x != nil {
+		if x, ok := x.Message.(*ReencryptStreamRequest_Items_); ok {
+			return x.Items
+		}
+	}
+	return nil
+}
+
+func (x *ReencryptStreamRequest) GetComplete() *ReencryptStreamRequest_Complete {
+	if x != nil {
+		if x, ok := x.Message.(*ReencryptStreamRequest_Complete_); ok {
+			return x.Complete
+		}
+	}
+	return nil
+}
+
+type isReencryptStreamRequest_Message interface {
+	isReencryptStreamRequest_Message()
+}
+
+type ReencryptStreamRequest_Header_ struct {
+	// First.
+	Header *ReencryptStreamRequest_Header `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
+}
+
+type ReencryptStreamRequest_Items_ struct {
+	// Any number.
+	Items *ReencryptStreamRequest_Items `protobuf:"bytes,2,opt,name=items,proto3,oneof"`
+}
+
+type ReencryptStreamRequest_Complete_ struct {
+	// Last, if the service attests.
+	Complete *ReencryptStreamRequest_Complete `protobuf:"bytes,3,opt,name=complete,proto3,oneof"`
+}
+
+func (*ReencryptStreamRequest_Header_) isReencryptStreamRequest_Message() {}
+
+func (*ReencryptStreamRequest_Items_) isReencryptStreamRequest_Message() {}
+
+func (*ReencryptStreamRequest_Complete_) isReencryptStreamRequest_Message() {}
+
+// One message from the server.
+type ReencryptStreamResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Exactly one is set.
+	//
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ReencryptStreamResponse_Opened_
+	//	*ReencryptStreamResponse_Receipts_
+	//	*ReencryptStreamResponse_Attested_
+	//	*ReencryptStreamResponse_Heartbeat
+	Message       isReencryptStreamResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReencryptStreamResponse) Reset() {
+	*x = ReencryptStreamResponse{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptStreamResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptStreamResponse) ProtoMessage() {}
+
+func (x *ReencryptStreamResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptStreamResponse.ProtoReflect.Descriptor instead.
+func (*ReencryptStreamResponse) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ReencryptStreamResponse) GetMessage() isReencryptStreamResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ReencryptStreamResponse) GetOpened() *ReencryptStreamResponse_Opened {
+	if x != nil {
+		if x, ok := x.Message.(*ReencryptStreamResponse_Opened_); ok {
+			return x.Opened
+		}
+	}
+	return nil
+}
+
+func (x *ReencryptStreamResponse) GetReceipts() *ReencryptStreamResponse_Receipts {
+	if x != nil {
+		if x, ok := x.Message.(*ReencryptStreamResponse_Receipts_); ok {
+			return x.Receipts
+		}
+	}
+	return nil
+}
+
+func (x *ReencryptStreamResponse) GetAttested() *ReencryptStreamResponse_Attested {
+	if x != nil {
+		if x, ok := x.Message.(*ReencryptStreamResponse_Attested_); ok {
+			return x.Attested
+		}
+	}
+	return nil
+}
+
+func (x *ReencryptStreamResponse) GetHeartbeat() bool {
+	if x != nil {
+		if x, ok := x.Message.(*ReencryptStreamResponse_Heartbeat); ok {
+			return x.Heartbeat
+		}
+	}
+	return false
+}
+
+type isReencryptStreamResponse_Message interface {
+	isReencryptStreamResponse_Message()
+}
+
+type ReencryptStreamResponse_Opened_ struct {
+	// First.
+	Opened *ReencryptStreamResponse_Opened `protobuf:"bytes,1,opt,name=opened,proto3,oneof"`
+}
+
+type ReencryptStreamResponse_Receipts_ struct {
+	// One per items message, in their order.
+	Receipts *ReencryptStreamResponse_Receipts `protobuf:"bytes,2,opt,name=receipts,proto3,oneof"`
+}
+
+type ReencryptStreamResponse_Attested_ struct {
+	// Last, if the client attested.
+	Attested *ReencryptStreamResponse_Attested `protobuf:"bytes,3,opt,name=attested,proto3,oneof"`
+}
+
+type ReencryptStreamResponse_Heartbeat struct {
+	// Nothing is ready; the stream is alive. Always true.
+	Heartbeat bool `protobuf:"varint,4,opt,name=heartbeat,proto3,oneof"`
+}
+
+func (*ReencryptStreamResponse_Opened_) isReencryptStreamResponse_Message() {}
+
+func (*ReencryptStreamResponse_Receipts_) isReencryptStreamResponse_Message() {}
+
+func (*ReencryptStreamResponse_Attested_) isReencryptStreamResponse_Message() {}
+
+func (*ReencryptStreamResponse_Heartbeat) isReencryptStreamResponse_Message() {}
+
 // One wrapped key to take in.
 type ImportDataKeysRequest_Item struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -734,7 +959,7 @@ type ImportDataKeysRequest_Item struct {
 
 func (x *ImportDataKeysRequest_Item) Reset() {
 	*x = ImportDataKeysRequest_Item{}
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[12]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +971,7 @@ func (x *ImportDataKeysRequest_Item) String() string {
 func (*ImportDataKeysRequest_Item) ProtoMessage() {}
 
 func (x *ImportDataKeysRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[12]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +1045,7 @@ type ImportDataKeysResponse_Result struct {
 
 func (x *ImportDataKeysResponse_Result) Reset() {
 	*x = ImportDataKeysResponse_Result{}
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[14]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -832,7 +1057,7 @@ func (x *ImportDataKeysResponse_Result) String() string {
 func (*ImportDataKeysResponse_Result) ProtoMessage() {}
 
 func (x *ImportDataKeysResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_data_keys_proto_msgTypes[14]
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,11 +1116,655 @@ func (*ImportDataKeysResponse_Result_DataKey) isImportDataKeysResponse_Result_Ou
 
 func (*ImportDataKeysResponse_Result_Error) isImportDataKeysResponse_Result_Outcome() {}
 
+// What the pass is about. The first message, and no other.
+type ReencryptStreamRequest_Header struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}". Required.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// Whose wrapped keys they are. A pass attests for these grants alone.
+	//
+	// Types that are valid to be assigned to Owner:
+	//
+	//	*ReencryptStreamRequest_Header_Grant
+	//	*ReencryptStreamRequest_Header_GranteePrincipal
+	Owner isReencryptStreamRequest_Header_Owner `protobuf_oneof:"owner"`
+	// The last one that arrived in this pass. Empty: a new pass.
+	ResumeToken   string `protobuf:"bytes,4,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReencryptStreamRequest_Header) Reset() {
+	*x = ReencryptStreamRequest_Header{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptStreamRequest_Header) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptStreamRequest_Header) ProtoMessage() {}
+
+func (x *ReencryptStreamRequest_Header) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptStreamRequest_Header.ProtoReflect.Descriptor instead.
+func (*ReencryptStreamRequest_Header) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{10, 0}
+}
+
+func (x *ReencryptStreamRequest_Header) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ReencryptStreamRequest_Header) GetOwner() isReencryptStreamRequest_Header_Owner {
+	if x != nil {
+		return x.Owner
+	}
+	return nil
+}
+
+func (x *ReencryptStreamRequest_Header) GetGrant() string {
+	if x != nil {
+		if x, ok := x.Owner.(*ReencryptStreamRequest_Header_Grant); ok {
+			return x.Grant
+		}
+	}
+	return ""
+}
+
+func (x *ReencryptStreamRequest_Header) GetGranteePrincipal() string {
+	if x != nil {
+		if x, ok := x.Owner.(*ReencryptStreamRequest_Header_GranteePrincipal); ok {
+			return x.GranteePrincipal
+		}
+	}
+	return ""
+}
+
+func (x *ReencryptStreamRequest_Header) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+type isReencryptStreamRequest_Header_Owner interface {
+	isReencryptStreamRequest_Header_Owner()
+}
+
+type ReencryptStreamRequest_Header_Grant struct {
+	// "domains/{domain_id}/grants/{grant_id}", of INVENTORY_SELF, live or ended.
+	Grant string `protobuf:"bytes,2,opt,name=grant,proto3,oneof"`
+}
+
+type ReencryptStreamRequest_Header_GranteePrincipal struct {
+	// ARN of an IAM role: every grant of INVENTORY_SELF that it has or had in
+	// the domain.
+	GranteePrincipal string `protobuf:"bytes,3,opt,name=grantee_principal,json=granteePrincipal,proto3,oneof"`
+}
+
+func (*ReencryptStreamRequest_Header_Grant) isReencryptStreamRequest_Header_Owner() {}
+
+func (*ReencryptStreamRequest_Header_GranteePrincipal) isReencryptStreamRequest_Header_Owner() {}
+
+// One wrapped key. What is wrong with it is told in its receipt.
+type ReencryptStreamRequest_Item struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The client's own name for it, 1 to 256 characters; it comes back in the
+	// receipt and is kept nowhere. Required.
+	ItemId string `protobuf:"bytes,1,opt,name=item_id,json=itemId,proto3" json:"item_id,omitempty"`
+	// The wrapped key: a KMS CiphertextBlob of 1 to 6,144 bytes. Required.
+	CiphertextBlob []byte `protobuf:"bytes,2,opt,name=ciphertext_blob,json=ciphertextBlob,proto3" json:"ciphertext_blob,omitempty"`
+	// The encryption context that it was made with. The domain's reserved pair
+	// may be left out, and is added on both sides.
+	Context map[string]string `protobuf:"bytes,3,rep,name=context,proto3" json:"context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// ARN of the key that it is under, as KMS's answer named it: a key of the
+	// domain that is not retired. Empty: the broker tries them all, older ones
+	// first, at one KMS call each.
+	KmsKey string `protobuf:"bytes,4,opt,name=kms_key,json=kmsKey,proto3" json:"kms_key,omitempty"`
+	// Of the receipt that the blob came with, if there was one. With kms_key, it
+	// saves the KMS call for a blob that is under the present key already.
+	Proof         []byte `protobuf:"bytes,5,opt,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReencryptStreamRequest_Item) Reset() {
+	*x = ReencryptStreamRequest_Item{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptStreamRequest_Item) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptStreamRequest_Item) ProtoMessage() {}
+
+func (x *ReencryptStreamRequest_Item) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptStreamRequest_Item.ProtoReflect.Descriptor instead.
+func (*ReencryptStreamRequest_Item) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{10, 1}
+}
+
+func (x *ReencryptStreamRequest_Item) GetItemId() string {
+	if x != nil {
+		return x.ItemId
+	}
+	return ""
+}
+
+func (x *ReencryptStreamRequest_Item) GetCiphertextBlob() []byte {
+	if x != nil {
+		return x.CiphertextBlob
+	}
+	return nil
+}
+
+func (x *ReencryptStreamRequest_Item) GetContext() map[string]string {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
+func (x *ReencryptStreamRequest_Item) GetKmsKey() string {
+	if x != nil {
+		return x.KmsKey
+	}
+	return ""
+}
+
+func (x *ReencryptStreamRequest_Item) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+// Wrapped keys to move.
+type ReencryptStreamRequest_Items struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 250.
+	Items         []*ReencryptStreamRequest_Item `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReencryptStreamRequest_Items) Reset() {
+	*x = ReencryptStreamRequest_Items{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptStreamRequest_Items) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptStreamRequest_Items) ProtoMessage() {}
+
+func (x *ReencryptStreamRequest_Items) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptStreamRequest_Items.ProtoReflect.Descriptor instead.
+func (*ReencryptStreamRequest_Items) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{10, 2}
+}
+
+func (x *ReencryptStreamRequest_Items) GetItems() []*ReencryptStreamRequest_Item {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+// The service's word that no wrapped key is left under a key that is older than
+// opened.kms_key.
+type ReencryptStreamRequest_Complete struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many wrapped keys the service has given up, because they could not be
+	// moved. For the report.
+	GivenUpItems  int64 `protobuf:"varint,1,opt,name=given_up_items,json=givenUpItems,proto3" json:"given_up_items,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReencryptStreamRequest_Complete) Reset() {
+	*x = ReencryptStreamRequest_Complete{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptStreamRequest_Complete) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptStreamRequest_Complete) ProtoMessage() {}
+
+func (x *ReencryptStreamRequest_Complete) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptStreamRequest_Complete.ProtoReflect.Descriptor instead.
+func (*ReencryptStreamRequest_Complete) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{10, 3}
+}
+
+func (x *ReencryptStreamRequest_Complete) GetGivenUpItems() int64 {
+	if x != nil {
+		return x.GivenUpItems
+	}
+	return 0
+}
+
+// The answer to the header.
+type ReencryptStreamResponse_Opened struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ARN of the domain's present key.
+	KmsKey string `protobuf:"bytes,1,opt,name=kms_key,json=kmsKey,proto3" json:"kms_key,omitempty"`
+	// ARNs of the older keys that are not retired, newest first: an attestation
+	// is about these. Empty: there is nothing to move.
+	OlderKmsKeys []string `protobuf:"bytes,2,rep,name=older_kms_keys,json=olderKmsKeys,proto3" json:"older_kms_keys,omitempty"`
+	// A pass that began before this (UTC) cannot attest; it grows while service
+	// grants on the older keys are live. Absent: any pass can.
+	AttestAfter *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=attest_after,json=attestAfter,proto3" json:"attest_after,omitempty"`
+	// The pass as it is now. Begin to read the wrapped keys after it arrived: what
+	// is stored before that is what the pass is about.
+	ResumeToken   string `protobuf:"bytes,4,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReencryptStreamResponse_Opened) Reset() {
+	*x = ReencryptStreamResponse_Opened{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptStreamResponse_Opened) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptStreamResponse_Opened) ProtoMessage() {}
+
+func (x *ReencryptStreamResponse_Opened) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptStreamResponse_Opened.ProtoReflect.Descriptor instead.
+func (*ReencryptStreamResponse_Opened) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{11, 0}
+}
+
+func (x *ReencryptStreamResponse_Opened) GetKmsKey() string {
+	if x != nil {
+		return x.KmsKey
+	}
+	return ""
+}
+
+func (x *ReencryptStreamResponse_Opened) GetOlderKmsKeys() []string {
+	if x != nil {
+		return x.OlderKmsKeys
+	}
+	return nil
+}
+
+func (x *ReencryptStreamResponse_Opened) GetAttestAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AttestAfter
+	}
+	return nil
+}
+
+func (x *ReencryptStreamResponse_Opened) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+// A wrapped key under the domain's key.
+type ReencryptStreamResponse_Wrapped struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What to store, at most 6,144 bytes; the blob that was sent if unchanged.
+	CiphertextBlob []byte `protobuf:"bytes,1,opt,name=ciphertext_blob,json=ciphertextBlob,proto3" json:"ciphertext_blob,omitempty"`
+	// ARN of the key that it is under: the domain's key when KMS was asked.
+	KmsKey string `protobuf:"bytes,2,opt,name=kms_key,json=kmsKey,proto3" json:"kms_key,omitempty"`
+	// Which of that key's materials wrapped it, as KMS reported it; empty where
+	// KMS was not asked.
+	KeyMaterialId string `protobuf:"bytes,3,opt,name=key_material_id,json=keyMaterialId,proto3" json:"key_material_id,omitempty"`
+	// It was under kms_key already.
+	Unchanged bool `protobuf:"varint,4,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	// Optional to store, beside the blob: see Item.proof.
+	Proof         []byte `protobuf:"bytes,5,opt,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReencryptStreamResponse_Wrapped) Reset() {
+	*x = ReencryptStreamResponse_Wrapped{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptStreamResponse_Wrapped) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptStreamResponse_Wrapped) ProtoMessage() {}
+
+func (x *ReencryptStreamResponse_Wrapped) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptStreamResponse_Wrapped.ProtoReflect.Descriptor instead.
+func (*ReencryptStreamResponse_Wrapped) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{11, 1}
+}
+
+func (x *ReencryptStreamResponse_Wrapped) GetCiphertextBlob() []byte {
+	if x != nil {
+		return x.CiphertextBlob
+	}
+	return nil
+}
+
+func (x *ReencryptStreamResponse_Wrapped) GetKmsKey() string {
+	if x != nil {
+		return x.KmsKey
+	}
+	return ""
+}
+
+func (x *ReencryptStreamResponse_Wrapped) GetKeyMaterialId() string {
+	if x != nil {
+		return x.KeyMaterialId
+	}
+	return ""
+}
+
+func (x *ReencryptStreamResponse_Wrapped) GetUnchanged() bool {
+	if x != nil {
+		return x.Unchanged
+	}
+	return false
+}
+
+func (x *ReencryptStreamResponse_Wrapped) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+// What became of one item.
+type ReencryptStreamResponse_Receipt struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As sent.
+	ItemId string `protobuf:"bytes,1,opt,name=item_id,json=itemId,proto3" json:"item_id,omitempty"`
+	// Exactly one is set.
+	//
+	// Types that are valid to be assigned to Outcome:
+	//
+	//	*ReencryptStreamResponse_Receipt_Wrapped
+	//	*ReencryptStreamResponse_Receipt_Error
+	Outcome       isReencryptStreamResponse_Receipt_Outcome `protobuf_oneof:"outcome"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReencryptStreamResponse_Receipt) Reset() {
+	*x = ReencryptStreamResponse_Receipt{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptStreamResponse_Receipt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptStreamResponse_Receipt) ProtoMessage() {}
+
+func (x *ReencryptStreamResponse_Receipt) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptStreamResponse_Receipt.ProtoReflect.Descriptor instead.
+func (*ReencryptStreamResponse_Receipt) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{11, 2}
+}
+
+func (x *ReencryptStreamResponse_Receipt) GetItemId() string {
+	if x != nil {
+		return x.ItemId
+	}
+	return ""
+}
+
+func (x *ReencryptStreamResponse_Receipt) GetOutcome() isReencryptStreamResponse_Receipt_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+func (x *ReencryptStreamResponse_Receipt) GetWrapped() *ReencryptStreamResponse_Wrapped {
+	if x != nil {
+		if x, ok := x.Outcome.(*ReencryptStreamResponse_Receipt_Wrapped); ok {
+			return x.Wrapped
+		}
+	}
+	return nil
+}
+
+func (x *ReencryptStreamResponse_Receipt) GetError() *Status {
+	if x != nil {
+		if x, ok := x.Outcome.(*ReencryptStreamResponse_Receipt_Error); ok {
+			return x.Error
+		}
+	}
+	return nil
+}
+
+type isReencryptStreamResponse_Receipt_Outcome interface {
+	isReencryptStreamResponse_Receipt_Outcome()
+}
+
+type ReencryptStreamResponse_Receipt_Wrapped struct {
+	// The key, moved. The old blob stays valid until the key change ends.
+	Wrapped *ReencryptStreamResponse_Wrapped `protobuf:"bytes,2,opt,name=wrapped,proto3,oneof"`
+}
+
+type ReencryptStreamResponse_Receipt_Error struct {
+	// Why it was not moved. The blob is as it was.
+	Error *Status `protobuf:"bytes,3,opt,name=error,proto3,oneof"`
+}
+
+func (*ReencryptStreamResponse_Receipt_Wrapped) isReencryptStreamResponse_Receipt_Outcome() {}
+
+func (*ReencryptStreamResponse_Receipt_Error) isReencryptStreamResponse_Receipt_Outcome() {}
+
+// The answer to one items message.
+type ReencryptStreamResponse_Receipts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of the items.
+	Receipts []*ReencryptStreamResponse_Receipt `protobuf:"bytes,1,rep,name=receipts,proto3" json:"receipts,omitempty"`
+	// Stands for all receipts of the pass up to these. Store it with them. It is
+	// good until the domain's key changes. Opaque.
+	ResumeToken   string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReencryptStreamResponse_Receipts) Reset() {
+	*x = ReencryptStreamResponse_Receipts{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptStreamResponse_Receipts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptStreamResponse_Receipts) ProtoMessage() {}
+
+func (x *ReencryptStreamResponse_Receipts) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptStreamResponse_Receipts.ProtoReflect.Descriptor instead.
+func (*ReencryptStreamResponse_Receipts) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{11, 3}
+}
+
+func (x *ReencryptStreamResponse_Receipts) GetReceipts() []*ReencryptStreamResponse_Receipt {
+	if x != nil {
+		return x.Receipts
+	}
+	return nil
+}
+
+func (x *ReencryptStreamResponse_Receipts) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+// The answer to complete: the attestation is durable.
+type ReencryptStreamResponse_Attested struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One per grant that the pass is about.
+	SelfInventories []*SelfInventory `protobuf:"bytes,1,rep,name=self_inventories,json=selfInventories,proto3" json:"self_inventories,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ReencryptStreamResponse_Attested) Reset() {
+	*x = ReencryptStreamResponse_Attested{}
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptStreamResponse_Attested) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptStreamResponse_Attested) ProtoMessage() {}
+
+func (x *ReencryptStreamResponse_Attested) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_data_keys_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptStreamResponse_Attested.ProtoReflect.Descriptor instead.
+func (*ReencryptStreamResponse_Attested) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_data_keys_proto_rawDescGZIP(), []int{11, 4}
+}
+
+func (x *ReencryptStreamResponse_Attested) GetSelfInventories() []*SelfInventory {
+	if x != nil {
+		return x.SelfInventories
+	}
+	return nil
+}
+
 var File_keybroker_v1_data_keys_proto protoreflect.FileDescriptor
 
 const file_keybroker_v1_data_keys_proto_rawDesc = "" +
 	"\n" +
-	"\x1ckeybroker/v1/data_keys.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keybroker/v1/errors.proto\"\xc4\x05\n" +
+	"\x1ckeybroker/v1/data_keys.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keybroker/v1/errors.proto\x1a\x1fkeybroker/v1/reencryption.proto\"\xc4\x05\n" +
 	"\aDataKey\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12'\n" +
@@ -965,7 +1834,59 @@ const file_keybroker_v1_data_keys_proto_rawDesc = "" +
 	"\x06Result\x122\n" +
 	"\bdata_key\x18\x01 \x01(\v2\x15.keybroker.v1.DataKeyH\x00R\adataKey\x12,\n" +
 	"\x05error\x18\x02 \x01(\v2\x14.keybroker.v1.StatusH\x00R\x05errorB\t\n" +
-	"\aoutcome2\x86\x04\n" +
+	"\aoutcome\"\x89\b\n" +
+	"\x16ReencryptStreamRequest\x12E\n" +
+	"\x06header\x18\x01 \x01(\v2+.keybroker.v1.ReencryptStreamRequest.HeaderH\x00R\x06header\x12B\n" +
+	"\x05items\x18\x02 \x01(\v2*.keybroker.v1.ReencryptStreamRequest.ItemsH\x00R\x05items\x12K\n" +
+	"\bcomplete\x18\x03 \x01(\v2-.keybroker.v1.ReencryptStreamRequest.CompleteH\x00R\bcomplete\x1a\xd5\x02\n" +
+	"\x06Header\x12H\n" +
+	"\x06parent\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12r\n" +
+	"\x05grant\x18\x02 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/grants/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$H\x00R\x05grant\x12P\n" +
+	"\x11grantee_principal\x18\x03 \x01(\tB!\xbaH\x1er\x1c\x18\x80\x022\x17^arn:aws[a-z-]*:[!-~]+$H\x00R\x10granteePrincipal\x12+\n" +
+	"\fresume_token\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\vresumeTokenB\x0e\n" +
+	"\x05owner\x12\x05\xbaH\x02\b\x01\x1a\x9a\x02\n" +
+	"\x04Item\x12#\n" +
+	"\aitem_id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06itemId\x12'\n" +
+	"\x0fciphertext_blob\x18\x02 \x01(\fR\x0eciphertextBlob\x12P\n" +
+	"\acontext\x18\x03 \x03(\v26.keybroker.v1.ReencryptStreamRequest.Item.ContextEntryR\acontext\x12\x17\n" +
+	"\akms_key\x18\x04 \x01(\tR\x06kmsKey\x12\x1d\n" +
+	"\x05proof\x18\x05 \x01(\fB\a\xbaH\x04z\x02\x18@R\x05proof\x1a:\n" +
+	"\fContextEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aU\n" +
+	"\x05Items\x12L\n" +
+	"\x05items\x18\x01 \x03(\v2).keybroker.v1.ReencryptStreamRequest.ItemB\v\xbaH\b\x92\x01\x05\b\x01\x10\xfa\x01R\x05items\x1a9\n" +
+	"\bComplete\x12-\n" +
+	"\x0egiven_up_items\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fgivenUpItemsB\x10\n" +
+	"\amessage\x12\x05\xbaH\x02\b\x01\"\xf5\a\n" +
+	"\x17ReencryptStreamResponse\x12F\n" +
+	"\x06opened\x18\x01 \x01(\v2,.keybroker.v1.ReencryptStreamResponse.OpenedH\x00R\x06opened\x12L\n" +
+	"\breceipts\x18\x02 \x01(\v2..keybroker.v1.ReencryptStreamResponse.ReceiptsH\x00R\breceipts\x12L\n" +
+	"\battested\x18\x03 \x01(\v2..keybroker.v1.ReencryptStreamResponse.AttestedH\x00R\battested\x12\x1e\n" +
+	"\theartbeat\x18\x04 \x01(\bH\x00R\theartbeat\x1a\xa9\x01\n" +
+	"\x06Opened\x12\x17\n" +
+	"\akms_key\x18\x01 \x01(\tR\x06kmsKey\x12$\n" +
+	"\x0eolder_kms_keys\x18\x02 \x03(\tR\folderKmsKeys\x12=\n" +
+	"\fattest_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vattestAfter\x12!\n" +
+	"\fresume_token\x18\x04 \x01(\tR\vresumeToken\x1a\xa7\x01\n" +
+	"\aWrapped\x12'\n" +
+	"\x0fciphertext_blob\x18\x01 \x01(\fR\x0eciphertextBlob\x12\x17\n" +
+	"\akms_key\x18\x02 \x01(\tR\x06kmsKey\x12&\n" +
+	"\x0fkey_material_id\x18\x03 \x01(\tR\rkeyMaterialId\x12\x1c\n" +
+	"\tunchanged\x18\x04 \x01(\bR\tunchanged\x12\x14\n" +
+	"\x05proof\x18\x05 \x01(\fR\x05proof\x1a\xa6\x01\n" +
+	"\aReceipt\x12\x17\n" +
+	"\aitem_id\x18\x01 \x01(\tR\x06itemId\x12I\n" +
+	"\awrapped\x18\x02 \x01(\v2-.keybroker.v1.ReencryptStreamResponse.WrappedH\x00R\awrapped\x12,\n" +
+	"\x05error\x18\x03 \x01(\v2\x14.keybroker.v1.StatusH\x00R\x05errorB\t\n" +
+	"\aoutcome\x1ax\n" +
+	"\bReceipts\x12I\n" +
+	"\breceipts\x18\x01 \x03(\v2-.keybroker.v1.ReencryptStreamResponse.ReceiptR\breceipts\x12!\n" +
+	"\fresume_token\x18\x02 \x01(\tR\vresumeToken\x1aR\n" +
+	"\bAttested\x12F\n" +
+	"\x10self_inventories\x18\x01 \x03(\v2\x1b.keybroker.v1.SelfInventoryR\x0fselfInventoriesB\t\n" +
+	"\amessage2\xea\x04\n" +
 	"\x0eDataKeyService\x12J\n" +
 	"\rCreateDataKey\x12\".keybroker.v1.CreateDataKeyRequest\x1a\x15.keybroker.v1.DataKey\x12D\n" +
 	"\n" +
@@ -973,7 +1894,8 @@ const file_keybroker_v1_data_keys_proto_rawDesc = "" +
 	"\x10BatchGetDataKeys\x12%.keybroker.v1.BatchGetDataKeysRequest\x1a&.keybroker.v1.BatchGetDataKeysResponse\x12U\n" +
 	"\fListDataKeys\x12!.keybroker.v1.ListDataKeysRequest\x1a\".keybroker.v1.ListDataKeysResponse\x12K\n" +
 	"\rDeleteDataKey\x12\".keybroker.v1.DeleteDataKeyRequest\x1a\x16.google.protobuf.Empty\x12[\n" +
-	"\x0eImportDataKeys\x12#.keybroker.v1.ImportDataKeysRequest\x1a$.keybroker.v1.ImportDataKeysResponseB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
+	"\x0eImportDataKeys\x12#.keybroker.v1.ImportDataKeysRequest\x1a$.keybroker.v1.ImportDataKeysResponse\x12b\n" +
+	"\x0fReencryptStream\x12$.keybroker.v1.ReencryptStreamRequest\x1a%.keybroker.v1.ReencryptStreamResponse(\x010\x01B?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
 
 var (
 	file_keybroker_v1_data_keys_proto_rawDescOnce sync.Once
@@ -987,57 +1909,85 @@ func file_keybroker_v1_data_keys_proto_rawDescGZIP() []byte {
 	return file_keybroker_v1_data_keys_proto_rawDescData
 }
 
-var file_keybroker_v1_data_keys_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_keybroker_v1_data_keys_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_keybroker_v1_data_keys_proto_goTypes = []any{
-	(*DataKey)(nil),                       // 0: keybroker.v1.DataKey
-	(*CreateDataKeyRequest)(nil),          // 1: keybroker.v1.CreateDataKeyRequest
-	(*GetDataKeyRequest)(nil),             // 2: keybroker.v1.GetDataKeyRequest
-	(*BatchGetDataKeysRequest)(nil),       // 3: keybroker.v1.BatchGetDataKeysRequest
-	(*BatchGetDataKeysResponse)(nil),      // 4: keybroker.v1.BatchGetDataKeysResponse
-	(*ListDataKeysRequest)(nil),           // 5: keybroker.v1.ListDataKeysRequest
-	(*ListDataKeysResponse)(nil),          // 6: keybroker.v1.ListDataKeysResponse
-	(*DeleteDataKeyRequest)(nil),          // 7: keybroker.v1.DeleteDataKeyRequest
-	(*ImportDataKeysRequest)(nil),         // 8: keybroker.v1.ImportDataKeysRequest
-	(*ImportDataKeysResponse)(nil),        // 9: keybroker.v1.ImportDataKeysResponse
-	nil,                                   // 10: keybroker.v1.DataKey.ContextEntry
-	nil,                                   // 11: keybroker.v1.DataKey.EncryptionContextEntry
-	(*ImportDataKeysRequest_Item)(nil),    // 12: keybroker.v1.ImportDataKeysRequest.Item
-	nil,                                   // 13: keybroker.v1.ImportDataKeysRequest.Item.SourceEncryptionContextEntry
-	(*ImportDataKeysResponse_Result)(nil), // 14: keybroker.v1.ImportDataKeysResponse.Result
-	(*timestamppb.Timestamp)(nil),         // 15: google.protobuf.Timestamp
-	(*Status)(nil),                        // 16: keybroker.v1.Status
-	(*emptypb.Empty)(nil),                 // 17: google.protobuf.Empty
+	(*DataKey)(nil),                          // 0: keybroker.v1.DataKey
+	(*CreateDataKeyRequest)(nil),             // 1: keybroker.v1.CreateDataKeyRequest
+	(*GetDataKeyRequest)(nil),                // 2: keybroker.v1.GetDataKeyRequest
+	(*BatchGetDataKeysRequest)(nil),          // 3: keybroker.v1.BatchGetDataKeysRequest
+	(*BatchGetDataKeysResponse)(nil),         // 4: keybroker.v1.BatchGetDataKeysResponse
+	(*ListDataKeysRequest)(nil),              // 5: keybroker.v1.ListDataKeysRequest
+	(*ListDataKeysResponse)(nil),             // 6: keybroker.v1.ListDataKeysResponse
+	(*DeleteDataKeyRequest)(nil),             // 7: keybroker.v1.DeleteDataKeyRequest
+	(*ImportDataKeysRequest)(nil),            // 8: keybroker.v1.ImportDataKeysRequest
+	(*ImportDataKeysResponse)(nil),           // 9: keybroker.v1.ImportDataKeysResponse
+	(*ReencryptStreamRequest)(nil),           // 10: keybroker.v1.ReencryptStreamRequest
+	(*ReencryptStreamResponse)(nil),          // 11: keybroker.v1.ReencryptStreamResponse
+	nil,                                      // 12: keybroker.v1.DataKey.ContextEntry
+	nil,                                      // 13: keybroker.v1.DataKey.EncryptionContextEntry
+	(*ImportDataKeysRequest_Item)(nil),       // 14: keybroker.v1.ImportDataKeysRequest.Item
+	nil,                                      // 15: keybroker.v1.ImportDataKeysRequest.Item.SourceEncryptionContextEntry
+	(*ImportDataKeysResponse_Result)(nil),    // 16: keybroker.v1.ImportDataKeysResponse.Result
+	(*ReencryptStreamRequest_Header)(nil),    // 17: keybroker.v1.ReencryptStreamRequest.Header
+	(*ReencryptStreamRequest_Item)(nil),      // 18: keybroker.v1.ReencryptStreamRequest.Item
+	(*ReencryptStreamRequest_Items)(nil),     // 19: keybroker.v1.ReencryptStreamRequest.Items
+	(*ReencryptStreamRequest_Complete)(nil),  // 20: keybroker.v1.ReencryptStreamRequest.Complete
+	nil,                                      // 21: keybroker.v1.ReencryptStreamRequest.Item.ContextEntry
+	(*ReencryptStreamResponse_Opened)(nil),   // 22: keybroker.v1.ReencryptStreamResponse.Opened
+	(*ReencryptStreamResponse_Wrapped)(nil),  // 23: keybroker.v1.ReencryptStreamResponse.Wrapped
+	(*ReencryptStreamResponse_Receipt)(nil),  // 24: keybroker.v1.ReencryptStreamResponse.Receipt
+	(*ReencryptStreamResponse_Receipts)(nil), // 25: keybroker.v1.ReencryptStreamResponse.Receipts
+	(*ReencryptStreamResponse_Attested)(nil), // 26: keybroker.v1.ReencryptStreamResponse.Attested
+	(*timestamppb.Timestamp)(nil),            // 27: google.protobuf.Timestamp
+	(*Status)(nil),                           // 28: keybroker.v1.Status
+	(*SelfInventory)(nil),                    // 29: keybroker.v1.SelfInventory
+	(*emptypb.Empty)(nil),                    // 30: google.protobuf.Empty
 }
 var file_keybroker_v1_data_keys_proto_depIdxs = []int32{
-	10, // 0: keybroker.v1.DataKey.context:type_name -> keybroker.v1.DataKey.ContextEntry
-	11, // 1: keybroker.v1.DataKey.encryption_context:type_name -> keybroker.v1.DataKey.EncryptionContextEntry
-	15, // 2: keybroker.v1.DataKey.create_time:type_name -> google.protobuf.Timestamp
-	15, // 3: keybroker.v1.DataKey.update_time:type_name -> google.protobuf.Timestamp
+	12, // 0: keybroker.v1.DataKey.context:type_name -> keybroker.v1.DataKey.ContextEntry
+	13, // 1: keybroker.v1.DataKey.encryption_context:type_name -> keybroker.v1.DataKey.EncryptionContextEntry
+	27, // 2: keybroker.v1.DataKey.create_time:type_name -> google.protobuf.Timestamp
+	27, // 3: keybroker.v1.DataKey.update_time:type_name -> google.protobuf.Timestamp
 	0,  // 4: keybroker.v1.CreateDataKeyRequest.data_key:type_name -> keybroker.v1.DataKey
 	0,  // 5: keybroker.v1.BatchGetDataKeysResponse.data_keys:type_name -> keybroker.v1.DataKey
 	0,  // 6: keybroker.v1.ListDataKeysResponse.data_keys:type_name -> keybroker.v1.DataKey
-	12, // 7: keybroker.v1.ImportDataKeysRequest.items:type_name -> keybroker.v1.ImportDataKeysRequest.Item
-	14, // 8: keybroker.v1.ImportDataKeysResponse.results:type_name -> keybroker.v1.ImportDataKeysResponse.Result
-	13, // 9: keybroker.v1.ImportDataKeysRequest.Item.source_encryption_context:type_name -> keybroker.v1.ImportDataKeysRequest.Item.SourceEncryptionContextEntry
-	0,  // 10: keybroker.v1.ImportDataKeysResponse.Result.data_key:type_name -> keybroker.v1.DataKey
-	16, // 11: keybroker.v1.ImportDataKeysResponse.Result.error:type_name -> keybroker.v1.Status
-	1,  // 12: keybroker.v1.DataKeyService.CreateDataKey:input_type -> keybroker.v1.CreateDataKeyRequest
-	2,  // 13: keybroker.v1.DataKeyService.GetDataKey:input_type -> keybroker.v1.GetDataKeyRequest
-	3,  // 14: keybroker.v1.DataKeyService.BatchGetDataKeys:input_type -> keybroker.v1.BatchGetDataKeysRequest
-	5,  // 15: keybroker.v1.DataKeyService.ListDataKeys:input_type -> keybroker.v1.ListDataKeysRequest
-	7,  // 16: keybroker.v1.DataKeyService.DeleteDataKey:input_type -> keybroker.v1.DeleteDataKeyRequest
-	8,  // 17: keybroker.v1.DataKeyService.ImportDataKeys:input_type -> keybroker.v1.ImportDataKeysRequest
-	0,  // 18: keybroker.v1.DataKeyService.CreateDataKey:output_type -> keybroker.v1.DataKey
-	0,  // 19: keybroker.v1.DataKeyService.GetDataKey:output_type -> keybroker.v1.DataKey
-	4,  // 20: keybroker.v1.DataKeyService.BatchGetDataKeys:output_type -> keybroker.v1.BatchGetDataKeysResponse
-	6,  // 21: keybroker.v1.DataKeyService.ListDataKeys:output_type -> keybroker.v1.ListDataKeysResponse
-	17, // 22: keybroker.v1.DataKeyService.DeleteDataKey:output_type -> google.protobuf.Empty
-	9,  // 23: keybroker.v1.DataKeyService.ImportDataKeys:output_type -> keybroker.v1.ImportDataKeysResponse
-	18, // [18:24] is the sub-list for method output_type
-	12, // [12:18] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	14, // 7: keybroker.v1.ImportDataKeysRequest.items:type_name -> keybroker.v1.ImportDataKeysRequest.Item
+	16, // 8: keybroker.v1.ImportDataKeysResponse.results:type_name -> keybroker.v1.ImportDataKeysResponse.Result
+	17, // 9: keybroker.v1.ReencryptStreamRequest.header:type_name -> keybroker.v1.ReencryptStreamRequest.Header
+	19, // 10: keybroker.v1.ReencryptStreamRequest.items:type_name -> keybroker.v1.ReencryptStreamRequest.Items
+	20, // 11: keybroker.v1.ReencryptStreamRequest.complete:type_name -> keybroker.v1.ReencryptStreamRequest.Complete
+	22, // 12: keybroker.v1.ReencryptStreamResponse.opened:type_name -> keybroker.v1.ReencryptStreamResponse.Opened
+	25, // 13: keybroker.v1.ReencryptStreamResponse.receipts:type_name -> keybroker.v1.ReencryptStreamResponse.Receipts
+	26, // 14: keybroker.v1.ReencryptStreamResponse.attested:type_name -> keybroker.v1.ReencryptStreamResponse.Attested
+	15, // 15: keybroker.v1.ImportDataKeysRequest.Item.source_encryption_context:type_name -> keybroker.v1.ImportDataKeysRequest.Item.SourceEncryptionContextEntry
+	0,  // 16: keybroker.v1.ImportDataKeysResponse.Result.data_key:type_name -> keybroker.v1.DataKey
+	28, // 17: keybroker.v1.ImportDataKeysResponse.Result.error:type_name -> keybroker.v1.Status
+	21, // 18: keybroker.v1.ReencryptStreamRequest.Item.context:type_name -> keybroker.v1.ReencryptStreamRequest.Item.ContextEntry
+	18, // 19: keybroker.v1.ReencryptStreamRequest.Items.items:type_name -> keybroker.v1.ReencryptStreamRequest.Item
+	27, // 20: keybroker.v1.ReencryptStreamResponse.Opened.attest_after:type_name -> google.protobuf.Timestamp
+	23, // 21: keybroker.v1.ReencryptStreamResponse.Receipt.wrapped:type_name -> keybroker.v1.ReencryptStreamResponse.Wrapped
+	28, // 22: keybroker.v1.ReencryptStreamResponse.Receipt.error:type_name -> keybroker.v1.Status
+	24, // 23: keybroker.v1.ReencryptStreamResponse.Receipts.receipts:type_name -> keybroker.v1.ReencryptStreamResponse.Receipt
+	29, // 24: keybroker.v1.ReencryptStreamResponse.Attested.self_inventories:type_name -> keybroker.v1.SelfInventory
+	1,  // 25: keybroker.v1.DataKeyService.CreateDataKey:input_type -> keybroker.v1.CreateDataKeyRequest
+	2,  // 26: keybroker.v1.DataKeyService.GetDataKey:input_type -> keybroker.v1.GetDataKeyRequest
+	3,  // 27: keybroker.v1.DataKeyService.BatchGetDataKeys:input_type -> keybroker.v1.BatchGetDataKeysRequest
+	5,  // 28: keybroker.v1.DataKeyService.ListDataKeys:input_type -> keybroker.v1.ListDataKeysRequest
+	7,  // 29: keybroker.v1.DataKeyService.DeleteDataKey:input_type -> keybroker.v1.DeleteDataKeyRequest
+	8,  // 30: keybroker.v1.DataKeyService.ImportDataKeys:input_type -> keybroker.v1.ImportDataKeysRequest
+	10, // 31: keybroker.v1.DataKeyService.ReencryptStream:input_type -> keybroker.v1.ReencryptStreamRequest
+	0,  // 32: keybroker.v1.DataKeyService.CreateDataKey:output_type -> keybroker.v1.DataKey
+	0,  // 33: keybroker.v1.DataKeyService.GetDataKey:output_type -> keybroker.v1.DataKey
+	4,  // 34: keybroker.v1.DataKeyService.BatchGetDataKeys:output_type -> keybroker.v1.BatchGetDataKeysResponse
+	6,  // 35: keybroker.v1.DataKeyService.ListDataKeys:output_type -> keybroker.v1.ListDataKeysResponse
+	30, // 36: keybroker.v1.DataKeyService.DeleteDataKey:output_type -> google.protobuf.Empty
+	9,  // 37: keybroker.v1.DataKeyService.ImportDataKeys:output_type -> keybroker.v1.ImportDataKeysResponse
+	11, // 38: keybroker.v1.DataKeyService.ReencryptStream:output_type -> keybroker.v1.ReencryptStreamResponse
+	32, // [32:39] is the sub-list for method output_type
+	25, // [25:32] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_keybroker_v1_data_keys_proto_init() }
@@ -1046,9 +1996,29 @@ func file_keybroker_v1_data_keys_proto_init() {
 		return
 	}
 	file_keybroker_v1_errors_proto_init()
-	file_keybroker_v1_data_keys_proto_msgTypes[14].OneofWrappers = []any{
+	file_keybroker_v1_reencryption_proto_init()
+	file_keybroker_v1_data_keys_proto_msgTypes[10].OneofWrappers = []any{
+		(*ReencryptStreamRequest_Header_)(nil),
+		(*ReencryptStreamRequest_Items_)(nil),
+		(*ReencryptStreamRequest_Complete_)(nil),
+	}
+	file_keybroker_v1_data_keys_proto_msgTypes[11].OneofWrappers = []any{
+		(*ReencryptStreamResponse_Opened_)(nil),
+		(*ReencryptStreamResponse_Receipts_)(nil),
+		(*ReencryptStreamResponse_Attested_)(nil),
+		(*ReencryptStreamResponse_Heartbeat)(nil),
+	}
+	file_keybroker_v1_data_keys_proto_msgTypes[16].OneofWrappers = []any{
 		(*ImportDataKeysResponse_Result_DataKey)(nil),
 		(*ImportDataKeysResponse_Result_Error)(nil),
+	}
+	file_keybroker_v1_data_keys_proto_msgTypes[17].OneofWrappers = []any{
+		(*ReencryptStreamRequest_Header_Grant)(nil),
+		(*ReencryptStreamRequest_Header_GranteePrincipal)(nil),
+	}
+	file_keybroker_v1_data_keys_proto_msgTypes[24].OneofWrappers = []any{
+		(*ReencryptStreamResponse_Receipt_Wrapped)(nil),
+		(*ReencryptStreamResponse_Receipt_Error)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1056,7 +2026,7 @@ func file_keybroker_v1_data_keys_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keybroker_v1_data_keys_proto_rawDesc), len(file_keybroker_v1_data_keys_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

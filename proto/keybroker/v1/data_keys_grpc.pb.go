@@ -26,6 +26,7 @@ const (
 	DataKeyService_ListDataKeys_FullMethodName     = "/keybroker.v1.DataKeyService/ListDataKeys"
 	DataKeyService_DeleteDataKey_FullMethodName    = "/keybroker.v1.DataKeyService/DeleteDataKey"
 	DataKeyService_ImportDataKeys_FullMethodName   = "/keybroker.v1.DataKeyService/ImportDataKeys"
+	DataKeyService_ReencryptStream_FullMethodName  = "/keybroker.v1.DataKeyService/ReencryptStream"
 )
 
 // DataKeyServiceClient is the client API for DataKeyService service.
@@ -87,6 +88,47 @@ type DataKeyServiceClient interface {
 	// KEY_NOT_FOUND; with an etag ETAG_MISMATCH and DATA_KEY_NOT_FOUND; and
 	// DATA_KEY_NOT_FOUND in a repeat, for a row that was deleted since.
 	ImportDataKeys(ctx context.Context, in *ImportDataKeysRequest, opts ...grpc.CallOption) (*ImportDataKeysResponse, error)
+	// Moves wrapped data keys that a service keeps itself, by grants of
+	// INVENTORY_SELF, to the domain's present key, and takes the service's word
+	// that none is left under an older one.
+	//
+	// One run through all wrapped keys is a pass. The client sends a header, then
+	// items; the server answers opened, then one receipts message for each items
+	// message, in order, with one receipt for each item. The server keeps nothing
+	// of an item: the client stores each receipt, and only over the blob that it
+	// sent (compare and swap), since an item that was sent twice comes back twice.
+	// At most four items messages are at work at a time; the server reads no more
+	// until it has answered. It sends a heartbeat at least every 15 seconds.
+	//
+	// A broken stream is resumed by a new one: the header carries the last
+	// resume_token that arrived, and the client sends the items again for which it
+	// has no receipt. The token stands for the pass: when it began, and what it has
+	// counted, so that nothing counts twice. Receive while you send: a client that
+	// does one after the other may wait for ever.
+	//
+	// The client ends a pass by complete. That is the service's attestation that no
+	// wrapped key is left under an older key, not in a store, a cache or a queue of
+	// its own; it is recorded, shown in the retirement report, and lifts the block
+	// SELF_INVENTORY. It is refused with ATTESTATION_TOO_EARLY if the pass began
+	// before opened.attest_after, while new data keys under an older key might still
+	// be on their way, and with KEY_CHANGED_MEANWHILE if the domain's key changed
+	// since: then begin a new pass. Sent again, for a lost answer, it counts once.
+	// A later items message that moves another key away from an older one takes the
+	// attestation back.
+	//
+	// The stream ends with OK after attested, or after the last receipts if the
+	// client closes its side without complete, and with UNAVAILABLE (SHUTTING_DOWN)
+	// when the server drains: then resume.
+	//
+	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, GRANT_NOT_FOUND, GRANT_NOT_SELF,
+	// RESUME_TOKEN_INVALID, KEY_CHANGED_MEANWHILE, ATTESTATION_TOO_EARLY,
+	// KEY_CHANGE_IN_PROGRESS. Per item: FIELD_INVALID, KEY_ARN_INVALID,
+	// CONTEXT_KEY_RESERVED, CONTEXT_KEY_INVALID, CONTEXT_VALUE_INVALID,
+	// CONTEXT_DUPLICATE_KEY, CONTEXT_TOO_LARGE, CIPHERTEXT_INVALID,
+	// CIPHERTEXT_WRONG_KEY, KEY_ACCESS_DENIED, KEY_DISABLED, KEY_STATE_INVALID,
+	// KEY_NOT_FOUND, and KMS_THROTTLED and KMS_UNAVAILABLE when KMS did not answer
+	// for half a minute.
+	ReencryptStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReencryptStreamRequest, ReencryptStreamResponse], error)
 }
 
 type dataKeyServiceClient struct {
@@ -157,6 +199,19 @@ func (c *dataKeyServiceClient) ImportDataKeys(ctx context.Context, in *ImportDat
 	return out, nil
 }
 
+func (c *dataKeyServiceClient) ReencryptStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReencryptStreamRequest, ReencryptStreamResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &DataKeyService_ServiceDesc.Streams[0], DataKeyService_ReencryptStream_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ReencryptStreamRequest, ReencryptStreamResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DataKeyService_ReencryptStreamClient = grpc.BidiStreamingClient[ReencryptStreamRequest, ReencryptStreamResponse]
+
 // DataKeyServiceServer is the server API for DataKeyService service.
 // All implementations must embed UnimplementedDataKeyServiceServer
 // for forward compatibility.
@@ -216,6 +271,47 @@ type DataKeyServiceServer interface {
 	// KEY_NOT_FOUND; with an etag ETAG_MISMATCH and DATA_KEY_NOT_FOUND; and
 	// DATA_KEY_NOT_FOUND in a repeat, for a row that was deleted since.
 	ImportDataKeys(context.Context, *ImportDataKeysRequest) (*ImportDataKeysResponse, error)
+	// Moves wrapped data keys that a service keeps itself, by grants of
+	// INVENTORY_SELF, to the domain's present key, and takes the service's word
+	// that none is left under an older one.
+	//
+	// One run through all wrapped keys is a pass. The client sends a header, then
+	// items; the server answers opened, then one receipts message for each items
+	// message, in order, with one receipt for each item. The server keeps nothing
+	// of an item: the client stores each receipt, and only over the blob that it
+	// sent (compare and swap), since an item that was sent twice comes back twice.
+	// At most four items messages are at work at a time; the server reads no more
+	// until it has answered. It sends a heartbeat at least every 15 seconds.
+	//
+	// A broken stream is resumed by a new one: the header carries the last
+	// resume_token that arrived, and the client sends the items again for which it
+	// has no receipt. The token stands for the pass: when it began, and what it has
+	// counted, so that nothing counts twice. Receive while you send: a client that
+	// does one after the other may wait for ever.
+	//
+	// The client ends a pass by complete. That is the service's attestation that no
+	// wrapped key is left under an older key, not in a store, a cache or a queue of
+	// its own; it is recorded, shown in the retirement report, and lifts the block
+	// SELF_INVENTORY. It is refused with ATTESTATION_TOO_EARLY if the pass began
+	// before opened.attest_after, while new data keys under an older key might still
+	// be on their way, and with KEY_CHANGED_MEANWHILE if the domain's key changed
+	// since: then begin a new pass. Sent again, for a lost answer, it counts once.
+	// A later items message that moves another key away from an older one takes the
+	// attestation back.
+	//
+	// The stream ends with OK after attested, or after the last receipts if the
+	// client closes its side without complete, and with UNAVAILABLE (SHUTTING_DOWN)
+	// when the server drains: then resume.
+	//
+	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, GRANT_NOT_FOUND, GRANT_NOT_SELF,
+	// RESUME_TOKEN_INVALID, KEY_CHANGED_MEANWHILE, ATTESTATION_TOO_EARLY,
+	// KEY_CHANGE_IN_PROGRESS. Per item: FIELD_INVALID, KEY_ARN_INVALID,
+	// CONTEXT_KEY_RESERVED, CONTEXT_KEY_INVALID, CONTEXT_VALUE_INVALID,
+	// CONTEXT_DUPLICATE_KEY, CONTEXT_TOO_LARGE, CIPHERTEXT_INVALID,
+	// CIPHERTEXT_WRONG_KEY, KEY_ACCESS_DENIED, KEY_DISABLED, KEY_STATE_INVALID,
+	// KEY_NOT_FOUND, and KMS_THROTTLED and KMS_UNAVAILABLE when KMS did not answer
+	// for half a minute.
+	ReencryptStream(grpc.BidiStreamingServer[ReencryptStreamRequest, ReencryptStreamResponse]) error
 	mustEmbedUnimplementedDataKeyServiceServer()
 }
 
@@ -243,6 +339,9 @@ func (UnimplementedDataKeyServiceServer) DeleteDataKey(context.Context, *DeleteD
 }
 func (UnimplementedDataKeyServiceServer) ImportDataKeys(context.Context, *ImportDataKeysRequest) (*ImportDataKeysResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ImportDataKeys not implemented")
+}
+func (UnimplementedDataKeyServiceServer) ReencryptStream(grpc.BidiStreamingServer[ReencryptStreamRequest, ReencryptStreamResponse]) error {
+	return status.Error(codes.Unimplemented, "method ReencryptStream not implemented")
 }
 func (UnimplementedDataKeyServiceServer) mustEmbedUnimplementedDataKeyServiceServer() {}
 func (UnimplementedDataKeyServiceServer) testEmbeddedByValue()                        {}
@@ -373,6 +472,13 @@ func _DataKeyService_ImportDataKeys_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DataKeyService_ReencryptStream_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(DataKeyServiceServer).ReencryptStream(&grpc.GenericServerStream[ReencryptStreamRequest, ReencryptStreamResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DataKeyService_ReencryptStreamServer = grpc.BidiStreamingServer[ReencryptStreamRequest, ReencryptStreamResponse]
+
 // DataKeyService_ServiceDesc is the grpc.ServiceDesc for DataKeyService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -405,6 +511,13 @@ var DataKeyService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _DataKeyService_ImportDataKeys_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ReencryptStream",
+			Handler:       _DataKeyService_ReencryptStream_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "keybroker/v1/data_keys.proto",
 }

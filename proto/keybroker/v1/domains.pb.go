@@ -870,9 +870,12 @@ type PlanKeyChangeResponse struct {
 	Grants int64 `protobuf:"varint,3,opt,name=grants,proto3" json:"grants,omitempty"`
 	// Empty if nothing was found. That is no promise: whether each wrapped key can
 	// be moved shows only when it is.
-	Problems      []*PlanKeyChangeResponse_Problem `protobuf:"bytes,4,rep,name=problems,proto3" json:"problems,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Problems []*PlanKeyChangeResponse_Problem `protobuf:"bytes,4,rep,name=problems,proto3" json:"problems,omitempty"`
+	// Grants of INVENTORY_SELF, live or ended, on the keys that the domain would
+	// leave: the change waits for the word of each before it retires them.
+	SelfInventoryGrants int64 `protobuf:"varint,5,opt,name=self_inventory_grants,json=selfInventoryGrants,proto3" json:"self_inventory_grants,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *PlanKeyChangeResponse) Reset() {
@@ -931,6 +934,13 @@ func (x *PlanKeyChangeResponse) GetProblems() []*PlanKeyChangeResponse_Problem {
 		return x.Problems
 	}
 	return nil
+}
+
+func (x *PlanKeyChangeResponse) GetSelfInventoryGrants() int64 {
+	if x != nil {
+		return x.SelfInventoryGrants
+	}
+	return 0
 }
 
 // What GenerateKeyPolicy takes.
@@ -1491,12 +1501,13 @@ const file_keybroker_v1_domains_proto_rawDesc = "" +
 	"request_id\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xe2\x01\n" +
 	"\x14PlanKeyChangeRequest\x12D\n" +
 	"\x04name\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x83\x01\n" +
-	"\akms_key\x18\x02 \x01(\tBj\xbaHgre\x18\x80\x032`^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]{1,128}|alias/[A-Za-z0-9:/_-]{1,256})$R\x06kmsKey\"\x96\x03\n" +
+	"\akms_key\x18\x02 \x01(\tBj\xbaHgre\x18\x80\x032`^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]{1,128}|alias/[A-Za-z0-9:/_-]{1,256})$R\x06kmsKey\"\xca\x03\n" +
 	"\x15PlanKeyChangeResponse\x12$\n" +
 	"\x0etarget_kms_key\x18\x01 \x01(\tR\ftargetKmsKey\x12D\n" +
 	"\asources\x18\x02 \x03(\v2*.keybroker.v1.PlanKeyChangeResponse.SourceR\asources\x12\x16\n" +
 	"\x06grants\x18\x03 \x01(\x03R\x06grants\x12G\n" +
-	"\bproblems\x18\x04 \x03(\v2+.keybroker.v1.PlanKeyChangeResponse.ProblemR\bproblems\x1a5\n" +
+	"\bproblems\x18\x04 \x03(\v2+.keybroker.v1.PlanKeyChangeResponse.ProblemR\bproblems\x122\n" +
+	"\x15self_inventory_grants\x18\x05 \x01(\x03R\x13selfInventoryGrants\x1a5\n" +
 	"\x06Source\x12\x17\n" +
 	"\akms_key\x18\x01 \x01(\tR\x06kmsKey\x12\x12\n" +
 	"\x04rows\x18\x02 \x01(\x03R\x04rows\x1ay\n" +

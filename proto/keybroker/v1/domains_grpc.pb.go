@@ -59,9 +59,10 @@ type DomainServiceClient interface {
 	UpdateDomain(ctx context.Context, in *UpdateDomainRequest, opts ...grpc.CallOption) (*Domain, error)
 	// Ends a domain for good: its jobs end, its grants are retired, and neither
 	// its domain_id nor its uid is ever given out again. A domain that has data
-	// keys is refused, unless crypto_shred is set: then every wrapped key is
-	// removed, and what was encrypted with them can be decrypted by nobody through
-	// the broker again. Both are recorded. The KMS keys stay as they are. Repeating
+	// keys, or on whose keys a grant of INVENTORY_SELF is or was, is refused,
+	// unless crypto_shred is set: then every wrapped key is removed, and what was
+	// encrypted with them, or with those that services keep, can be decrypted by
+	// nobody through the broker again. Both are recorded. The KMS keys stay as they are. Repeating
 	// it with the same request_id is answered like the first call.
 	// Errors: DOMAIN_NOT_FOUND, DOMAIN_NOT_EMPTY, ETAG_MISMATCH, REQUEST_ID_REUSED.
 	DeleteDomain(ctx context.Context, in *DeleteDomainRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
@@ -208,9 +209,10 @@ type DomainServiceServer interface {
 	UpdateDomain(context.Context, *UpdateDomainRequest) (*Domain, error)
 	// Ends a domain for good: its jobs end, its grants are retired, and neither
 	// its domain_id nor its uid is ever given out again. A domain that has data
-	// keys is refused, unless crypto_shred is set: then every wrapped key is
-	// removed, and what was encrypted with them can be decrypted by nobody through
-	// the broker again. Both are recorded. The KMS keys stay as they are. Repeating
+	// keys, or on whose keys a grant of INVENTORY_SELF is or was, is refused,
+	// unless crypto_shred is set: then every wrapped key is removed, and what was
+	// encrypted with them, or with those that services keep, can be decrypted by
+	// nobody through the broker again. Both are recorded. The KMS keys stay as they are. Repeating
 	// it with the same request_id is answered like the first call.
 	// Errors: DOMAIN_NOT_FOUND, DOMAIN_NOT_EMPTY, ETAG_MISMATCH, REQUEST_ID_REUSED.
 	DeleteDomain(context.Context, *DeleteDomainRequest) (*emptypb.Empty, error)

@@ -66,6 +66,9 @@ const (
 	// UNAVAILABLE: this replica is going away. Repeat at once; another one
 	// answers.
 	Reason_REASON_SHUTTING_DOWN Reason = 11
+	// INVALID_ARGUMENT: resume_token was not minted for this method, domain and
+	// grant. Begin a new pass without it.
+	Reason_REASON_RESUME_TOKEN_INVALID Reason = 12
 	// NOT_FOUND: no such domain, or none that the caller may see.
 	Reason_REASON_DOMAIN_NOT_FOUND Reason = 20
 	// ALREADY_EXISTS: the domain_id is taken, or was before a DeleteDomain. Choose
@@ -74,8 +77,9 @@ const (
 	// FAILED_PRECONDITION: the domain has no key yet. Put the policy of
 	// GenerateKeyPolicy on a key, then call ChangeKey and wait for STATE_ACTIVE.
 	Reason_REASON_DOMAIN_PENDING_KEY Reason = 22
-	// FAILED_PRECONDITION: the domain still has data keys. Delete them first, or
-	// call DeleteDomain with crypto_shred to lose what was encrypted with them.
+	// FAILED_PRECONDITION: the domain still has data keys, or services that keep
+	// their own have or had grants on it. Delete the data keys first, or call
+	// DeleteDomain with crypto_shred to lose what was encrypted with either.
 	Reason_REASON_DOMAIN_NOT_EMPTY Reason = 23
 	// NOT_FOUND: no such grant, or none that the caller may see.
 	Reason_REASON_GRANT_NOT_FOUND Reason = 30
@@ -88,9 +92,7 @@ const (
 	// AWS's default). Its owner raises the quota or removes grants.
 	Reason_REASON_GRANT_LIMIT_EXCEEDED Reason = 33
 	// INVALID_ARGUMENT: grantee_principal is not an IAM role, or not one that KMS
-	// knows (a role just made may take seconds to be known). Give the ARN of an
-	// existing role. On jobs: the role of a live grant is gone; RevokeGrant lets the
-	// change go on.
+	// knows. Give the ARN of an existing role.
 	Reason_REASON_GRANTEE_NOT_ALLOWED Reason = 34
 	// INVALID_ARGUMENT: an operation that a service never gets, or that does not
 	// fit the grant. Choose among those that Grant.operations lists.
@@ -98,9 +100,10 @@ const (
 	// INVALID_ARGUMENT: both constraints are set, or one that KMS cannot hold.
 	// Set at most one, with at most 7 pairs.
 	Reason_REASON_CONSTRAINT_INVALID Reason = 36
-	// FAILED_PRECONDITION: services that keep their own wrapped keys are not
-	// supported yet. Use INVENTORY_BROKER and keep the keys here.
-	Reason_REASON_INVENTORY_SELF_UNSUPPORTED Reason = 37
+	// FAILED_PRECONDITION: the grant, or every grant of the role, is of
+	// INVENTORY_BROKER: its wrapped keys are the broker's to move. Name a grant of
+	// INVENTORY_SELF.
+	Reason_REASON_GRANT_NOT_SELF Reason = 38
 	// NOT_FOUND: no such data key, or none that the caller may see.
 	Reason_REASON_DATA_KEY_NOT_FOUND Reason = 40
 	// ALREADY_EXISTS: the data_key_id is taken. Choose another, or use what is
@@ -177,6 +180,10 @@ const (
 	// INVALID_ARGUMENT: kms_key was sent as a plain field to change. Call
 	// ChangeKey.
 	Reason_REASON_KEY_CHANGED_BY_CHANGE_KEY Reason = 72
+	// ABORTED: the domain has another key than when the pass began, so what the
+	// pass moved may be under an older key now. Begin a new pass, without a
+	// resume_token, over all wrapped keys.
+	Reason_REASON_KEY_CHANGED_MEANWHILE Reason = 73
 	// INVALID_ARGUMENT: existing_policy_document is not a key policy. Send what
 	// `aws kms get-key-policy` prints.
 	Reason_REASON_POLICY_DOCUMENT_INVALID Reason = 80
@@ -201,6 +208,17 @@ const (
 	// must be wrong as a whole. Find out before anything is given up; only
 	// ResumeReencryptionJob ends this block.
 	Reason_REASON_CONTEXT_OR_KEY_MISMATCH Reason = 95
+	// On jobs and reports: services that keep their own wrapped keys may have some
+	// under an older key. Each ends its pass of ReencryptStream by complete; for a
+	// service that is gone, an operator calls OverrideSelfInventory.
+	Reason_REASON_SELF_INVENTORY Reason = 96
+	// FAILED_PRECONDITION: the pass began while a service might still have made
+	// data keys under an older key, so it may have missed some. After RetryInfo's
+	// delay, begin a new pass without a resume_token.
+	Reason_REASON_ATTESTATION_TOO_EARLY Reason = 97
+	// FAILED_PRECONDITION: the grant is on no older key that is still open, so there
+	// is nothing to override. Wait for the switch of the key change.
+	Reason_REASON_NO_OLDER_KEY Reason = 98
 	// UNAVAILABLE: KMS throttles the broker's account. Repeat after RetryInfo's
 	// delay, with the same request_id.
 	Reason_REASON_KMS_THROTTLED Reason = 100
@@ -224,6 +242,7 @@ var (
 		9:   "REASON_REQUEST_ID_REUSED",
 		10:  "REASON_STORE_UNAVAILABLE",
 		11:  "REASON_SHUTTING_DOWN",
+		12:  "REASON_RESUME_TOKEN_INVALID",
 		20:  "REASON_DOMAIN_NOT_FOUND",
 		21:  "REASON_DOMAIN_ALREADY_EXISTS",
 		22:  "REASON_DOMAIN_PENDING_KEY",
@@ -235,7 +254,7 @@ var (
 		34:  "REASON_GRANTEE_NOT_ALLOWED",
 		35:  "REASON_OPERATION_NOT_ALLOWED",
 		36:  "REASON_CONSTRAINT_INVALID",
-		37:  "REASON_INVENTORY_SELF_UNSUPPORTED",
+		38:  "REASON_GRANT_NOT_SELF",
 		40:  "REASON_DATA_KEY_NOT_FOUND",
 		41:  "REASON_DATA_KEY_ALREADY_EXISTS",
 		42:  "REASON_DATA_KEY_ID_DELETED",
@@ -261,6 +280,7 @@ var (
 		70:  "REASON_KEY_UNCHANGED",
 		71:  "REASON_KEY_CHANGE_IN_PROGRESS",
 		72:  "REASON_KEY_CHANGED_BY_CHANGE_KEY",
+		73:  "REASON_KEY_CHANGED_MEANWHILE",
 		80:  "REASON_POLICY_DOCUMENT_INVALID",
 		81:  "REASON_POLICY_TOO_LARGE",
 		90:  "REASON_JOB_NOT_FOUND",
@@ -269,69 +289,77 @@ var (
 		93:  "REASON_REPORT_NOT_FOUND",
 		94:  "REASON_ROWS_FAILED",
 		95:  "REASON_CONTEXT_OR_KEY_MISMATCH",
+		96:  "REASON_SELF_INVENTORY",
+		97:  "REASON_ATTESTATION_TOO_EARLY",
+		98:  "REASON_NO_OLDER_KEY",
 		100: "REASON_KMS_THROTTLED",
 		101: "REASON_KMS_UNAVAILABLE",
 	}
 	Reason_value = map[string]int32{
-		"REASON_UNSPECIFIED":                0,
-		"REASON_INTERNAL":                   1,
-		"REASON_FIELD_INVALID":              2,
-		"REASON_NAME_INVALID":               3,
-		"REASON_PAGE_TOKEN_INVALID":         4,
-		"REASON_FILTER_INVALID":             5,
-		"REASON_ETAG_REQUIRED":              6,
-		"REASON_ETAG_MISMATCH":              7,
-		"REASON_REQUEST_IN_PROGRESS":        8,
-		"REASON_REQUEST_ID_REUSED":          9,
-		"REASON_STORE_UNAVAILABLE":          10,
-		"REASON_SHUTTING_DOWN":              11,
-		"REASON_DOMAIN_NOT_FOUND":           20,
-		"REASON_DOMAIN_ALREADY_EXISTS":      21,
-		"REASON_DOMAIN_PENDING_KEY":         22,
-		"REASON_DOMAIN_NOT_EMPTY":           23,
-		"REASON_GRANT_NOT_FOUND":            30,
-		"REASON_GRANT_ALREADY_EXISTS":       31,
-		"REASON_GRANT_ENDED":                32,
-		"REASON_GRANT_LIMIT_EXCEEDED":       33,
-		"REASON_GRANTEE_NOT_ALLOWED":        34,
-		"REASON_OPERATION_NOT_ALLOWED":      35,
-		"REASON_CONSTRAINT_INVALID":         36,
-		"REASON_INVENTORY_SELF_UNSUPPORTED": 37,
-		"REASON_DATA_KEY_NOT_FOUND":         40,
-		"REASON_DATA_KEY_ALREADY_EXISTS":    41,
-		"REASON_DATA_KEY_ID_DELETED":        42,
-		"REASON_CIPHERTEXT_INVALID":         43,
-		"REASON_CIPHERTEXT_WRONG_KEY":       44,
-		"REASON_IMPORT_SOURCE_NOT_ALLOWED":  45,
-		"REASON_IMPORT_DUPLICATE":           46,
-		"REASON_CONTEXT_KEY_RESERVED":       50,
-		"REASON_CONTEXT_KEY_INVALID":        51,
-		"REASON_CONTEXT_VALUE_INVALID":      52,
-		"REASON_CONTEXT_TOO_LARGE":          53,
-		"REASON_CONTEXT_DUPLICATE_KEY":      54,
-		"REASON_KEY_ARN_INVALID":            60,
-		"REASON_KEY_REGION_MISMATCH":        61,
-		"REASON_KEY_ACCOUNT_NOT_ALLOWED":    62,
-		"REASON_KEY_NOT_FOUND":              63,
-		"REASON_KEY_NOT_SYMMETRIC":          64,
-		"REASON_KEY_DISABLED":               65,
-		"REASON_KEY_STATE_INVALID":          66,
-		"REASON_KEY_ACCESS_DENIED":          67,
-		"REASON_KEY_POLICY_TOO_BROAD":       68,
-		"REASON_KEY_POLICY_MISSING":         69,
-		"REASON_KEY_UNCHANGED":              70,
-		"REASON_KEY_CHANGE_IN_PROGRESS":     71,
-		"REASON_KEY_CHANGED_BY_CHANGE_KEY":  72,
-		"REASON_POLICY_DOCUMENT_INVALID":    80,
-		"REASON_POLICY_TOO_LARGE":           81,
-		"REASON_JOB_NOT_FOUND":              90,
-		"REASON_JOB_ENDED":                  91,
-		"REASON_JOB_NOT_CANCELLABLE":        92,
-		"REASON_REPORT_NOT_FOUND":           93,
-		"REASON_ROWS_FAILED":                94,
-		"REASON_CONTEXT_OR_KEY_MISMATCH":    95,
-		"REASON_KMS_THROTTLED":              100,
-		"REASON_KMS_UNAVAILABLE":            101,
+		"REASON_UNSPECIFIED":               0,
+		"REASON_INTERNAL":                  1,
+		"REASON_FIELD_INVALID":             2,
+		"REASON_NAME_INVALID":              3,
+		"REASON_PAGE_TOKEN_INVALID":        4,
+		"REASON_FILTER_INVALID":            5,
+		"REASON_ETAG_REQUIRED":             6,
+		"REASON_ETAG_MISMATCH":             7,
+		"REASON_REQUEST_IN_PROGRESS":       8,
+		"REASON_REQUEST_ID_REUSED":         9,
+		"REASON_STORE_UNAVAILABLE":         10,
+		"REASON_SHUTTING_DOWN":             11,
+		"REASON_RESUME_TOKEN_INVALID":      12,
+		"REASON_DOMAIN_NOT_FOUND":          20,
+		"REASON_DOMAIN_ALREADY_EXISTS":     21,
+		"REASON_DOMAIN_PENDING_KEY":        22,
+		"REASON_DOMAIN_NOT_EMPTY":          23,
+		"REASON_GRANT_NOT_FOUND":           30,
+		"REASON_GRANT_ALREADY_EXISTS":      31,
+		"REASON_GRANT_ENDED":               32,
+		"REASON_GRANT_LIMIT_EXCEEDED":      33,
+		"REASON_GRANTEE_NOT_ALLOWED":       34,
+		"REASON_OPERATION_NOT_ALLOWED":     35,
+		"REASON_CONSTRAINT_INVALID":        36,
+		"REASON_GRANT_NOT_SELF":            38,
+		"REASON_DATA_KEY_NOT_FOUND":        40,
+		"REASON_DATA_KEY_ALREADY_EXISTS":   41,
+		"REASON_DATA_KEY_ID_DELETED":       42,
+		"REASON_CIPHERTEXT_INVALID":        43,
+		"REASON_CIPHERTEXT_WRONG_KEY":      44,
+		"REASON_IMPORT_SOURCE_NOT_ALLOWED": 45,
+		"REASON_IMPORT_DUPLICATE":          46,
+		"REASON_CONTEXT_KEY_RESERVED":      50,
+		"REASON_CONTEXT_KEY_INVALID":       51,
+		"REASON_CONTEXT_VALUE_INVALID":     52,
+		"REASON_CONTEXT_TOO_LARGE":         53,
+		"REASON_CONTEXT_DUPLICATE_KEY":     54,
+		"REASON_KEY_ARN_INVALID":           60,
+		"REASON_KEY_REGION_MISMATCH":       61,
+		"REASON_KEY_ACCOUNT_NOT_ALLOWED":   62,
+		"REASON_KEY_NOT_FOUND":             63,
+		"REASON_KEY_NOT_SYMMETRIC":         64,
+		"REASON_KEY_DISABLED":              65,
+		"REASON_KEY_STATE_INVALID":         66,
+		"REASON_KEY_ACCESS_DENIED":         67,
+		"REASON_KEY_POLICY_TOO_BROAD":      68,
+		"REASON_KEY_POLICY_MISSING":        69,
+		"REASON_KEY_UNCHANGED":             70,
+		"REASON_KEY_CHANGE_IN_PROGRESS":    71,
+		"REASON_KEY_CHANGED_BY_CHANGE_KEY": 72,
+		"REASON_KEY_CHANGED_MEANWHILE":     73,
+		"REASON_POLICY_DOCUMENT_INVALID":   80,
+		"REASON_POLICY_TOO_LARGE":          81,
+		"REASON_JOB_NOT_FOUND":             90,
+		"REASON_JOB_ENDED":                 91,
+		"REASON_JOB_NOT_CANCELLABLE":       92,
+		"REASON_REPORT_NOT_FOUND":          93,
+		"REASON_ROWS_FAILED":               94,
+		"REASON_CONTEXT_OR_KEY_MISMATCH":   95,
+		"REASON_SELF_INVENTORY":            96,
+		"REASON_ATTESTATION_TOO_EARLY":     97,
+		"REASON_NO_OLDER_KEY":              98,
+		"REASON_KMS_THROTTLED":             100,
+		"REASON_KMS_UNAVAILABLE":           101,
 	}
 )
 
@@ -435,7 +463,7 @@ const file_keybroker_v1_errors_proto_rawDesc = "" +
 	"\x06Status\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason*\xfe\r\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason*\xb4\x0f\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x18\n" +
@@ -449,7 +477,8 @@ const file_keybroker_v1_errors_proto_rawDesc = "" +
 	"\x18REASON_REQUEST_ID_REUSED\x10\t\x12\x1c\n" +
 	"\x18REASON_STORE_UNAVAILABLE\x10\n" +
 	"\x12\x18\n" +
-	"\x14REASON_SHUTTING_DOWN\x10\v\x12\x1b\n" +
+	"\x14REASON_SHUTTING_DOWN\x10\v\x12\x1f\n" +
+	"\x1bREASON_RESUME_TOKEN_INVALID\x10\f\x12\x1b\n" +
 	"\x17REASON_DOMAIN_NOT_FOUND\x10\x14\x12 \n" +
 	"\x1cREASON_DOMAIN_ALREADY_EXISTS\x10\x15\x12\x1d\n" +
 	"\x19REASON_DOMAIN_PENDING_KEY\x10\x16\x12\x1b\n" +
@@ -460,8 +489,8 @@ const file_keybroker_v1_errors_proto_rawDesc = "" +
 	"\x1bREASON_GRANT_LIMIT_EXCEEDED\x10!\x12\x1e\n" +
 	"\x1aREASON_GRANTEE_NOT_ALLOWED\x10\"\x12 \n" +
 	"\x1cREASON_OPERATION_NOT_ALLOWED\x10#\x12\x1d\n" +
-	"\x19REASON_CONSTRAINT_INVALID\x10$\x12%\n" +
-	"!REASON_INVENTORY_SELF_UNSUPPORTED\x10%\x12\x1d\n" +
+	"\x19REASON_CONSTRAINT_INVALID\x10$\x12\x19\n" +
+	"\x15REASON_GRANT_NOT_SELF\x10&\x12\x1d\n" +
 	"\x19REASON_DATA_KEY_NOT_FOUND\x10(\x12\"\n" +
 	"\x1eREASON_DATA_KEY_ALREADY_EXISTS\x10)\x12\x1e\n" +
 	"\x1aREASON_DATA_KEY_ID_DELETED\x10*\x12\x1d\n" +
@@ -486,7 +515,8 @@ const file_keybroker_v1_errors_proto_rawDesc = "" +
 	"\x19REASON_KEY_POLICY_MISSING\x10E\x12\x18\n" +
 	"\x14REASON_KEY_UNCHANGED\x10F\x12!\n" +
 	"\x1dREASON_KEY_CHANGE_IN_PROGRESS\x10G\x12$\n" +
-	" REASON_KEY_CHANGED_BY_CHANGE_KEY\x10H\x12\"\n" +
+	" REASON_KEY_CHANGED_BY_CHANGE_KEY\x10H\x12 \n" +
+	"\x1cREASON_KEY_CHANGED_MEANWHILE\x10I\x12\"\n" +
 	"\x1eREASON_POLICY_DOCUMENT_INVALID\x10P\x12\x1b\n" +
 	"\x17REASON_POLICY_TOO_LARGE\x10Q\x12\x18\n" +
 	"\x14REASON_JOB_NOT_FOUND\x10Z\x12\x14\n" +
@@ -494,9 +524,12 @@ const file_keybroker_v1_errors_proto_rawDesc = "" +
 	"\x1aREASON_JOB_NOT_CANCELLABLE\x10\\\x12\x1b\n" +
 	"\x17REASON_REPORT_NOT_FOUND\x10]\x12\x16\n" +
 	"\x12REASON_ROWS_FAILED\x10^\x12\"\n" +
-	"\x1eREASON_CONTEXT_OR_KEY_MISMATCH\x10_\x12\x18\n" +
+	"\x1eREASON_CONTEXT_OR_KEY_MISMATCH\x10_\x12\x19\n" +
+	"\x15REASON_SELF_INVENTORY\x10`\x12 \n" +
+	"\x1cREASON_ATTESTATION_TOO_EARLY\x10a\x12\x17\n" +
+	"\x13REASON_NO_OLDER_KEY\x10b\x12\x18\n" +
 	"\x14REASON_KMS_THROTTLED\x10d\x12\x1a\n" +
-	"\x16REASON_KMS_UNAVAILABLE\x10eB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
+	"\x16REASON_KMS_UNAVAILABLE\x10e\"\x04\b%\x10%*!REASON_INVENTORY_SELF_UNSUPPORTEDB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
 
 var (
 	file_keybroker_v1_errors_proto_rawDescOnce sync.Once

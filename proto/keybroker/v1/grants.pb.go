@@ -104,8 +104,9 @@ const (
 	Grant_INVENTORY_UNSPECIFIED Grant_Inventory = 0
 	// The broker: a key change moves them all.
 	Grant_INVENTORY_BROKER Grant_Inventory = 1
-	// The service itself: a key change would have to wait for its word. Refused
-	// with INVENTORY_SELF_UNSUPPORTED for now.
+	// The service itself, which moves its wrapped data keys by ReencryptStream.
+	// A key change retires no older key before the service, or an operator in its
+	// place, has said that none is left under it: also when the grant has ended.
 	Grant_INVENTORY_SELF Grant_Inventory = 2
 )
 
@@ -454,8 +455,9 @@ type ListGrantsRequest struct {
 	// next_page_token of the answer before; the other fields must be unchanged.
 	// Empty: the first page.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Comparisons "field = value" joined by AND (a subset of AIP-160), on state
-	// and grantee_principal; for example `state = STATE_ACTIVE`. Empty: all.
+	// Comparisons "field = value" joined by AND (a subset of AIP-160), on state,
+	// grantee_principal and inventory; for example `state = STATE_ACTIVE`. Empty:
+	// all.
 	Filter        string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

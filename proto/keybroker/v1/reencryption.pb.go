@@ -333,6 +333,63 @@ func (ReencryptionFailure_Class) EnumDescriptor() ([]byte, []int) {
 	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// Whether any may be left under an older key.
+type SelfInventory_State int32
+
+const (
+	// Never answered.
+	SelfInventory_STATE_UNSPECIFIED SelfInventory_State = 0
+	// The service has not attested, or not since it could count.
+	SelfInventory_STATE_PENDING SelfInventory_State = 1
+	// The service attested by ReencryptStream that none is left.
+	SelfInventory_STATE_ATTESTED SelfInventory_State = 2
+	// An operator said so in its place.
+	SelfInventory_STATE_OVERRIDDEN SelfInventory_State = 3
+)
+
+// Enum value maps for SelfInventory_State.
+var (
+	SelfInventory_State_name = map[int32]string{
+		0: "STATE_UNSPECIFIED",
+		1: "STATE_PENDING",
+		2: "STATE_ATTESTED",
+		3: "STATE_OVERRIDDEN",
+	}
+	SelfInventory_State_value = map[string]int32{
+		"STATE_UNSPECIFIED": 0,
+		"STATE_PENDING":     1,
+		"STATE_ATTESTED":    2,
+		"STATE_OVERRIDDEN":  3,
+	}
+)
+
+func (x SelfInventory_State) Enum() *SelfInventory_State {
+	p := new(SelfInventory_State)
+	*p = x
+	return p
+}
+
+func (x SelfInventory_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SelfInventory_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_keybroker_v1_reencryption_proto_enumTypes[5].Descriptor()
+}
+
+func (SelfInventory_State) Type() protoreflect.EnumType {
+	return &file_keybroker_v1_reencryption_proto_enumTypes[5]
+}
+
+func (x SelfInventory_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SelfInventory_State.Descriptor instead.
+func (SelfInventory_State) EnumDescriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{16, 0}
+}
+
 // What needs the key.
 type KeyRetirement_Blocker_Kind int32
 
@@ -351,7 +408,8 @@ const (
 	KeyRetirement_Blocker_KIND_JOB KeyRetirement_Blocker_Kind = 5
 	// A domain that may import from it.
 	KeyRetirement_Blocker_KIND_IMPORT_SOURCE KeyRetirement_Blocker_Kind = 6
-	// A service that keeps wrapped keys itself and has not said that it is done.
+	// Services that keep wrapped keys themselves and have not said that none is
+	// left under the key.
 	KeyRetirement_Blocker_KIND_SELF_INVENTORY KeyRetirement_Blocker_Kind = 7
 	// Rows that KMS refuses and an operator gave up. They are named, and do
 	// not stand against retiring the key.
@@ -407,11 +465,11 @@ func (x KeyRetirement_Blocker_Kind) String() string {
 }
 
 func (KeyRetirement_Blocker_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_keybroker_v1_reencryption_proto_enumTypes[5].Descriptor()
+	return file_keybroker_v1_reencryption_proto_enumTypes[6].Descriptor()
 }
 
 func (KeyRetirement_Blocker_Kind) Type() protoreflect.EnumType {
-	return &file_keybroker_v1_reencryption_proto_enumTypes[5]
+	return &file_keybroker_v1_reencryption_proto_enumTypes[6]
 }
 
 func (x KeyRetirement_Blocker_Kind) Number() protoreflect.EnumNumber {
@@ -420,7 +478,7 @@ func (x KeyRetirement_Blocker_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyRetirement_Blocker_Kind.Descriptor instead.
 func (KeyRetirement_Blocker_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{17, 0, 0}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{19, 0, 0}
 }
 
 // The move of a domain's grants and wrapped data keys to another KMS key, or
@@ -1482,8 +1540,7 @@ func (x *AcknowledgeReencryptionFailuresRequest) GetRequestId() string {
 // What AcknowledgeReencryptionFailures answers.
 type AcknowledgeReencryptionFailuresResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many rows this call gave up. A repeat with the same request_id gives up
-	// none, and answers the same number.
+	// How many rows this call gave up. A repeat gives up none, and answers 0.
 	AcknowledgedCount int64 `protobuf:"varint,1,opt,name=acknowledged_count,json=acknowledgedCount,proto3" json:"acknowledged_count,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -1526,6 +1583,193 @@ func (x *AcknowledgeReencryptionFailuresResponse) GetAcknowledgedCount() int64 {
 	return 0
 }
 
+// What OverrideSelfInventory takes.
+type OverrideSelfInventoryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}/grants/{grant_id}", of INVENTORY_SELF, live or ended.
+	// Required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// How it is known that nothing is left, or why it may be lost; 1 to 512
+	// characters. Required.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
+	// characters without spaces, unique per caller and method.
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OverrideSelfInventoryRequest) Reset() {
+	*x = OverrideSelfInventoryRequest{}
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OverrideSelfInventoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OverrideSelfInventoryRequest) ProtoMessage() {}
+
+func (x *OverrideSelfInventoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OverrideSelfInventoryRequest.ProtoReflect.Descriptor instead.
+func (*OverrideSelfInventoryRequest) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *OverrideSelfInventoryRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *OverrideSelfInventoryRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *OverrideSelfInventoryRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// What is known of the wrapped data keys that a service keeps by one grant.
+type SelfInventory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "domains/{domain_id}/grants/{grant_id}".
+	Grant string `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
+	// ARN of the IAM role.
+	GranteePrincipal string `protobuf:"bytes,2,opt,name=grantee_principal,json=granteePrincipal,proto3" json:"grantee_principal,omitempty"`
+	// Whether any may be left.
+	State SelfInventory_State `protobuf:"varint,3,opt,name=state,proto3,enum=keybroker.v1.SelfInventory_State" json:"state,omitempty"`
+	// ARN of the key that the domain had then: it is about all keys before that
+	// one. Absent while pending, as all that follows.
+	KmsKey string `protobuf:"bytes,4,opt,name=kms_key,json=kmsKey,proto3" json:"kms_key,omitempty"`
+	// Who said it.
+	Caller string `protobuf:"bytes,5,opt,name=caller,proto3" json:"caller,omitempty"`
+	// When (UTC).
+	SettleTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=settle_time,json=settleTime,proto3" json:"settle_time,omitempty"`
+	// How many wrapped keys the broker answered as being under kms_key in the pass
+	// that ended so.
+	Items int64 `protobuf:"varint,7,opt,name=items,proto3" json:"items,omitempty"`
+	// How many the service has given up.
+	GivenUpItems int64 `protobuf:"varint,8,opt,name=given_up_items,json=givenUpItems,proto3" json:"given_up_items,omitempty"`
+	// Of an operator.
+	Reason        string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SelfInventory) Reset() {
+	*x = SelfInventory{}
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SelfInventory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SelfInventory) ProtoMessage() {}
+
+func (x *SelfInventory) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SelfInventory.ProtoReflect.Descriptor instead.
+func (*SelfInventory) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SelfInventory) GetGrant() string {
+	if x != nil {
+		return x.Grant
+	}
+	return ""
+}
+
+func (x *SelfInventory) GetGranteePrincipal() string {
+	if x != nil {
+		return x.GranteePrincipal
+	}
+	return ""
+}
+
+func (x *SelfInventory) GetState() SelfInventory_State {
+	if x != nil {
+		return x.State
+	}
+	return SelfInventory_STATE_UNSPECIFIED
+}
+
+func (x *SelfInventory) GetKmsKey() string {
+	if x != nil {
+		return x.KmsKey
+	}
+	return ""
+}
+
+func (x *SelfInventory) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *SelfInventory) GetSettleTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SettleTime
+	}
+	return nil
+}
+
+func (x *SelfInventory) GetItems() int64 {
+	if x != nil {
+		return x.Items
+	}
+	return 0
+}
+
+func (x *SelfInventory) GetGivenUpItems() int64 {
+	if x != nil {
+		return x.GivenUpItems
+	}
+	return 0
+}
+
+func (x *SelfInventory) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // What GetRetirementReport takes.
 type GetRetirementReportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1537,7 +1781,7 @@ type GetRetirementReportRequest struct {
 
 func (x *GetRetirementReportRequest) Reset() {
 	*x = GetRetirementReportRequest{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[15]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1793,7 @@ func (x *GetRetirementReportRequest) String() string {
 func (*GetRetirementReportRequest) ProtoMessage() {}
 
 func (x *GetRetirementReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[15]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1806,7 @@ func (x *GetRetirementReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRetirementReportRequest.ProtoReflect.Descriptor instead.
 func (*GetRetirementReportRequest) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{15}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetRetirementReportRequest) GetName() string {
@@ -1594,7 +1838,7 @@ type RetirementReport struct {
 
 func (x *RetirementReport) Reset() {
 	*x = RetirementReport{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[16]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1850,7 @@ func (x *RetirementReport) String() string {
 func (*RetirementReport) ProtoMessage() {}
 
 func (x *RetirementReport) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[16]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1863,7 @@ func (x *RetirementReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetirementReport.ProtoReflect.Descriptor instead.
 func (*RetirementReport) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{16}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RetirementReport) GetName() string {
@@ -1681,14 +1925,17 @@ type KeyRetirement struct {
 	LastRowMovedTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_row_moved_time,json=lastRowMovedTime,proto3" json:"last_row_moved_time,omitempty"`
 	// For people: what to look for in the key owner's CloudTrail to confirm this
 	// without trusting the broker.
-	Confirm       []string `protobuf:"bytes,9,rep,name=confirm,proto3" json:"confirm,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Confirm []string `protobuf:"bytes,9,rep,name=confirm,proto3" json:"confirm,omitempty"`
+	// The services that keep their own wrapped keys, by each grant of
+	// INVENTORY_SELF that was on the key in this domain.
+	SelfInventories []*SelfInventory `protobuf:"bytes,10,rep,name=self_inventories,json=selfInventories,proto3" json:"self_inventories,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *KeyRetirement) Reset() {
 	*x = KeyRetirement{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[17]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1947,7 @@ func (x *KeyRetirement) String() string {
 func (*KeyRetirement) ProtoMessage() {}
 
 func (x *KeyRetirement) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[17]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1960,7 @@ func (x *KeyRetirement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRetirement.ProtoReflect.Descriptor instead.
 func (*KeyRetirement) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{17}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *KeyRetirement) GetKmsKey() string {
@@ -1779,6 +2026,13 @@ func (x *KeyRetirement) GetConfirm() []string {
 	return nil
 }
 
+func (x *KeyRetirement) GetSelfInventories() []*SelfInventory {
+	if x != nil {
+		return x.SelfInventories
+	}
+	return nil
+}
+
 // What holds a job in STATE_BLOCKED.
 type ReencryptionJob_Block struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1799,7 +2053,7 @@ type ReencryptionJob_Block struct {
 
 func (x *ReencryptionJob_Block) Reset() {
 	*x = ReencryptionJob_Block{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[18]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1811,7 +2065,7 @@ func (x *ReencryptionJob_Block) String() string {
 func (*ReencryptionJob_Block) ProtoMessage() {}
 
 func (x *ReencryptionJob_Block) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[18]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +2140,7 @@ type ReencryptionJob_Progress struct {
 
 func (x *ReencryptionJob_Progress) Reset() {
 	*x = ReencryptionJob_Progress{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[19]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +2152,7 @@ func (x *ReencryptionJob_Progress) String() string {
 func (*ReencryptionJob_Progress) ProtoMessage() {}
 
 func (x *ReencryptionJob_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[19]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1976,7 +2230,7 @@ type ReencryptionJob_Waiting struct {
 
 func (x *ReencryptionJob_Waiting) Reset() {
 	*x = ReencryptionJob_Waiting{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[20]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1988,7 +2242,7 @@ func (x *ReencryptionJob_Waiting) String() string {
 func (*ReencryptionJob_Waiting) ProtoMessage() {}
 
 func (x *ReencryptionJob_Waiting) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[20]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2292,7 @@ type KeyRetirement_Blocker struct {
 
 func (x *KeyRetirement_Blocker) Reset() {
 	*x = KeyRetirement_Blocker{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[21]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2050,7 +2304,7 @@ func (x *KeyRetirement_Blocker) String() string {
 func (*KeyRetirement_Blocker) ProtoMessage() {}
 
 func (x *KeyRetirement_Blocker) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[21]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2063,7 +2317,7 @@ func (x *KeyRetirement_Blocker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRetirement_Blocker.ProtoReflect.Descriptor instead.
 func (*KeyRetirement_Blocker) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{17, 0}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{19, 0}
 }
 
 func (x *KeyRetirement_Blocker) GetKind() KeyRetirement_Blocker_Kind {
@@ -2116,7 +2370,7 @@ type KeyRetirement_RowsMoved struct {
 
 func (x *KeyRetirement_RowsMoved) Reset() {
 	*x = KeyRetirement_RowsMoved{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[22]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2128,7 +2382,7 @@ func (x *KeyRetirement_RowsMoved) String() string {
 func (*KeyRetirement_RowsMoved) ProtoMessage() {}
 
 func (x *KeyRetirement_RowsMoved) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[22]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2141,7 +2395,7 @@ func (x *KeyRetirement_RowsMoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRetirement_RowsMoved.ProtoReflect.Descriptor instead.
 func (*KeyRetirement_RowsMoved) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{17, 1}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{19, 1}
 }
 
 func (x *KeyRetirement_RowsMoved) GetSourceKeyMaterialId() string {
@@ -2304,7 +2558,29 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"X\n" +
 	"'AcknowledgeReencryptionFailuresResponse\x12-\n" +
-	"\x12acknowledged_count\x18\x01 \x01(\x03R\x11acknowledgedCount\"\xa8\x01\n" +
+	"\x12acknowledged_count\x18\x01 \x01(\x03R\x11acknowledgedCount\"\xe7\x01\n" +
+	"\x1cOverrideSelfInventoryRequest\x12n\n" +
+	"\x04name\x18\x01 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/grants/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\"\n" +
+	"\x06reason\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06reason\x123\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xaa\x03\n" +
+	"\rSelfInventory\x12\x14\n" +
+	"\x05grant\x18\x01 \x01(\tR\x05grant\x12+\n" +
+	"\x11grantee_principal\x18\x02 \x01(\tR\x10granteePrincipal\x127\n" +
+	"\x05state\x18\x03 \x01(\x0e2!.keybroker.v1.SelfInventory.StateR\x05state\x12\x17\n" +
+	"\akms_key\x18\x04 \x01(\tR\x06kmsKey\x12\x16\n" +
+	"\x06caller\x18\x05 \x01(\tR\x06caller\x12;\n" +
+	"\vsettle_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"settleTime\x12\x14\n" +
+	"\x05items\x18\a \x01(\x03R\x05items\x12$\n" +
+	"\x0egiven_up_items\x18\b \x01(\x03R\fgivenUpItems\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\"[\n" +
+	"\x05State\x12\x15\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rSTATE_PENDING\x10\x01\x12\x12\n" +
+	"\x0eSTATE_ATTESTED\x10\x02\x12\x14\n" +
+	"\x10STATE_OVERRIDDEN\x10\x03\"\xa8\x01\n" +
 	"\x1aGetRetirementReportRequest\x12\x89\x01\n" +
 	"\x04name\x18\x01 \x01(\tBu\xbaHrrp2n^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/reencryptionJobs/[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/retirementReport$R\x04name\"\xea\x01\n" +
 	"\x10RetirementReport\x12\x12\n" +
@@ -2312,7 +2588,7 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\aentries\x18\x02 \x03(\v2\x1b.keybroker.v1.KeyRetirementR\aentries\x12?\n" +
 	"\revaluate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\fevaluateTime\x12#\n" +
 	"\rreport_sha256\x18\x04 \x01(\tR\freportSha256\x12%\n" +
-	"\x0ecanonical_json\x18\x05 \x01(\tR\rcanonicalJson\"\xc1\b\n" +
+	"\x0ecanonical_json\x18\x05 \x01(\tR\rcanonicalJson\"\x89\t\n" +
 	"\rKeyRetirement\x12\x17\n" +
 	"\akms_key\x18\x01 \x01(\tR\x06kmsKey\x12$\n" +
 	"\x0esafe_to_retire\x18\x02 \x01(\bR\fsafeToRetire\x129\n" +
@@ -2325,7 +2601,9 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\vlisted_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"listedTime\x12I\n" +
 	"\x13last_row_moved_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x10lastRowMovedTime\x12\x18\n" +
-	"\aconfirm\x18\t \x03(\tR\aconfirm\x1a\xcf\x03\n" +
+	"\aconfirm\x18\t \x03(\tR\aconfirm\x12F\n" +
+	"\x10self_inventories\x18\n" +
+	" \x03(\v2\x1b.keybroker.v1.SelfInventoryR\x0fselfInventories\x1a\xcf\x03\n" +
 	"\aBlocker\x12<\n" +
 	"\x04kind\x18\x01 \x01(\x0e2(.keybroker.v1.KeyRetirement.Blocker.KindR\x04kind\x12\x1a\n" +
 	"\bresource\x18\x02 \x01(\tR\bresource\x12\x14\n" +
@@ -2349,7 +2627,7 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\tRowsMoved\x123\n" +
 	"\x16source_key_material_id\x18\x01 \x01(\tR\x13sourceKeyMaterialId\x12=\n" +
 	"\x1bdestination_key_material_id\x18\x02 \x01(\tR\x18destinationKeyMaterialId\x12\x12\n" +
-	"\x04rows\x18\x03 \x01(\x03R\x04rows2\xce\b\n" +
+	"\x04rows\x18\x03 \x01(\x03R\x04rows2\xb0\t\n" +
 	"\x13ReencryptionService\x12b\n" +
 	"\x15CreateReencryptionJob\x12*.keybroker.v1.CreateReencryptionJobRequest\x1a\x1d.keybroker.v1.ReencryptionJob\x12\\\n" +
 	"\x12GetReencryptionJob\x12'.keybroker.v1.GetReencryptionJobRequest\x1a\x1d.keybroker.v1.ReencryptionJob\x12m\n" +
@@ -2359,7 +2637,8 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\x15ResumeReencryptionJob\x12*.keybroker.v1.ResumeReencryptionJobRequest\x1a\x1d.keybroker.v1.ReencryptionJob\x12b\n" +
 	"\x15CancelReencryptionJob\x12*.keybroker.v1.CancelReencryptionJobRequest\x1a\x1d.keybroker.v1.ReencryptionJob\x12y\n" +
 	"\x18ListReencryptionFailures\x12-.keybroker.v1.ListReencryptionFailuresRequest\x1a..keybroker.v1.ListReencryptionFailuresResponse\x12\x8e\x01\n" +
-	"\x1fAcknowledgeReencryptionFailures\x124.keybroker.v1.AcknowledgeReencryptionFailuresRequest\x1a5.keybroker.v1.AcknowledgeReencryptionFailuresResponse\x12_\n" +
+	"\x1fAcknowledgeReencryptionFailures\x124.keybroker.v1.AcknowledgeReencryptionFailuresRequest\x1a5.keybroker.v1.AcknowledgeReencryptionFailuresResponse\x12`\n" +
+	"\x15OverrideSelfInventory\x12*.keybroker.v1.OverrideSelfInventoryRequest\x1a\x1b.keybroker.v1.SelfInventory\x12_\n" +
 	"\x13GetRetirementReport\x12(.keybroker.v1.GetRetirementReportRequest\x1a\x1e.keybroker.v1.RetirementReportB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
 
 var (
@@ -2374,98 +2653,106 @@ func file_keybroker_v1_reencryption_proto_rawDescGZIP() []byte {
 	return file_keybroker_v1_reencryption_proto_rawDescData
 }
 
-var file_keybroker_v1_reencryption_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_keybroker_v1_reencryption_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_keybroker_v1_reencryption_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_keybroker_v1_reencryption_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_keybroker_v1_reencryption_proto_goTypes = []any{
 	(ReencryptionJob_Kind)(0),                       // 0: keybroker.v1.ReencryptionJob.Kind
 	(ReencryptionJob_Phase)(0),                      // 1: keybroker.v1.ReencryptionJob.Phase
 	(ReencryptionJob_State)(0),                      // 2: keybroker.v1.ReencryptionJob.State
 	(ReencryptionJob_Block_Side)(0),                 // 3: keybroker.v1.ReencryptionJob.Block.Side
 	(ReencryptionFailure_Class)(0),                  // 4: keybroker.v1.ReencryptionFailure.Class
-	(KeyRetirement_Blocker_Kind)(0),                 // 5: keybroker.v1.KeyRetirement.Blocker.Kind
-	(*ReencryptionJob)(nil),                         // 6: keybroker.v1.ReencryptionJob
-	(*ReencryptionFailure)(nil),                     // 7: keybroker.v1.ReencryptionFailure
-	(*CreateReencryptionJobRequest)(nil),            // 8: keybroker.v1.CreateReencryptionJobRequest
-	(*GetReencryptionJobRequest)(nil),               // 9: keybroker.v1.GetReencryptionJobRequest
-	(*ListReencryptionJobsRequest)(nil),             // 10: keybroker.v1.ListReencryptionJobsRequest
-	(*ListReencryptionJobsResponse)(nil),            // 11: keybroker.v1.ListReencryptionJobsResponse
-	(*WatchReencryptionJobRequest)(nil),             // 12: keybroker.v1.WatchReencryptionJobRequest
-	(*WatchReencryptionJobResponse)(nil),            // 13: keybroker.v1.WatchReencryptionJobResponse
-	(*PauseReencryptionJobRequest)(nil),             // 14: keybroker.v1.PauseReencryptionJobRequest
-	(*ResumeReencryptionJobRequest)(nil),            // 15: keybroker.v1.ResumeReencryptionJobRequest
-	(*CancelReencryptionJobRequest)(nil),            // 16: keybroker.v1.CancelReencryptionJobRequest
-	(*ListReencryptionFailuresRequest)(nil),         // 17: keybroker.v1.ListReencryptionFailuresRequest
-	(*ListReencryptionFailuresResponse)(nil),        // 18: keybroker.v1.ListReencryptionFailuresResponse
-	(*AcknowledgeReencryptionFailuresRequest)(nil),  // 19: keybroker.v1.AcknowledgeReencryptionFailuresRequest
-	(*AcknowledgeReencryptionFailuresResponse)(nil), // 20: keybroker.v1.AcknowledgeReencryptionFailuresResponse
-	(*GetRetirementReportRequest)(nil),              // 21: keybroker.v1.GetRetirementReportRequest
-	(*RetirementReport)(nil),                        // 22: keybroker.v1.RetirementReport
-	(*KeyRetirement)(nil),                           // 23: keybroker.v1.KeyRetirement
-	(*ReencryptionJob_Block)(nil),                   // 24: keybroker.v1.ReencryptionJob.Block
-	(*ReencryptionJob_Progress)(nil),                // 25: keybroker.v1.ReencryptionJob.Progress
-	(*ReencryptionJob_Waiting)(nil),                 // 26: keybroker.v1.ReencryptionJob.Waiting
-	(*KeyRetirement_Blocker)(nil),                   // 27: keybroker.v1.KeyRetirement.Blocker
-	(*KeyRetirement_RowsMoved)(nil),                 // 28: keybroker.v1.KeyRetirement.RowsMoved
-	(*Status)(nil),                                  // 29: keybroker.v1.Status
-	(*timestamppb.Timestamp)(nil),                   // 30: google.protobuf.Timestamp
+	(SelfInventory_State)(0),                        // 5: keybroker.v1.SelfInventory.State
+	(KeyRetirement_Blocker_Kind)(0),                 // 6: keybroker.v1.KeyRetirement.Blocker.Kind
+	(*ReencryptionJob)(nil),                         // 7: keybroker.v1.ReencryptionJob
+	(*ReencryptionFailure)(nil),                     // 8: keybroker.v1.ReencryptionFailure
+	(*CreateReencryptionJobRequest)(nil),            // 9: keybroker.v1.CreateReencryptionJobRequest
+	(*GetReencryptionJobRequest)(nil),               // 10: keybroker.v1.GetReencryptionJobRequest
+	(*ListReencryptionJobsRequest)(nil),             // 11: keybroker.v1.ListReencryptionJobsRequest
+	(*ListReencryptionJobsResponse)(nil),            // 12: keybroker.v1.ListReencryptionJobsResponse
+	(*WatchReencryptionJobRequest)(nil),             // 13: keybroker.v1.WatchReencryptionJobRequest
+	(*WatchReencryptionJobResponse)(nil),            // 14: keybroker.v1.WatchReencryptionJobResponse
+	(*PauseReencryptionJobRequest)(nil),             // 15: keybroker.v1.PauseReencryptionJobRequest
+	(*ResumeReencryptionJobRequest)(nil),            // 16: keybroker.v1.ResumeReencryptionJobRequest
+	(*CancelReencryptionJobRequest)(nil),            // 17: keybroker.v1.CancelReencryptionJobRequest
+	(*ListReencryptionFailuresRequest)(nil),         // 18: keybroker.v1.ListReencryptionFailuresRequest
+	(*ListReencryptionFailuresResponse)(nil),        // 19: keybroker.v1.ListReencryptionFailuresResponse
+	(*AcknowledgeReencryptionFailuresRequest)(nil),  // 20: keybroker.v1.AcknowledgeReencryptionFailuresRequest
+	(*AcknowledgeReencryptionFailuresResponse)(nil), // 21: keybroker.v1.AcknowledgeReencryptionFailuresResponse
+	(*OverrideSelfInventoryRequest)(nil),            // 22: keybroker.v1.OverrideSelfInventoryRequest
+	(*SelfInventory)(nil),                           // 23: keybroker.v1.SelfInventory
+	(*GetRetirementReportRequest)(nil),              // 24: keybroker.v1.GetRetirementReportRequest
+	(*RetirementReport)(nil),                        // 25: keybroker.v1.RetirementReport
+	(*KeyRetirement)(nil),                           // 26: keybroker.v1.KeyRetirement
+	(*ReencryptionJob_Block)(nil),                   // 27: keybroker.v1.ReencryptionJob.Block
+	(*ReencryptionJob_Progress)(nil),                // 28: keybroker.v1.ReencryptionJob.Progress
+	(*ReencryptionJob_Waiting)(nil),                 // 29: keybroker.v1.ReencryptionJob.Waiting
+	(*KeyRetirement_Blocker)(nil),                   // 30: keybroker.v1.KeyRetirement.Blocker
+	(*KeyRetirement_RowsMoved)(nil),                 // 31: keybroker.v1.KeyRetirement.RowsMoved
+	(*Status)(nil),                                  // 32: keybroker.v1.Status
+	(*timestamppb.Timestamp)(nil),                   // 33: google.protobuf.Timestamp
 }
 var file_keybroker_v1_reencryption_proto_depIdxs = []int32{
 	0,  // 0: keybroker.v1.ReencryptionJob.kind:type_name -> keybroker.v1.ReencryptionJob.Kind
 	1,  // 1: keybroker.v1.ReencryptionJob.phase:type_name -> keybroker.v1.ReencryptionJob.Phase
 	2,  // 2: keybroker.v1.ReencryptionJob.state:type_name -> keybroker.v1.ReencryptionJob.State
-	24, // 3: keybroker.v1.ReencryptionJob.block:type_name -> keybroker.v1.ReencryptionJob.Block
-	25, // 4: keybroker.v1.ReencryptionJob.progress:type_name -> keybroker.v1.ReencryptionJob.Progress
-	26, // 5: keybroker.v1.ReencryptionJob.waiting:type_name -> keybroker.v1.ReencryptionJob.Waiting
-	29, // 6: keybroker.v1.ReencryptionJob.error:type_name -> keybroker.v1.Status
-	30, // 7: keybroker.v1.ReencryptionJob.create_time:type_name -> google.protobuf.Timestamp
-	30, // 8: keybroker.v1.ReencryptionJob.switch_time:type_name -> google.protobuf.Timestamp
-	30, // 9: keybroker.v1.ReencryptionJob.end_time:type_name -> google.protobuf.Timestamp
-	30, // 10: keybroker.v1.ReencryptionJob.update_time:type_name -> google.protobuf.Timestamp
+	27, // 3: keybroker.v1.ReencryptionJob.block:type_name -> keybroker.v1.ReencryptionJob.Block
+	28, // 4: keybroker.v1.ReencryptionJob.progress:type_name -> keybroker.v1.ReencryptionJob.Progress
+	29, // 5: keybroker.v1.ReencryptionJob.waiting:type_name -> keybroker.v1.ReencryptionJob.Waiting
+	32, // 6: keybroker.v1.ReencryptionJob.error:type_name -> keybroker.v1.Status
+	33, // 7: keybroker.v1.ReencryptionJob.create_time:type_name -> google.protobuf.Timestamp
+	33, // 8: keybroker.v1.ReencryptionJob.switch_time:type_name -> google.protobuf.Timestamp
+	33, // 9: keybroker.v1.ReencryptionJob.end_time:type_name -> google.protobuf.Timestamp
+	33, // 10: keybroker.v1.ReencryptionJob.update_time:type_name -> google.protobuf.Timestamp
 	4,  // 11: keybroker.v1.ReencryptionFailure.class:type_name -> keybroker.v1.ReencryptionFailure.Class
-	30, // 12: keybroker.v1.ReencryptionFailure.fail_time:type_name -> google.protobuf.Timestamp
-	6,  // 13: keybroker.v1.CreateReencryptionJobRequest.reencryption_job:type_name -> keybroker.v1.ReencryptionJob
-	6,  // 14: keybroker.v1.ListReencryptionJobsResponse.reencryption_jobs:type_name -> keybroker.v1.ReencryptionJob
-	6,  // 15: keybroker.v1.WatchReencryptionJobResponse.job:type_name -> keybroker.v1.ReencryptionJob
-	7,  // 16: keybroker.v1.ListReencryptionFailuresResponse.reencryption_failures:type_name -> keybroker.v1.ReencryptionFailure
-	23, // 17: keybroker.v1.RetirementReport.entries:type_name -> keybroker.v1.KeyRetirement
-	30, // 18: keybroker.v1.RetirementReport.evaluate_time:type_name -> google.protobuf.Timestamp
-	30, // 19: keybroker.v1.KeyRetirement.safe_after:type_name -> google.protobuf.Timestamp
-	27, // 20: keybroker.v1.KeyRetirement.blockers:type_name -> keybroker.v1.KeyRetirement.Blocker
-	28, // 21: keybroker.v1.KeyRetirement.rows_moved:type_name -> keybroker.v1.KeyRetirement.RowsMoved
-	30, // 22: keybroker.v1.KeyRetirement.listed_time:type_name -> google.protobuf.Timestamp
-	30, // 23: keybroker.v1.KeyRetirement.last_row_moved_time:type_name -> google.protobuf.Timestamp
-	3,  // 24: keybroker.v1.ReencryptionJob.Block.side:type_name -> keybroker.v1.ReencryptionJob.Block.Side
-	30, // 25: keybroker.v1.ReencryptionJob.Block.since:type_name -> google.protobuf.Timestamp
-	30, // 26: keybroker.v1.ReencryptionJob.Block.next_probe_time:type_name -> google.protobuf.Timestamp
-	30, // 27: keybroker.v1.ReencryptionJob.Progress.estimated_finish_time:type_name -> google.protobuf.Timestamp
-	30, // 28: keybroker.v1.ReencryptionJob.Waiting.until:type_name -> google.protobuf.Timestamp
-	5,  // 29: keybroker.v1.KeyRetirement.Blocker.kind:type_name -> keybroker.v1.KeyRetirement.Blocker.Kind
-	30, // 30: keybroker.v1.KeyRetirement.Blocker.until:type_name -> google.protobuf.Timestamp
-	8,  // 31: keybroker.v1.ReencryptionService.CreateReencryptionJob:input_type -> keybroker.v1.CreateReencryptionJobRequest
-	9,  // 32: keybroker.v1.ReencryptionService.GetReencryptionJob:input_type -> keybroker.v1.GetReencryptionJobRequest
-	10, // 33: keybroker.v1.ReencryptionService.ListReencryptionJobs:input_type -> keybroker.v1.ListReencryptionJobsRequest
-	12, // 34: keybroker.v1.ReencryptionService.WatchReencryptionJob:input_type -> keybroker.v1.WatchReencryptionJobRequest
-	14, // 35: keybroker.v1.ReencryptionService.PauseReencryptionJob:input_type -> keybroker.v1.PauseReencryptionJobRequest
-	15, // 36: keybroker.v1.ReencryptionService.ResumeReencryptionJob:input_type -> keybroker.v1.ResumeReencryptionJobRequest
-	16, // 37: keybroker.v1.ReencryptionService.CancelReencryptionJob:input_type -> keybroker.v1.CancelReencryptionJobRequest
-	17, // 38: keybroker.v1.ReencryptionService.ListReencryptionFailures:input_type -> keybroker.v1.ListReencryptionFailuresRequest
-	19, // 39: keybroker.v1.ReencryptionService.AcknowledgeReencryptionFailures:input_type -> keybroker.v1.AcknowledgeReencryptionFailuresRequest
-	21, // 40: keybroker.v1.ReencryptionService.GetRetirementReport:input_type -> keybroker.v1.GetRetirementReportRequest
-	6,  // 41: keybroker.v1.ReencryptionService.CreateReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
-	6,  // 42: keybroker.v1.ReencryptionService.GetReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
-	11, // 43: keybroker.v1.ReencryptionService.ListReencryptionJobs:output_type -> keybroker.v1.ListReencryptionJobsResponse
-	13, // 44: keybroker.v1.ReencryptionService.WatchReencryptionJob:output_type -> keybroker.v1.WatchReencryptionJobResponse
-	6,  // 45: keybroker.v1.ReencryptionService.PauseReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
-	6,  // 46: keybroker.v1.ReencryptionService.ResumeReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
-	6,  // 47: keybroker.v1.ReencryptionService.CancelReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
-	18, // 48: keybroker.v1.ReencryptionService.ListReencryptionFailures:output_type -> keybroker.v1.ListReencryptionFailuresResponse
-	20, // 49: keybroker.v1.ReencryptionService.AcknowledgeReencryptionFailures:output_type -> keybroker.v1.AcknowledgeReencryptionFailuresResponse
-	22, // 50: keybroker.v1.ReencryptionService.GetRetirementReport:output_type -> keybroker.v1.RetirementReport
-	41, // [41:51] is the sub-list for method output_type
-	31, // [31:41] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	33, // 12: keybroker.v1.ReencryptionFailure.fail_time:type_name -> google.protobuf.Timestamp
+	7,  // 13: keybroker.v1.CreateReencryptionJobRequest.reencryption_job:type_name -> keybroker.v1.ReencryptionJob
+	7,  // 14: keybroker.v1.ListReencryptionJobsResponse.reencryption_jobs:type_name -> keybroker.v1.ReencryptionJob
+	7,  // 15: keybroker.v1.WatchReencryptionJobResponse.job:type_name -> keybroker.v1.ReencryptionJob
+	8,  // 16: keybroker.v1.ListReencryptionFailuresResponse.reencryption_failures:type_name -> keybroker.v1.ReencryptionFailure
+	5,  // 17: keybroker.v1.SelfInventory.state:type_name -> keybroker.v1.SelfInventory.State
+	33, // 18: keybroker.v1.SelfInventory.settle_time:type_name -> google.protobuf.Timestamp
+	26, // 19: keybroker.v1.RetirementReport.entries:type_name -> keybroker.v1.KeyRetirement
+	33, // 20: keybroker.v1.RetirementReport.evaluate_time:type_name -> google.protobuf.Timestamp
+	33, // 21: keybroker.v1.KeyRetirement.safe_after:type_name -> google.protobuf.Timestamp
+	30, // 22: keybroker.v1.KeyRetirement.blockers:type_name -> keybroker.v1.KeyRetirement.Blocker
+	31, // 23: keybroker.v1.KeyRetirement.rows_moved:type_name -> keybroker.v1.KeyRetirement.RowsMoved
+	33, // 24: keybroker.v1.KeyRetirement.listed_time:type_name -> google.protobuf.Timestamp
+	33, // 25: keybroker.v1.KeyRetirement.last_row_moved_time:type_name -> google.protobuf.Timestamp
+	23, // 26: keybroker.v1.KeyRetirement.self_inventories:type_name -> keybroker.v1.SelfInventory
+	3,  // 27: keybroker.v1.ReencryptionJob.Block.side:type_name -> keybroker.v1.ReencryptionJob.Block.Side
+	33, // 28: keybroker.v1.ReencryptionJob.Block.since:type_name -> google.protobuf.Timestamp
+	33, // 29: keybroker.v1.ReencryptionJob.Block.next_probe_time:type_name -> google.protobuf.Timestamp
+	33, // 30: keybroker.v1.ReencryptionJob.Progress.estimated_finish_time:type_name -> google.protobuf.Timestamp
+	33, // 31: keybroker.v1.ReencryptionJob.Waiting.until:type_name -> google.protobuf.Timestamp
+	6,  // 32: keybroker.v1.KeyRetirement.Blocker.kind:type_name -> keybroker.v1.KeyRetirement.Blocker.Kind
+	33, // 33: keybroker.v1.KeyRetirement.Blocker.until:type_name -> google.protobuf.Timestamp
+	9,  // 34: keybroker.v1.ReencryptionService.CreateReencryptionJob:input_type -> keybroker.v1.CreateReencryptionJobRequest
+	10, // 35: keybroker.v1.ReencryptionService.GetReencryptionJob:input_type -> keybroker.v1.GetReencryptionJobRequest
+	11, // 36: keybroker.v1.ReencryptionService.ListReencryptionJobs:input_type -> keybroker.v1.ListReencryptionJobsRequest
+	13, // 37: keybroker.v1.ReencryptionService.WatchReencryptionJob:input_type -> keybroker.v1.WatchReencryptionJobRequest
+	15, // 38: keybroker.v1.ReencryptionService.PauseReencryptionJob:input_type -> keybroker.v1.PauseReencryptionJobRequest
+	16, // 39: keybroker.v1.ReencryptionService.ResumeReencryptionJob:input_type -> keybroker.v1.ResumeReencryptionJobRequest
+	17, // 40: keybroker.v1.ReencryptionService.CancelReencryptionJob:input_type -> keybroker.v1.CancelReencryptionJobRequest
+	18, // 41: keybroker.v1.ReencryptionService.ListReencryptionFailures:input_type -> keybroker.v1.ListReencryptionFailuresRequest
+	20, // 42: keybroker.v1.ReencryptionService.AcknowledgeReencryptionFailures:input_type -> keybroker.v1.AcknowledgeReencryptionFailuresRequest
+	22, // 43: keybroker.v1.ReencryptionService.OverrideSelfInventory:input_type -> keybroker.v1.OverrideSelfInventoryRequest
+	24, // 44: keybroker.v1.ReencryptionService.GetRetirementReport:input_type -> keybroker.v1.GetRetirementReportRequest
+	7,  // 45: keybroker.v1.ReencryptionService.CreateReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	7,  // 46: keybroker.v1.ReencryptionService.GetReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	12, // 47: keybroker.v1.ReencryptionService.ListReencryptionJobs:output_type -> keybroker.v1.ListReencryptionJobsResponse
+	14, // 48: keybroker.v1.ReencryptionService.WatchReencryptionJob:output_type -> keybroker.v1.WatchReencryptionJobResponse
+	7,  // 49: keybroker.v1.ReencryptionService.PauseReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	7,  // 50: keybroker.v1.ReencryptionService.ResumeReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	7,  // 51: keybroker.v1.ReencryptionService.CancelReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	19, // 52: keybroker.v1.ReencryptionService.ListReencryptionFailures:output_type -> keybroker.v1.ListReencryptionFailuresResponse
+	21, // 53: keybroker.v1.ReencryptionService.AcknowledgeReencryptionFailures:output_type -> keybroker.v1.AcknowledgeReencryptionFailuresResponse
+	23, // 54: keybroker.v1.ReencryptionService.OverrideSelfInventory:output_type -> keybroker.v1.SelfInventory
+	25, // 55: keybroker.v1.ReencryptionService.GetRetirementReport:output_type -> keybroker.v1.RetirementReport
+	45, // [45:56] is the sub-list for method output_type
+	34, // [34:45] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_keybroker_v1_reencryption_proto_init() }
@@ -2479,8 +2766,8 @@ func file_keybroker_v1_reencryption_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keybroker_v1_reencryption_proto_rawDesc), len(file_keybroker_v1_reencryption_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   23,
+			NumEnums:      7,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	ReencryptionService_CancelReencryptionJob_FullMethodName           = "/keybroker.v1.ReencryptionService/CancelReencryptionJob"
 	ReencryptionService_ListReencryptionFailures_FullMethodName        = "/keybroker.v1.ReencryptionService/ListReencryptionFailures"
 	ReencryptionService_AcknowledgeReencryptionFailures_FullMethodName = "/keybroker.v1.ReencryptionService/AcknowledgeReencryptionFailures"
+	ReencryptionService_OverrideSelfInventory_FullMethodName           = "/keybroker.v1.ReencryptionService/OverrideSelfInventory"
 	ReencryptionService_GetRetirementReport_FullMethodName             = "/keybroker.v1.ReencryptionService/GetRetirementReport"
 )
 
@@ -85,6 +86,14 @@ type ReencryptionServiceClient interface {
 	// replaced since it failed is left alone.
 	// Errors: DOMAIN_NOT_FOUND, JOB_NOT_FOUND, REQUEST_ID_REUSED.
 	AcknowledgeReencryptionFailures(ctx context.Context, in *AcknowledgeReencryptionFailuresRequest, opts ...grpc.CallOption) (*AcknowledgeReencryptionFailuresResponse, error)
+	// Says in a service's place that it has no wrapped data key left under an older
+	// key of the domain, for a grant of INVENTORY_SELF whose service does not
+	// attest by ReencryptStream. If it has one after all, that key is lost when the
+	// older key is disabled. It counts for the older keys of now, is audited with
+	// its reason, and the retirement report names it. A grant that has attested is
+	// answered as it is. Errors: GRANT_NOT_FOUND, GRANT_NOT_SELF, NO_OLDER_KEY,
+	// REQUEST_ID_REUSED.
+	OverrideSelfInventory(ctx context.Context, in *OverrideSelfInventoryRequest, opts ...grpc.CallOption) (*SelfInventory, error)
 	// Says for each key that a job moved the domain away from whether, and from
 	// when, the key may be disabled. Evaluated anew at each call, also while the
 	// job runs. Errors: REPORT_NOT_FOUND (a domain's first key replaced none),
@@ -199,6 +208,16 @@ func (c *reencryptionServiceClient) AcknowledgeReencryptionFailures(ctx context.
 	return out, nil
 }
 
+func (c *reencryptionServiceClient) OverrideSelfInventory(ctx context.Context, in *OverrideSelfInventoryRequest, opts ...grpc.CallOption) (*SelfInventory, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SelfInventory)
+	err := c.cc.Invoke(ctx, ReencryptionService_OverrideSelfInventory_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *reencryptionServiceClient) GetRetirementReport(ctx context.Context, in *GetRetirementReportRequest, opts ...grpc.CallOption) (*RetirementReport, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RetirementReport)
@@ -263,6 +282,14 @@ type ReencryptionServiceServer interface {
 	// replaced since it failed is left alone.
 	// Errors: DOMAIN_NOT_FOUND, JOB_NOT_FOUND, REQUEST_ID_REUSED.
 	AcknowledgeReencryptionFailures(context.Context, *AcknowledgeReencryptionFailuresRequest) (*AcknowledgeReencryptionFailuresResponse, error)
+	// Says in a service's place that it has no wrapped data key left under an older
+	// key of the domain, for a grant of INVENTORY_SELF whose service does not
+	// attest by ReencryptStream. If it has one after all, that key is lost when the
+	// older key is disabled. It counts for the older keys of now, is audited with
+	// its reason, and the retirement report names it. A grant that has attested is
+	// answered as it is. Errors: GRANT_NOT_FOUND, GRANT_NOT_SELF, NO_OLDER_KEY,
+	// REQUEST_ID_REUSED.
+	OverrideSelfInventory(context.Context, *OverrideSelfInventoryRequest) (*SelfInventory, error)
 	// Says for each key that a job moved the domain away from whether, and from
 	// when, the key may be disabled. Evaluated anew at each call, also while the
 	// job runs. Errors: REPORT_NOT_FOUND (a domain's first key replaced none),
@@ -304,6 +331,9 @@ func (UnimplementedReencryptionServiceServer) ListReencryptionFailures(context.C
 }
 func (UnimplementedReencryptionServiceServer) AcknowledgeReencryptionFailures(context.Context, *AcknowledgeReencryptionFailuresRequest) (*AcknowledgeReencryptionFailuresResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method AcknowledgeReencryptionFailures not implemented")
+}
+func (UnimplementedReencryptionServiceServer) OverrideSelfInventory(context.Context, *OverrideSelfInventoryRequest) (*SelfInventory, error) {
+	return nil, status.Error(codes.Unimplemented, "method OverrideSelfInventory not implemented")
 }
 func (UnimplementedReencryptionServiceServer) GetRetirementReport(context.Context, *GetRetirementReportRequest) (*RetirementReport, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetRetirementReport not implemented")
@@ -484,6 +514,24 @@ func _ReencryptionService_AcknowledgeReencryptionFailures_Handler(srv interface{
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ReencryptionService_OverrideSelfInventory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OverrideSelfInventoryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReencryptionServiceServer).OverrideSelfInventory(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ReencryptionService_OverrideSelfInventory_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReencryptionServiceServer).OverrideSelfInventory(ctx, req.(*OverrideSelfInventoryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ReencryptionService_GetRetirementReport_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetRetirementReportRequest)
 	if err := dec(in); err != nil {
@@ -540,6 +588,10 @@ var ReencryptionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "AcknowledgeReencryptionFailures",
 			Handler:    _ReencryptionService_AcknowledgeReencryptionFailures_Handler,
+		},
+		{
+			MethodName: "OverrideSelfInventory",
+			Handler:    _ReencryptionService_OverrideSelfInventory_Handler,
 		},
 		{
 			MethodName: "GetRetirementReport",
