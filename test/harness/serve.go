@@ -1,0 +1,51 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/grpcapi"
+)
+
+// Serve starts the API over the bench and gives a connection to it, through
+// memory. wrap, if not nil, is put around each transport connection, for faults.
+// Close ends both.
+func (b *Bench) Serve(wrap func(net.Conn) net.Conn) (*grpc.ClientConn, *grpcapi.Server, error) {
+	server, err := grpcapi.New(grpcapi.Config{
+		Logger: slog.New(slog.DiscardHandler), Now: time.Now, NewID: b.ids.next, PageTokenKey: bytes.Repeat([]byte{7}, 32),
+		CallerFunc: func(context.Context) broker.Caller { return Caller },
+	}, b.Broker, b.Engine)
+	if err != nil {
+		return nil, nil, err
+	}
+	lis := bufconn.Listen(1 << 20)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(lis) }()
+	conn, err := grpc.NewClient("passthrough:///bench", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			c, err := lis.DialContext(ctx)
+			if err == nil && wrap != nil {
+				c = wrap(c)
+			}
+			return c, err
+		}))
+	if err != nil {
+		return nil, nil, err
+	}
+	b.close = append(b.close, func() error {
+		closed := conn.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		return errors.Join(closed, server.Shutdown(ctx), <-served)
+	})
+	return conn, server, nil
+}
