@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/keybroker/keybroker/test/kmsmodel"
 )
 
 // parseContext is the inverse of appendContext. That it exists proves that no two
@@ -116,6 +118,20 @@ func TestSeveralMaterials(t *testing.T) {
 		}
 		if _, err := first.open(parsed, nil); (err == nil) != (sealer.current() == first.current()) {
 			t.Errorf("the first material alone: %v", err)
+		}
+	}
+}
+
+// Errors have the form in which the SDK's own record of the wire has each of them.
+func TestSnapshotErrors(t *testing.T) {
+	theirs, err := kmsmodel.Snapshots("response_snapshot", ".error.snap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for code, want := range theirs {
+		_, got := encode(nil, fault(code, "__Message__"), &Call{})
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s: %s, want %s", code, got, want)
 		}
 	}
 }

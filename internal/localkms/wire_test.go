@@ -7,9 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -21,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/keybroker/keybroker/internal/localkms"
+	"github.com/keybroker/keybroker/test/kmsmodel"
 )
 
 // served are the operations that the package serves.
@@ -116,30 +114,10 @@ func wantAnswer(t *testing.T, a answer, want refusal) {
 	}
 }
 
-// snapshots returns the SDK's own record of the wire, from the module cache.
+// snapshots returns the SDK's own record of the wire.
 func snapshots(t *testing.T, folder, suffix string) map[string][]byte {
 	t.Helper()
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/aws/aws-sdk-go-v2/service/kms").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(out)), folder, "*"+suffix))
-	if err != nil || len(files) == 0 {
-		t.Fatalf("the SDK has no snapshots in %s: %v", folder, err)
-	}
-	found := map[string][]byte{}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, body, ok := bytes.Cut(text, []byte("\n\n{"))
-		if !ok {
-			continue // an operation without a body
-		}
-		found[strings.TrimSuffix(filepath.Base(file), suffix)] = append([]byte("{"), body...)
-	}
-	return found
+	return must[map[string][]byte](t)(kmsmodel.Snapshots(folder, suffix))
 }
 
 // Every request that the SDK can write reaches its operation and is answered as a
