@@ -173,7 +173,7 @@ type listAliasesOutput struct {
 // listAliases lists the aliases of the caller's account and region, by name. A
 // marker holds the last name of the page before.
 func (k *KMS) listAliases(r *request, in *listAliasesInput) (*listAliasesOutput, error) {
-	last, err := readMarker(in.Marker)
+	last, err := r.readMarker(in.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +193,7 @@ func (k *KMS) listAliases(r *request, in *listAliasesInput) (*listAliasesOutput,
 	for _, a := range k.aliasesAfter(r, target, last) {
 		if len(out.Aliases) == limit {
 			out.Truncated = true
-			out.NextMarker = writeMarker(out.Aliases[limit-1].AliasName)
+			out.NextMarker = r.writeMarker(out.Aliases[limit-1].AliasName)
 			break
 		}
 		out.Aliases = append(out.Aliases, aliasEntry{

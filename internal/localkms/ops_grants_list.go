@@ -52,7 +52,7 @@ func (k *KMS) listGrants(r *request, in *listGrantsInput) (*listGrantsOutput, er
 	if in.GranteeServicePrincipal != nil {
 		return nil, fault(codeUnsupportedOperation, "localkms does not support GranteeServicePrincipal.")
 	}
-	position, err := readMarker(in.Marker)
+	position, err := r.readMarker(in.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func (k *KMS) listGrants(r *request, in *listGrantsInput) (*listGrantsOutput, er
 		out.Grants[i] = g.entry(key.arn)
 	}
 	if more {
-		out.NextMarker = writeMarker(strconv.FormatUint(page[len(page)-1].Seq, 10))
+		out.NextMarker = r.writeMarker(strconv.FormatUint(page[len(page)-1].Seq, 10))
 	}
 	return out, k.settle()
 }
@@ -162,7 +162,7 @@ func (k *KMS) listRetirableGrants(r *request, in *listRetirableGrantsInput) (*li
 	if err := k.authorizeAccount(r, "ListRetirableGrants", "*"); err != nil {
 		return nil, err
 	}
-	lastKey, lastSeq, err := readGrantMarker(in.Marker)
+	lastKey, lastSeq, err := r.readGrantMarker(in.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +172,7 @@ func (k *KMS) listRetirableGrants(r *request, in *listRetirableGrantsInput) (*li
 	if out.Truncated {
 		page = page[:limit]
 		last := page[limit-1]
-		out.NextMarker = writeMarker(last.keyARN + "#" + strconv.FormatUint(last.Seq, 10))
+		out.NextMarker = r.writeMarker(last.keyARN + "#" + strconv.FormatUint(last.Seq, 10))
 	}
 	out.Grants = make([]grantEntry, len(page))
 	for i, found := range page {
@@ -182,8 +182,8 @@ func (k *KMS) listRetirableGrants(r *request, in *listRetirableGrantsInput) (*li
 }
 
 // readGrantMarker returns the key and Seq in a marker, nothing without one.
-func readGrantMarker(marker *string) (keyARN string, seq uint64, err error) {
-	position, err := readMarker(marker)
+func (r *request) readGrantMarker(marker *string) (keyARN string, seq uint64, err error) {
+	position, err := r.readMarker(marker)
 	if err != nil || position == "" {
 		return "", 0, err
 	}

@@ -29,7 +29,7 @@ type listKeysOutput struct {
 // listKeys lists the keys of the caller's account and region, by id, which is no
 // order that says anything. A marker holds the last id of the page before.
 func (k *KMS) listKeys(r *request, in *listKeysInput) (*listKeysOutput, error) {
-	last, err := readMarker(in.Marker)
+	last, err := r.readMarker(in.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +38,7 @@ func (k *KMS) listKeys(r *request, in *listKeysInput) (*listKeysOutput, error) {
 	}
 	out := &listKeysOutput{Keys: k.keysAfter(r, last)}
 	if limit := pageSize(in.Limit, defaultLongPage); len(out.Keys) > limit {
-		out.Keys, out.Truncated, out.NextMarker = out.Keys[:limit], true, writeMarker(out.Keys[limit-1].KeyID)
+		out.Keys, out.Truncated, out.NextMarker = out.Keys[:limit], true, r.writeMarker(out.Keys[limit-1].KeyID)
 	}
 	return out, k.settle()
 }

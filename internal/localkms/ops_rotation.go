@@ -230,7 +230,7 @@ type listKeyRotationsOutput struct {
 // which no rotation made, only on request, and of keys that rotate. A marker holds
 // the number of materials on the pages before.
 func (k *KMS) listKeyRotations(r *request, in *listKeyRotationsInput) (*listKeyRotationsOutput, error) {
-	position, err := readMarker(in.Marker)
+	position, err := r.readMarker(in.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -252,7 +252,7 @@ func (k *KMS) listKeyRotations(r *request, in *listKeyRotationsInput) (*listKeyR
 	out := &listKeyRotationsOutput{Rotations: []rotationEntry{}}
 	for i := first; i < len(key.materials); i++ {
 		if len(out.Rotations) == limit {
-			out.Truncated, out.NextMarker = true, writeMarker(strconv.Itoa(i))
+			out.Truncated, out.NextMarker = true, r.writeMarker(strconv.Itoa(i))
 			break
 		}
 		out.Rotations = append(out.Rotations, key.listed(key.materials[i]))

@@ -178,7 +178,7 @@ type listResourceTagsOutput struct {
 // listResourceTags lists the tags of a key, by their keys. A marker holds the last
 // key of the page before.
 func (k *KMS) listResourceTags(r *request, in *listResourceTagsInput) (*listResourceTagsOutput, error) {
-	last, err := readMarker(in.Marker)
+	last, err := r.readMarker(in.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +189,7 @@ func (k *KMS) listResourceTags(r *request, in *listResourceTagsInput) (*listReso
 	out := &listResourceTagsOutput{}
 	after := slices.DeleteFunc(slices.Clone(key.tags), func(t tag) bool { return t.TagKey <= last })
 	if limit := pageSize(in.Limit, maxTags); len(after) > limit {
-		after, out.Truncated, out.NextMarker = after[:limit], true, writeMarker(after[limit-1].TagKey)
+		after, out.Truncated, out.NextMarker = after[:limit], true, r.writeMarker(after[limit-1].TagKey)
 	}
 	out.Tags = slices.Concat([]tag{}, after) // never null
 	return out, k.settle()

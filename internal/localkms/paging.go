@@ -12,19 +12,22 @@ func pageSize(limit *int, otherwise int) int {
 	return *limit
 }
 
-// A marker is opaque to callers: base64 of where the next page begins.
+// A marker is opaque to callers: base64 of the operation that it belongs to and of
+// where the next page begins.
 
-func writeMarker(position string) string {
-	return base64.URLEncoding.EncodeToString([]byte("m1:" + position))
+func (r *request) writeMarker(position string) string {
+	return base64.URLEncoding.EncodeToString([]byte(r.markerPrefix() + position))
 }
 
+func (r *request) markerPrefix() string { return "m1:" + r.call.Operation + ":" }
+
 // readMarker returns the position in a marker, "" without one.
-func readMarker(marker *string) (string, error) {
+func (r *request) readMarker(marker *string) (string, error) {
 	if marker == nil {
 		return "", nil
 	}
 	decoded, err := base64.URLEncoding.DecodeString(*marker)
-	position, ok := strings.CutPrefix(string(decoded), "m1:")
+	position, ok := strings.CutPrefix(string(decoded), r.markerPrefix())
 	if err != nil || !ok || position == "" {
 		return "", errInvalidMarker()
 	}

@@ -151,7 +151,7 @@ func TestListRetirableGrants(t *testing.T) {
 		"no ARN":          {kms.ListRetirableGrantsInput{RetiringPrincipal: aws.String("me")}, refusal{"InvalidArnException", "ARN does not refer to a valid principal: me"}},
 		"another account": {kms.ListRetirableGrantsInput{RetiringPrincipal: aws.String(admin)}, refusal{"AccessDeniedException", "User: " + registrar + " is not authorized to perform: kms:ListRetirableGrants on resource: " + admin + " because no resource-based policy allows the kms:ListRetirableGrants action"}},
 		"a service":       {kms.ListRetirableGrantsInput{RetiringServicePrincipal: aws.String("s3.amazonaws.com")}, refusal{"UnsupportedOperationException", "localkms does not support RetiringServicePrincipal."}},
-		"bad marker":      {kms.ListRetirableGrantsInput{RetiringPrincipal: aws.String(registrar), Marker: aws.String("bTE6MQ==")}, refusal{"InvalidMarkerException", "The request was rejected because the marker that specifies where pagination should next begin is not valid."}},
+		"bad marker":      {kms.ListRetirableGrantsInput{RetiringPrincipal: aws.String(registrar), Marker: aws.String("bTE6TGlzdFJldGlyYWJsZUdyYW50czox")}, refusal{"InvalidMarkerException", "The request was rejected because the marker that specifies where pagination should next begin is not valid."}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := as(h, registrar).ListRetirableGrants(ctx, &tc.in)

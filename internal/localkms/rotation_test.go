@@ -131,7 +131,7 @@ func TestRotationsAreListed(t *testing.T) {
 	if n := len(list(&kms.ListKeyRotationsInput{KeyId: &mac})); n != 0 {
 		t.Errorf("an HMAC key has %d rotations", n)
 	}
-	_, err := c.ListKeyRotations(ctx, &kms.ListKeyRotationsInput{KeyId: &key, Marker: aws.String("bTE6LTE=")})
+	_, err := c.ListKeyRotations(ctx, &kms.ListKeyRotationsInput{KeyId: &key, Marker: aws.String("bTE6TGlzdEtleVJvdGF0aW9uczotMQ==")})
 	wantCode(t, err, "InvalidMarkerException")
 
 	status := must[*kms.GetKeyRotationStatusOutput](t)(c.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: &key}))
