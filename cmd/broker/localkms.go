@@ -2,21 +2,24 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strings"
 
 	"github.com/keybroker/keybroker/internal/localkms"
 )
 
-// localkms is broker localkms: the embedded KMS alone, for anybody's aws CLI.
+// localkms is broker localkms: the embedded KMS alone, with its STS, for anybody's
+// aws CLI and tests.
 func (c command) localkms(ctx context.Context) (err error) {
 	set := c.flags("localkms")
 	address := set.String("listen", defaultKMSListen, "the loopback `address` to serve on")
 	data := set.String("data", "", "the `directory` that keeps keys and grants; empty keeps them in memory")
-	accounts := set.String("accounts", "", "a JSON `file` of principals: [{\"arn\",\"access_key_id\",\"secret_access_key\"}]; empty takes those of serve --dev")
+	accounts := set.String("accounts", "", "a JSON `file` of accounts, users, roles and access keys; empty is one account, with access key test and secret test for its root")
 	delay := set.Duration("grant-delay", devGrantDelay, "how long a new grant is hidden")
+	quota := set.Float64("quota", 0, "cryptographic `requests per second` that an account may make in a Region; 0 is no quota")
 	faultPlan := set.String("faults", "", "faults as `JSON`, or @FILE; see and change them at /faults")
 	if err := c.parse(set); err != nil {
 		return err
@@ -25,15 +28,21 @@ func (c command) localkms(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if given(set)["quota"] {
+		if faults.RequestsPerSecond != 0 || *quota < 0 {
+			return usagef("--quota: must not be negative, nor stand beside requests_per_second in --faults")
+		}
+		faults.RequestsPerSecond = *quota
+	}
 	if err := checkAddress("--listen", *address, false); err != nil {
 		return usageError{err.Error()}
 	}
 	if *delay < 0 {
 		return usagef("--grant-delay: must not be negative")
 	}
-	principals := devPrincipals()
+	config := localkms.Config{Dir: *data, GrantDelay: *delay, Faults: faults, Accounts: defaultAccounts()}
 	if *accounts != "" {
-		if principals, err = readAccounts(*accounts); err != nil {
+		if config.Accounts, err = readAccounts(*accounts); err != nil {
 			return fmt.Errorf("--accounts: %w", err)
 		}
 	}
@@ -41,43 +50,63 @@ func (c command) localkms(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	kms, err := startEmbedded(l, localkms.Config{Dir: *data, Principals: principals, GrantDelay: *delay, Faults: faults})
+	kms, err := startEmbedded(l, config)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, kms.stop(ctx)) }()
-	if _, err := fmt.Fprintf(c.stdout, "KMS on %s\n", kms.url); err != nil {
+	if err := localkmsBanner(c.stdout, kms.url, config.Accounts, *accounts == ""); err != nil {
 		return err
-	}
-	for _, p := range principals {
-		if _, err := fmt.Fprintf(c.stdout, "  AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s  # %s\n", p.AccessKeyID, p.SecretAccessKey, p.ARN); err != nil {
-			return err
-		}
 	}
 	<-ctx.Done()
 	return nil
 }
 
-// readAccounts reads principals. Their access keys open this KMS alone.
-func readAccounts(path string) ([]localkms.Principal, error) {
+// What the aws CLI is told when it should be nobody in particular.
+const testAccessKey = "test"
+
+// defaultAccounts is one account whose root has a key that is easy to remember.
+func defaultAccounts() []localkms.Account {
+	return []localkms.Account{{
+		ID:             "000000000000",
+		RootAccessKeys: []localkms.AccessKey{{ID: testAccessKey, Secret: testAccessKey}},
+	}}
+}
+
+func readAccounts(path string) ([]localkms.Account, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	var entries []struct {
-		ARN             string `json:"arn"`
-		AccessKeyID     string `json:"access_key_id"`
-		SecretAccessKey string `json:"secret_access_key"`
-	}
-	if err := json.Unmarshal(text, &entries); err != nil {
+	accounts, err := localkms.ReadAccounts(text)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if len(entries) == 0 {
-		return nil, fmt.Errorf("%s: names no principal", path)
+	return accounts, nil
+}
+
+// localkmsBanner says where the KMS is and who may call. Secrets it does not repeat,
+// but the one that everybody knows.
+func localkmsBanner(w io.Writer, url string, accounts []localkms.Account, byDefault bool) error {
+	var text strings.Builder
+	fmt.Fprintf(&text, "KMS and STS on %s\n", url)
+	if byDefault {
+		fmt.Fprintf(&text, "export AWS_ENDPOINT_URL=%s AWS_REGION=%s AWS_DEFAULT_REGION=%s AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s\n",
+			url, devRegion, devRegion, testAccessKey, testAccessKey)
+	} else {
+		for _, a := range accounts {
+			listKeys(&text, a.ID, "root", a.RootAccessKeys)
+			for _, u := range a.Users {
+				listKeys(&text, a.ID, "user "+u.Name, u.AccessKeys)
+			}
+		}
 	}
-	var principals []localkms.Principal
-	for _, e := range entries {
-		principals = append(principals, localkms.Principal(e))
+	_, err := io.WriteString(w, text.String())
+	return err
+}
+
+func listKeys(text *strings.Builder, account, who string, keys []localkms.AccessKey) {
+	for _, key := range keys {
+		fmt.Fprintf(text, "  %s  account %s, %s\n", key.ID, account, who)
 	}
-	return principals, nil
 }

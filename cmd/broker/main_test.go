@@ -99,6 +99,11 @@ func TestBadCallsSayWhyInOneLine(t *testing.T) {
 		{"faults in no file", none, []string{"localkms", "--listen", "127.0.0.1:0", "--faults", "@nowhere"}, 2, []string{"--faults", "nowhere"}},
 		{"KMS for everybody", none, []string{"localkms", "--listen", "0.0.0.0:8444"}, 2, []string{"--listen", "127.0.0.1"}},
 		{"no accounts", none, []string{"localkms", "--listen", "127.0.0.1:0", "--accounts", config(`[]`)}, 1, []string{"--accounts"}},
+		{"a misspelt member", none, []string{"localkms", "--listen", "127.0.0.1:0", "--accounts", config(`{"accounts":[{"id":"111122223333","users":[{"name":"a","polices":{}}]}]}`)}, 1,
+			[]string{"--accounts", "accounts[0].users[0].polices", "policies"}},
+		{"a policy that is none", none, []string{"localkms", "--listen", "127.0.0.1:0", "--accounts", config(`{"accounts":[{"id":"111122223333","users":[{"name":"a","policies":{"p":{"Statement":[]}}}]}]}`)}, 1,
+			[]string{"account 111122223333", "user a", "policy p"}},
+		{"two quotas", none, []string{"localkms", "--listen", "127.0.0.1:0", "--quota", "5", "--faults", `{"requests_per_second":5}`}, 2, []string{"--quota"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			args := test.args

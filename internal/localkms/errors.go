@@ -14,6 +14,7 @@ const (
 	codeDependencyTimeout     = "DependencyTimeoutException"
 	codeDisabled              = "DisabledException"
 	codeDryRun                = "DryRunOperationException"
+	codeExpiredToken          = "ExpiredTokenException"
 	codeIncompleteSignature   = "IncompleteSignatureException"
 	codeIncorrectKey          = "IncorrectKeyException"
 	codeInternal              = "KMSInternalException"

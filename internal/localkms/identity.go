@@ -3,7 +3,6 @@ package localkms
 import (
 	"crypto/sha256"
 	"encoding/base32"
-	"fmt"
 	"net/http"
 	"regexp"
 	"strings"
@@ -34,6 +33,7 @@ const (
 
 // session is what a caller with temporary credentials has beside its role.
 type session struct {
+	accessKeyID     string
 	policy          *policy // nil when none was passed
 	issued, expires time.Time
 }
@@ -90,60 +90,22 @@ type credential struct {
 	secret   string
 }
 
-// credentials are those of a KMS, by access key id.
-type credentials map[string]credential
-
-func (c credentials) add(who *identity, id, secret string) error {
-	if id == "" || strings.ContainsAny(id, "/, ") {
-		return fmt.Errorf("principal %s: want an access key id without slash, comma or space", who.arn)
-	}
-	if secret == "" {
-		return fmt.Errorf("principal %s: want a secret access key", who.arn)
-	}
-	if other, taken := c[id]; taken {
-		return fmt.Errorf("principals %s and %s share an access key id", other.identity.arn, who.arn)
-	}
-	c[id] = credential{who, secret}
-	return nil
-}
-
-// addPrincipals adds principals that may do anything that their account may.
-func (c credentials) addPrincipals(principals []Principal) error {
-	all, err := parsePolicy(identityPolicy, "everything", `{"Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}`)
-	if err != nil {
-		return err
-	}
-	for _, p := range principals {
-		if principalAccount(p.ARN) == "" || !strings.HasPrefix(p.ARN, "arn:aws:iam:") {
-			return fmt.Errorf("principal %q: want the ARN of an IAM role, user or account root", p.ARN)
-		}
-		if err := c.add(newIdentity(p.ARN, all), p.AccessKeyID, p.SecretAccessKey); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// authenticate finds out who calls, and in which region.
-func (k *KMS) authenticate(r *request, hr *http.Request, body []byte) error {
+// authenticate finds out who calls, and in which region. service is kms or sts.
+func (k *KMS) authenticate(r *request, hr *http.Request, body []byte, service string) error {
 	signedAt := hr.Header.Get("X-Amz-Date")
 	s, err := parseSignature(hr.Header.Get("Authorization"), signedAt)
 	if err != nil {
 		return err
 	}
-	if err := s.checkScope("kms", signedAt); err != nil {
+	if err := s.checkScope(service, signedAt); err != nil {
 		return err
 	}
-	skew := k.clockSkew
-	if skew == 0 {
-		skew = kmsClockSkew
-	}
-	if err := checkTime(signedAt, r.now, skew); err != nil {
+	if err := checkTime(signedAt, r.now, k.skew(service)); err != nil {
 		return err
 	}
-	found, ok := k.credentials[s.keyID]
-	if !ok || hr.Header.Get("X-Amz-Security-Token") != "" {
-		return fault(codeUnrecognizedClient, "The security token included in the request is invalid.")
+	found, err := k.credential(r, s.keyID, hr.Header.Get("X-Amz-Security-Token"))
+	if err != nil {
+		return err
 	}
 	if !k.verifier.matches(&s, found.secret, hr, body, signedAt) {
 		return fault(codeInvalidSignature, "The request signature we calculated does not match the signature you provided. "+
@@ -152,4 +114,33 @@ func (k *KMS) authenticate(r *request, hr *http.Request, body []byte) error {
 	r.caller, r.region = found.identity, s.region
 	r.call.Principal = r.caller.arn
 	return nil
+}
+
+// credential looks an access key up. A token goes with a temporary one, and with no
+// other.
+func (k *KMS) credential(r *request, id, token string) (credential, error) {
+	if token == "" {
+		if found, ok := k.credentials[id]; ok {
+			return found, nil
+		}
+		return credential{}, errUnknownToken()
+	}
+	found, ok := k.sessions.read(id, token)
+	if !ok {
+		return credential{}, errUnknownToken()
+	}
+	if !r.now.Before(found.identity.session.expires) {
+		return credential{}, errExpiredToken()
+	}
+	return found, nil
+}
+
+func (k *KMS) skew(service string) time.Duration {
+	switch {
+	case k.clockSkew != 0:
+		return k.clockSkew
+	case service == stsService:
+		return stsClockSkew
+	}
+	return kmsClockSkew
 }

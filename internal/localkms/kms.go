@@ -11,7 +11,8 @@
 // Who may call it. Anything that speaks to AWS KMS, over a socket or through
 // [RoundTripper]. Signatures (SigV4, in the Authorization header) are verified: the
 // caller of a request is the principal behind their access key id, and their
-// region is the region of the request.
+// region is the region of the request. STS, on the same address, lets users and
+// roles act in roles.
 //
 // What it never does. It starts no goroutine, and no timer but to hold up a request
 // that [Faults] delays; it takes no nonce and no
@@ -20,8 +21,11 @@
 // its directory, which is closed to other users: it protects development data.
 //
 // Where it differs from AWS:
-//   - Every principal holds an identity policy that allows everything, so a key
-//     policy that names an account allows every principal of that account.
+//   - The principals of Config.Principals hold an identity policy that allows
+//     everything, and roles among them a permanent access key.
+//   - Accounts are not in organizations, and have no managed policies, groups,
+//     permissions boundaries and tags on users and roles. STS has AssumeRole and
+//     GetCallerIdentity. A session policy is taken; session tags are refused.
 //   - Policies have no NotPrincipal, and of policy variables those that this
 //     package can fill; others are refused. A key policy's statement without Action
 //     or Resource, which AWS takes and passes over, is refused.
@@ -52,13 +56,17 @@ import (
 // Developer Guide, Quotas, "Grants per customer managed KMS key".
 const DefaultGrantsPerKey = 50_000
 
-// Config says what a KMS is made of. Principals and Now are needed.
+// Config says what a KMS is made of. Now is needed, and somebody who may call.
 type Config struct {
 	// Dir is the directory of the journal, made with mode 0700 when absent.
 	// Empty keeps everything in memory. Only one KMS may use it at a time.
 	Dir string
 
-	// Principals says who is behind each access key id.
+	// Accounts are the AWS accounts whose users and roles may call.
+	Accounts []Account
+
+	// Principals may call as well, each with an identity policy that allows
+	// everything: what their account may do, they may do.
 	Principals []Principal
 
 	// GrantDelay is how long a new grant stays unseen, by authorization without
@@ -77,8 +85,9 @@ type Config struct {
 	Now func() time.Time
 
 	// ClockSkew is how far the time of a signature may be from Now, before or
-	// after. 0 is what AWS allows: 5 minutes for KMS. A negative one allows any
-	// time, for a Now that tests move while their clients sign by a real clock.
+	// after. 0 is what AWS allows: 5 minutes for KMS, 15 for STS. A negative one
+	// allows any time, for a Now that tests move while their clients sign by a real
+	// clock.
 	ClockSkew time.Duration
 
 	// Sleep waits for a while, or until the context is done, whose error it then
@@ -94,7 +103,8 @@ type Config struct {
 // Principal is an identity that may call, and the credential it calls with.
 type Principal struct {
 	// ARN is an IAM role or user, arn:aws:iam::111122223333:role/name, or the
-	// root of an account, arn:aws:iam::111122223333:root.
+	// root of an account, arn:aws:iam::111122223333:root. A role with a permanent
+	// key is no session of it: AWS has no such thing.
 	ARN string
 
 	// AccessKeyID is unique among the principals of a KMS.
@@ -107,7 +117,7 @@ type Principal struct {
 // Call is what [Config.Observe] learns of one request. What the operation does
 // not have, or what an early error left unread, is empty.
 type Call struct {
-	Operation string // as in X-Amz-Target, without the service
+	Operation string // as in X-Amz-Target, without the service; of STS its Action
 	Principal string // ARN of the caller
 	RequestID string // the x-amzn-RequestId of the answer
 
@@ -149,7 +159,8 @@ type KMS struct {
 	sleep        func(context.Context, time.Duration) error
 	clockSkew    time.Duration
 	verifier     *verifier
-	credentials  credentials          // never changes
+	credentials  map[string]credential // of permanent keys, by access key id; never changes
+	sessions     *sessions
 	operations   map[string]operation // by name; never changes
 	journal      *journal             // nil when there is no directory
 	plan         atomic.Pointer[plan] // nil when there are no faults
@@ -170,9 +181,9 @@ func New(cfg Config) (*KMS, error) {
 	if cfg.Now == nil {
 		return nil, errors.New("localkms: Config.Now is required")
 	}
-	known := credentials{}
-	if err := known.addPrincipals(cfg.Principals); err != nil {
-		return nil, err
+	known, err := newDirectory(cfg.Accounts, cfg.Principals)
+	if err != nil {
+		return nil, fmt.Errorf("localkms: %w", err)
 	}
 	k := &KMS{
 		now:          cfg.Now,
@@ -182,7 +193,7 @@ func New(cfg Config) (*KMS, error) {
 		sleep:        cfg.Sleep,
 		clockSkew:    cfg.ClockSkew,
 		verifier:     newVerifier(),
-		credentials:  known,
+		credentials:  known.credentials,
 		operations:   newOperations(),
 	}
 	if k.grantsPerKey == 0 {
@@ -197,12 +208,10 @@ func New(cfg Config) (*KMS, error) {
 	if cfg.Dir == "" {
 		k.state = newState(newTokenSecret())
 		k.state.tracking = stamp(cfg.Now())
-		return k, nil
-	}
-	var err error
-	if k.journal, k.state, err = openJournal(cfg.Dir, cfg.Now()); err != nil {
+	} else if k.journal, k.state, err = openJournal(cfg.Dir, cfg.Now()); err != nil {
 		return nil, fmt.Errorf("open KMS directory %s: %w", cfg.Dir, err)
 	}
+	k.sessions = newSessions(k.state.tokenSecret, known.roles)
 	return k, nil
 }
 

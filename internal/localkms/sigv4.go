@@ -21,6 +21,12 @@ import (
 // it: in the Authorization header, with the time in X-Amz-Date. Messages: IAM User
 // Guide, "Troubleshoot Signature Version 4 signing", and published answers.
 
+// The services of a credential scope that are served here.
+const (
+	kmsService = "kms"
+	stsService = "sts"
+)
+
 const (
 	signingAlgorithm = "AWS4-HMAC-SHA256"
 	signingEnd       = "aws4_request"

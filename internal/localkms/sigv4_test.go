@@ -203,7 +203,7 @@ func BenchmarkAuthenticate(b *testing.B) {
 	sign(string(k.verifier.appendSignature(nil, &s, exampleSecret, hr, body, "20150830T123600Z")))
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := k.authenticate(&request{now: time.Now()}, hr, body); err != nil {
+		if err := k.authenticate(&request{now: time.Now()}, hr, body, kmsService); err != nil {
 			b.Fatal(err)
 		}
 	}

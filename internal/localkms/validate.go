@@ -81,6 +81,20 @@ func (v *validation) text(value *string, member string, most int) {
 	}
 }
 
+// between checks the length of an optional string that has a least one too.
+func (v *validation) between(value *string, member string, least, most int) {
+	if value != nil {
+		v.length(utf8.RuneCountInString(*value), least, most, quoted(*value), member)
+	}
+}
+
+// pattern checks an optional string against what the model says in its own words.
+func (v *validation) pattern(value *string, member string, matcher *regexp.Regexp, words string) {
+	if value != nil && !matcher.MatchString(*value) {
+		v.fail(quoted(*value), member, "Member must satisfy regular expression pattern: "+words)
+	}
+}
+
 func (v *validation) requiredText(value *string, member string, most int) {
 	v.required(value != nil, member)
 	v.text(value, member, most)

@@ -69,14 +69,18 @@ func serve[In any, P input[In], Out any](run func(*KMS, *request, P) (Out, error
 	}
 }
 
-// ServeHTTP answers one AWS JSON 1.1 request. An answer that is to be lost ends
-// with a panic of http.ErrAbortHandler, which closes the connection.
+// ServeHTTP answers one request to KMS (AWS JSON 1.1) or STS (AWS Query). An answer
+// that is to be lost ends with a panic of http.ErrAbortHandler, which closes the
+// connection.
 func (k *KMS) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	r := &request{now: k.now(), userAgent: hr.UserAgent(), secure: hr.TLS != nil}
 	r.sourceIP, _, _ = net.SplitHostPort(hr.RemoteAddr) // in process there is none
 	r.call.RequestID = newUUID()
-	out, err := k.dispatch(r, hr)
-	status, body := encode(out, err, &r.call)
+	serve := k.serveKMS
+	if isSTS(hr) {
+		serve = k.serveSTS
+	}
+	status, kind, body := serve(r, hr)
 	if k.observe != nil {
 		k.observe(r.call)
 	}
@@ -84,11 +88,17 @@ func (k *KMS) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	h := w.Header()
-	h.Set("Content-Type", contentType)
+	h.Set("Content-Type", kind)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("X-Amzn-Requestid", r.call.RequestID)
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // the caller went away: there is nobody to tell
+}
+
+func (k *KMS) serveKMS(r *request, hr *http.Request) (status int, kind string, body []byte) {
+	out, err := k.dispatch(r, hr)
+	status, body = encode(out, err, &r.call)
+	return status, contentType, body
 }
 
 func (k *KMS) dispatch(r *request, hr *http.Request) (any, error) {
@@ -101,7 +111,7 @@ func (k *KMS) dispatch(r *request, hr *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := k.authenticate(r, hr, body); err != nil {
+	if err := k.authenticate(r, hr, body, kmsService); err != nil {
 		return nil, err
 	}
 	run, ok := k.operations[name]
