@@ -31,9 +31,12 @@ type embedded struct {
 	stopping bool
 }
 
-// faultsPath is where the faults of the embedded KMS are seen (GET) and set
-// (PUT), on its own listener: that is on loopback always.
-const faultsPath = "/faults"
+// On its own listener, which is on loopback always, the embedded KMS shows its
+// faults (GET), has them set (PUT), and explains its newest refusals (GET).
+const (
+	faultsPath  = "/faults"
+	explainPath = "/explain"
+)
 
 // readFaults reads the value of --faults: JSON, or @ and the name of a file of it.
 func readFaults(text string) (faults localkms.Faults, err error) {
@@ -66,6 +69,7 @@ func startEmbedded(l net.Listener, config localkms.Config) (*embedded, error) {
 	mux := http.NewServeMux()
 	mux.Handle("/", kms)
 	mux.Handle(faultsPath, kms.AdminHandler())
+	mux.Handle(explainPath, kms.AdminHandler())
 	e.server = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10, ConnState: e.connState}
 	go func() { e.done <- e.server.Serve(l) }()
 	return e, nil

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/keybroker/keybroker/internal/localkms"
 )
@@ -20,6 +21,7 @@ func (c command) localkms(ctx context.Context) (err error) {
 	accounts := set.String("accounts", "", "a JSON `file` of accounts, users, roles and access keys; empty is one account, with access key test and secret test for its root")
 	delay := set.Duration("grant-delay", devGrantDelay, "how long a new grant is hidden")
 	quota := set.Float64("quota", 0, "cryptographic `requests per second` that an account may make in a Region; 0 is no quota")
+	explain := set.Bool("explain", false, "say on standard error why a request is refused; the newest refusals are at /explain always")
 	faultPlan := set.String("faults", "", "faults as `JSON`, or @FILE; see and change them at /faults")
 	if err := c.parse(set); err != nil {
 		return err
@@ -46,6 +48,9 @@ func (c command) localkms(ctx context.Context) (err error) {
 			return fmt.Errorf("--accounts: %w", err)
 		}
 	}
+	if *explain {
+		config.Explain = c.explainDenials()
+	}
 	l, err := listen(ctx, "--listen", *address)
 	if err != nil {
 		return err
@@ -60,6 +65,19 @@ func (c command) localkms(ctx context.Context) (err error) {
 	}
 	<-ctx.Done()
 	return nil
+}
+
+// explainDenials returns what writes refusals to standard error, one at a time.
+func (c command) explainDenials() func(localkms.Decision) {
+	var mu sync.Mutex
+	return func(d localkms.Decision) {
+		if d.Allowed {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		_, _ = fmt.Fprintln(c.stderr, d) // there is nobody else to tell
+	}
 }
 
 // What the aws CLI is told when it should be nobody in particular.

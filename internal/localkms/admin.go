@@ -5,14 +5,28 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 )
 
+// explainPath ends the path at which an admin handler shows the newest refusals.
+const explainPath = "/explain"
+
 // AdminHandler returns a handler through which the faults of a KMS are seen and
-// set, as JSON: GET shows them, PUT replaces them; {} ends them. It asks nobody
-// who they are: it must not be reachable but from the same machine.
+// set, as JSON: GET shows them, PUT replaces them; {} ends them. At a path that
+// ends in /explain, GET shows what Denials returns. It asks nobody who they are: it
+// must not be reachable but from the same machine.
 func (k *KMS) AdminHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, explainPath) {
+			if r.Method != http.MethodGet && r.Method != http.MethodHead {
+				w.Header().Set("Allow", "GET, HEAD")
+				http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
+				return
+			}
+			writeJSON(w, append([]Decision{}, k.Denials()...)) // never null
+			return
+		}
 		switch r.Method {
 		case http.MethodGet, http.MethodHead:
 		case http.MethodPut:
@@ -25,14 +39,18 @@ func (k *KMS) AdminHandler() http.Handler {
 			http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 			return
 		}
-		body, err := json.Marshal(k.Faults())
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(append(body, '\n')) // the caller went away: there is nobody to tell
+		writeJSON(w, k.Faults())
 	})
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(append(body, '\n')) // the caller went away: there is nobody to tell
 }
 
 func (k *KMS) readFaults(body io.Reader) error {

@@ -11,19 +11,33 @@ func (k *KMS) authorize(r *request, key resolved, a access) error {
 	}
 	q := k.newQuery(r, &key, &a)
 	v, o := q.decide(key.policy)
-	if v.allowed || (!v.explicit && k.grantAllows(q, o, granted)) {
+	c := conclusion{verdict: v, opinions: o, resource: key.policy}
+	if !v.allowed && !v.explicit {
+		c.grant = k.grantAllowing(q, o, granted)
+		c.allowed = c.grant != nil
+	}
+	return k.conclude(q, c)
+}
+
+// conclude tells of a decision, and makes the refusal of what is not allowed.
+func (k *KMS) conclude(q *query, c conclusion) error {
+	k.explain(q, c)
+	if c.allowed {
 		return nil
 	}
-	return errDenied(r.caller.arn, a.operation, key.arn, v.why("kms:"+a.operation))
+	return errDenied(q.r.caller.arn, q.access.operation, q.resource, c.why(q.actionName()))
 }
 
 // authorizeOwner is authorize for operations that AWS does not allow across
 // accounts, whatever policies say.
 func (k *KMS) authorizeOwner(r *request, key resolved, operation string, also ...attribute) error {
+	a := access{operation: operation, also: also}
 	if r.caller.account != key.ref.Account {
-		return errDenied(r.caller.arn, operation, key.arn, verdict{kind: keyPolicy}.why("kms:"+operation))
+		return k.conclude(k.newQuery(r, &key, &a), conclusion{
+			verdict: verdict{kind: keyPolicy}, also: "no policy allows the operation to another account than the key's",
+		})
 	}
-	return k.authorize(r, key, access{operation: operation, also: also})
+	return k.authorize(r, key, a)
 }
 
 // authorizeAccount decides about an operation that uses no key: identity policies
@@ -33,10 +47,8 @@ func (k *KMS) authorizeAccount(r *request, operation, resource string, also ...a
 		kms: k, r: r, action: "kms:" + fold(operation), resource: resource, owner: r.caller.account,
 		access: &access{operation: operation, also: also},
 	}
-	if v := q.decideAlone(); !v.allowed {
-		return errDenied(r.caller.arn, operation, resource, v.why("kms:"+operation))
-	}
-	return nil
+	v, o := q.decideAlone()
+	return k.conclude(q, conclusion{verdict: v, opinions: o})
 }
 
 func errDenied(caller, operation, resource, why string) error {
@@ -57,10 +69,10 @@ func (k *KMS) tokenGrants(tokens []string) ([]string, error) {
 	return ids, nil
 }
 
-// grantAllows looks for a live grant that allows what is asked, to the caller by
+// grantAllowing looks for a live grant that allows what is asked, to the caller by
 // any of its names. A grant that is still within the delay counts only when the
 // request brought one of its tokens.
-func (k *KMS) grantAllows(q *query, o *opinions, tokenGrants []string) bool {
+func (k *KMS) grantAllowing(q *query, o *opinions, tokenGrants []string) *grant {
 	grantees, r, a := q.grantees(o), q.r, q.access
 	k.mu.RLock()
 	defer k.mu.RUnlock()
@@ -75,20 +87,20 @@ func (k *KMS) grantAllows(q *query, o *opinions, tokenGrants []string) bool {
 	for _, grantee := range grantees {
 		for g := range q.key.grants.candidates(grantee, a) {
 			if g.permits(a) && seen(g) {
-				return true
+				return g
 			}
 		}
 	}
 	for _, g := range r.plan.lingering(q.key.grants, r.now) {
 		if slices.Contains(grantees, g.Grantee) && g.permits(a) && seen(g) {
 			r.injected(injectedRetired)
-			return true
+			return g
 		}
 	}
 	if hidden {
 		r.injected(injectedHidden)
 	}
-	return false
+	return nil
 }
 
 // visible reports whether a grant has become consistent. The rest of the world

@@ -176,12 +176,12 @@ func (q *query) decide(resource *policy) (verdict, *opinions) {
 }
 
 // decideAlone judges a query on no resource that has a policy (P11).
-func (q *query) decideAlone() verdict {
+func (q *query) decideAlone() (verdict, *opinions) {
 	o := q.ownOpinions()
 	if v, denied := o.denial(""); denied {
-		return v
+		return v, o
 	}
-	return q.ownVerdict(o)
+	return q.ownVerdict(o), o
 }
 
 // grantees are the names under which grants mean the caller: its own ARN; as a

@@ -254,7 +254,7 @@ func compareWithModel(t *testing.T, rnd *rand.Rand) {
 		}
 		r := &request{caller: callers[rnd.IntN(2)], now: now}
 		q := k.newQuery(r, &resolved{key: &key{grants: set}}, a)
-		got := k.grantAllows(q, q.ownOpinions(), tokens)
+		got := k.grantAllowing(q, q.ownOpinions(), tokens) != nil
 		if want := model(plain, r.caller, a, tokens, now, time.Minute); got != want {
 			t.Fatalf("%s as %s in %q: got %v, want %v", operation, r.caller.arn, a.context, got, want)
 		}

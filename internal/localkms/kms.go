@@ -98,6 +98,11 @@ type Config struct {
 	// answered. It is called under no lock, by the goroutine of the request, so
 	// by several at once. The maps and slices it gets are its to keep. May be nil.
 	Observe func(Call)
+
+	// Explain is told of each decision about a permission, refusals included, as it
+	// is made. It is called under no lock, by the goroutine of the request, so by
+	// several at once. May be nil.
+	Explain func(Decision)
 }
 
 // Principal is an identity that may call, and the credential it calls with.
@@ -156,6 +161,8 @@ type KMS struct {
 	grantDelay   time.Duration
 	grantsPerKey int
 	observe      func(Call)
+	tell         func(Decision) // may be nil
+	denials      denials
 	sleep        func(context.Context, time.Duration) error
 	clockSkew    time.Duration
 	verifier     *verifier
@@ -190,6 +197,7 @@ func New(cfg Config) (*KMS, error) {
 		grantDelay:   cfg.GrantDelay,
 		grantsPerKey: cfg.GrantsPerKey,
 		observe:      cfg.Observe,
+		tell:         cfg.Explain,
 		sleep:        cfg.Sleep,
 		clockSkew:    cfg.ClockSkew,
 		verifier:     newVerifier(),

@@ -105,23 +105,22 @@ func (k *KMS) grantToRetire(r *request, in *retireGrantInput) (grantClaim, error
 // identity policies. Only a policy of the caller's can deny it.
 func (k *KMS) authorizeRetirement(r *request, key resolved, g *grant) error {
 	q := k.newQuery(r, &key, &access{operation: "RetireGrant", grant: g})
-	o := q.ownOpinions()
-	v, denied := o.denial("")
-	if denied {
-		return errDenied(r.caller.arn, "RetireGrant", key.arn, v.why("kms:RetireGrant"))
+	c := conclusion{opinions: q.ownOpinions()}
+	var denied bool
+	if c.verdict, denied = c.opinions.denial(""); denied { // R1
+		return k.conclude(q, c)
 	}
-	names := q.grantees(o)
-	if slices.Contains(names, g.Retiring) || (g.allows("RetireGrant") && slices.Contains(names, g.Grantee)) {
-		return nil
+	switch names := q.grantees(c.opinions); {
+	case slices.Contains(names, g.Retiring): // R2
+		c.allowed, c.also = true, "the grant names the caller as retiring principal"
+	case g.allows("RetireGrant") && slices.Contains(names, g.Grantee): // R3
+		c.allowed, c.also = true, "the grant allows RetireGrant to the caller"
+	case r.caller.account == g.Issuer || r.caller.account == key.ref.Account: // R4
+		c.verdict = q.ownVerdict(c.opinions)
+	default:
+		c.verdict = verdict{kind: keyPolicy}
 	}
-	v = verdict{kind: keyPolicy}
-	if r.caller.account == g.Issuer || r.caller.account == key.ref.Account {
-		v = q.ownVerdict(o)
-	}
-	if v.allowed {
-		return nil
-	}
-	return errDenied(r.caller.arn, "RetireGrant", key.arn, v.why("kms:RetireGrant"))
+	return k.conclude(q, c)
 }
 
 type revokeGrantInput struct {

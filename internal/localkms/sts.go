@@ -236,7 +236,9 @@ func (k *KMS) authorizeRole(r *request, in *assumeRoleInput) (*role, error) {
 		a.also = append(a.also, attributeOf("sts:ExternalId", *in.externalID))
 	}
 	q := &query{kms: k, r: r, action: "sts:assumerole", resource: of.arn, owner: of.account, access: &a}
-	if v, _ := q.decide(of.trust); !v.allowed {
+	v, o := q.decide(of.trust)
+	k.explain(q, conclusion{verdict: v, opinions: o, resource: of.trust})
+	if !v.allowed {
 		return nil, denied
 	}
 	switch {
