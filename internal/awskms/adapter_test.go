@@ -191,8 +191,11 @@ func TestTimeLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 		cfg.Pacer = p
-		err = reEncrypt(t.Context(), open(t, cfg, pacer.Background), keyIn(homeRegion))
-		if !errors.Is(err, context.DeadlineExceeded) || broker.ClassOf(err) != broker.KMSUnavailable {
+		ctx, cancel = context.WithTimeout(t.Context(), 2*cfg.CallTimeout)
+		defer cancel()
+		start = time.Now()
+		err = reEncrypt(ctx, open(t, cfg, pacer.Background), keyIn(homeRegion))
+		if took := time.Since(start); took != 2*cfg.CallTimeout || !errors.Is(err, context.DeadlineExceeded) || broker.ClassOf(err) != broker.KMSUnavailable {
 			t.Errorf("a full pacer: %v", err)
 		}
 		held.Release(pacer.Done)

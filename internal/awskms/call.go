@@ -33,9 +33,12 @@ func call[In, Out any](ctx context.Context, k *KMS, op operation, in *In, send i
 	if !ok {
 		return nil, k.refuse(op.name, codeNoRegion, errRegion)
 	}
-	bounded, cancel := context.WithTimeout(ctx, k.cfg.CallTimeout)
-	defer cancel()
-	bounded, span := k.startSpan(bounded, op)
+	bounded, span := k.startSpan(ctx, op)
+	if k.class == pacer.Foreground {
+		var cancel context.CancelFunc
+		bounded, cancel = context.WithTimeout(bounded, k.cfg.CallTimeout)
+		defer cancel()
+	}
 
 	var out *Out
 	var failure *broker.KMSError
@@ -72,6 +75,11 @@ func try[In, Out any](
 	}
 	outcome := pacer.Lost // also when send panics
 	defer func() { ticket.Release(outcome) }()
+	if k.class == pacer.Background {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, k.cfg.CallTimeout)
+		defer cancel()
+	}
 
 	var start time.Time
 	if k.cfg.Observe != nil {

@@ -53,8 +53,10 @@ type Config struct {
 	// once; 0 means 256, the Pacer's own default.
 	MaxConnections int
 
-	// CallTimeout bounds one call with its repetitions and its wait for the Pacer
-	// (of ListGrants: one page); 0 means 10 s. It is broker.Config.KMSCallTimeout.
+	// CallTimeout bounds one call (of ListGrants: one page); 0 means 10 s. In the
+	// Foreground class that is with its repetitions and its wait for the Pacer, and
+	// it is broker.Config.KMSCallTimeout. In the Background class it is each
+	// attempt, without its wait: bulk work waits as long as its budget asks for.
 	CallTimeout time.Duration
 	// MaxAttempts is how often a call is tried that KMS throttles or does not
 	// answer; 0 means 3 in the Foreground class and 1 in the Background class.

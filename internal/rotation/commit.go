@@ -14,34 +14,37 @@ import (
 // commit stores a batch in one transaction: rows, failures, counts, cursor and
 // lease together, fenced by the shard's lease. A replica that lost the lease
 // writes nothing.
-func (w *shardWork) commit(ctx context.Context, out batchResult, release bool) (goOn bool, err error) {
-	ttl := w.engine.cfg.LeaseTTL
-	if release {
-		ttl = 0
-	}
-	next, tally := w.shard, tally{}
+func (w *shardWork) commit(ctx context.Context, b *batch) (goOn bool, err error) {
+	retryLater, found := w.look(ctx, b)
+	next, tally, lost := w.shard, tally{}, found
 	var state State
 	var took time.Duration
 	err = w.engine.store.Update(ctx, func(tx Tx) error {
-		next, took = w.shard, tx.Now().Sub(out.begun)
-		if tally, err = w.storeRows(ctx, tx, out); err != nil {
+		next, lost = w.shard, found
+		if len(b.slots) > 0 {
+			took = tx.Now().Sub(b.begun)
+		}
+		if tally, err = w.storeRows(ctx, tx, b); err != nil {
 			return err
 		}
 		next.Done += int64(tally.moved + tally.verified)
 		next.Relabelled += int64(tally.relabelled)
 		next.Failed += int64(tally.failed)
-		next.Again = next.Again || tally.conflicts > 0 || out.retryLater > 0
-		w.advance(&next, out)
-		if out.lost != nil || next.Finished {
+		next.Again = next.Again || tally.conflicts > 0 || retryLater
+		next.advance(b)
+		ttl := w.engine.cfg.LeaseTTL
+		if b.release || next.Finished {
 			ttl = 0
 		}
 		if state, err = tx.CommitShard(ctx, next, ttl); err != nil {
 			return err
 		}
-		if err := w.doubt(ctx, tx, &out, tally); err != nil {
-			return err
+		if lost == nil {
+			if lost, err = w.doubt(ctx, tx, tally); err != nil {
+				return err
+			}
 		}
-		return w.block(ctx, tx, out)
+		return w.block(ctx, tx, lost)
 	})
 	if err != nil {
 		return false, err
@@ -53,18 +56,36 @@ func (w *shardWork) commit(ctx context.Context, out batchResult, release bool) (
 		w.engine.cfg.Logger.InfoContext(ctx, "rows changed during their re-encryption", "job", w.job.ID, "rows", tally.conflicts)
 	}
 	w.engine.changed.notify()
-	if next.Finished || out.lost != nil {
+	if next.Finished || lost != nil {
 		w.engine.nudge()
 	}
-	return state == Running && out.lost == nil && !next.Finished, nil
+	return state == Running && lost == nil && !next.Finished && !b.release, nil
+}
+
+// look says whether rows are left for later, and finds the loss of access that
+// stops the job, as a hold.
+func (w *shardWork) look(ctx context.Context, b *batch) (retryLater bool, lost error) {
+	if b.cancel != nil {
+		b.cancel()
+	}
+	for i := range b.slots {
+		o := &b.slots[i].outcome
+		if o.move == nil && o.failure == nil && !o.verified {
+			retryLater = true
+		}
+		if o.lost != nil && lost == nil {
+			lost = w.diagnose(ctx, o.lostOn, o.lost)
+		}
+	}
+	return retryLater, lost
 }
 
 // advance moves the cursor over the rows of the batch, or ends the sweep.
-func (w *shardWork) advance(s *Shard, out batchResult) {
-	if len(out.rows) > 0 {
-		s.Cursor = out.rows[len(out.rows)-1].ID
+func (s *Shard) advance(b *batch) {
+	if n := len(b.slots); n > 0 {
+		s.Cursor = b.slots[n-1].row.ID
 	}
-	if !out.end {
+	if !b.end {
 		return
 	}
 	if s.Again {
@@ -79,13 +100,13 @@ type tally struct {
 	moved, relabelled, verified, failed, conflicts int
 }
 
-func (w *shardWork) storeRows(ctx context.Context, tx Tx, out batchResult) (tally, error) {
+func (w *shardWork) storeRows(ctx context.Context, tx Tx, b *batch) (tally, error) {
 	var t tally
 	var moves []Move
 	var failures []Failure
-	byMove := make([]*rowOutcome, 0, len(out.outcomes))
-	for i := range out.outcomes {
-		switch o := &out.outcomes[i]; {
+	byMove := make([]*rowOutcome, 0, len(b.slots))
+	for i := range b.slots {
+		switch o := &b.slots[i].outcome; {
 		case o.move != nil:
 			moves, byMove = append(moves, *o.move), append(byMove, o)
 		case o.verified:
@@ -156,29 +177,28 @@ const (
 )
 
 // doubt blocks a job whose rows turn out to be poison one after the other,
-// unless somebody said to go on over them.
-func (w *shardWork) doubt(ctx context.Context, tx Tx, out *batchResult, t tally) error {
-	if t.failed == 0 || w.job.Kind == KindVerify || out.lost != nil {
-		return nil
+// unless somebody said to go on over them. The block is a hold, nil for none.
+func (w *shardWork) doubt(ctx context.Context, tx Tx, t tally) (block, err error) {
+	if t.failed == 0 || w.job.Kind == KindVerify {
+		return nil, nil
 	}
 	j, err := tx.Job(ctx, w.job.Ref())
 	if err != nil || j.AcceptMismatch {
-		return err
+		return nil, err
 	}
 	p, err := tx.Progress(ctx, w.job.Ref())
 	if err != nil || p.Failed < doubtAt || float64(p.Failed) < doubtShare*float64(j.EstimatedRows) {
-		return err
+		return nil, err
 	}
-	out.lost = blockOn(From, broker.ReasonContextOrKeyMismatch,
-		"KMS cannot read %d rows: their key or context is not what the domain records; ResumeReencryptionJob goes on over them", p.Failed)
-	return nil
+	return blockOn(From, broker.ReasonContextOrKeyMismatch,
+		"KMS cannot read %d rows: their key or context is not what the domain records; ResumeReencryptionJob goes on over them", p.Failed), nil
 }
 
 // block stores the loss of access on the job, unless it is blocked already or
 // was changed meanwhile: the next batch will say it again.
-func (w *shardWork) block(ctx context.Context, tx Tx, out batchResult) error {
+func (w *shardWork) block(ctx context.Context, tx Tx, lost error) error {
 	var h *hold
-	if !errors.As(out.lost, &h) || h.State != Blocked {
+	if !errors.As(lost, &h) || h.State != Blocked {
 		return nil
 	}
 	j, err := tx.Job(ctx, w.job.Ref())

@@ -35,9 +35,9 @@ type Config struct {
 	// crash may cost in repeated KMS calls, and what a pause may take.
 	BatchRows int
 	BatchTime time.Duration
-	// CallsPerBatch is how many of a batch's rows are at KMS at a time; the pacer
-	// bounds them all together. Default 16.
-	CallsPerBatch int
+	// CallsPerShard is how many of a shard's rows, or of a pass's items, are at
+	// KMS at a time; the pacer bounds them all together. Default 16.
+	CallsPerShard int
 	// Sweep is how often the periodic tasks run. Default 10 s.
 	Sweep time.Duration
 	// Sleep waits between attempts; it returns early with the context's error.
@@ -97,7 +97,7 @@ func New(cfg Config, store Store, b *broker.Broker, registrar broker.Registrar, 
 	setDefault(&cfg.Workers, 4)
 	setDefault(&cfg.BatchRows, 500)
 	setDefault(&cfg.BatchTime, 2*time.Second)
-	setDefault(&cfg.CallsPerBatch, 16)
+	setDefault(&cfg.CallsPerShard, 16)
 	setDefault(&cfg.Sweep, 10*time.Second)
 	if cfg.Sleep == nil {
 		cfg.Sleep = sleep

@@ -105,7 +105,7 @@ func (e *Engine) moveItems(ctx context.Context, p plan, items []PassItem) ([]Rec
 	receipts := make([]Receipt, len(items))
 	var next atomic.Int64
 	var wg sync.WaitGroup
-	for range min(e.cfg.CallsPerBatch, len(items)) {
+	for range min(e.cfg.CallsPerShard, len(items)) {
 		wg.Go(func() {
 			for i := next.Add(1) - 1; i < int64(len(items)) && ctx.Err() == nil; i = next.Add(1) - 1 {
 				receipts[i] = e.moveItem(ctx, p, items[i])

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -83,56 +82,13 @@ func (e *Engine) claimAndWork(ctx context.Context, batches int) (worked bool, er
 	if w.plan, err = e.readPlan(ctx, j); err != nil {
 		return true, err
 	}
-	for n := 1; ; n++ {
-		last := n == batches || ctx.Err() != nil
-		goOn, err := w.batch(ctx, last)
-		if errors.Is(err, broker.ErrConflict) {
-			return true, nil // the lease is another's now, or the job has ended
-		}
-		if err != nil || !goOn || last {
-			return true, err
-		}
+	for goOn := true; goOn && err == nil; {
+		goOn, err = w.sweep(ctx, batches)
 	}
-}
-
-// A shardWork is one replica's work on one shard, under one lease.
-type shardWork struct {
-	engine *Engine
-	shard  Shard
-	job    Job
-	plan   plan
-}
-
-// batch reads, moves and commits one batch. With release it gives the lease
-// back. goOn is false when the shard is finished or the job is not RUNNING.
-func (w *shardWork) batch(ctx context.Context, release bool) (goOn bool, err error) {
-	var rows []broker.DataKey
-	var begun time.Time
-	err = w.engine.store.View(ctx, func(tx Tx) error {
-		begun = tx.Now()
-		rows, err = w.pendingRows(ctx, tx)
-		return err
-	})
-	if err != nil {
-		return false, err
+	if errors.Is(err, broker.ErrConflict) {
+		return true, nil // the lease is another's now, or the job has ended
 	}
-	out := w.moveRows(ctx, rows)
-	w.engine.cfg.At("batch.reencrypted")
-	out.begun = begun
-	if ctx.Err() != nil {
-		release = true
-	}
-	return w.commit(context.WithoutCancel(ctx), out, release)
-}
-
-// A batchResult is what a batch made of its rows: a prefix of those read.
-type batchResult struct {
-	begun      time.Time
-	rows       []broker.DataKey
-	outcomes   []rowOutcome
-	end        bool // the shard's range held no more rows
-	retryLater int
-	lost       error // the loss of access that stops the job, as a hold
+	return true, err
 }
 
 // A rowOutcome is exactly one of: a move, a row that KMS can read (of a VERIFY
@@ -148,52 +104,9 @@ type rowOutcome struct {
 	lostOn   broker.KeyARN
 }
 
-// moveRows gives the rows to KMS, several at a time, in order, until they are
-// all done, the batch's time is up, or access is lost.
-func (w *shardWork) moveRows(ctx context.Context, rows []broker.DataKey) batchResult {
-	e := w.engine
-	timed, cancel := context.WithTimeout(ctx, e.cfg.BatchTime)
-	defer cancel()
-	outcomes := make([]rowOutcome, len(rows))
-	var mu sync.Mutex
-	next := 0
-	take := func() int {
-		mu.Lock()
-		defer mu.Unlock()
-		if next == len(rows) || timed.Err() != nil {
-			return -1
-		}
-		next++
-		return next - 1
-	}
-	var wg sync.WaitGroup
-	for range min(e.cfg.CallsPerBatch, len(rows)) {
-		wg.Go(func() {
-			for i := take(); i >= 0; i = take() {
-				outcomes[i] = w.moveRow(ctx, timed, rows[i])
-				if outcomes[i].lost != nil {
-					cancel()
-				}
-			}
-		})
-	}
-	wg.Wait()
-	out := batchResult{rows: rows[:next], outcomes: outcomes[:next], end: next == len(rows) && len(rows) < e.cfg.BatchRows}
-	for i := range out.outcomes {
-		o := &out.outcomes[i]
-		if o.move == nil && o.failure == nil && !o.verified {
-			out.retryLater++
-		}
-		if o.lost != nil && out.lost == nil {
-			out.lost = w.diagnose(context.WithoutCancel(ctx), o.lostOn, o.lost)
-		}
-	}
-	return out
-}
-
 // moveRow moves one row. Failures that pass are tried again while the batch has
 // time.
-func (w *shardWork) moveRow(ctx, timed context.Context, row broker.DataKey) rowOutcome {
+func (w *shardWork) moveRow(ctx, timed context.Context, row *broker.DataKey) rowOutcome {
 	key, ok := broker.KeyOfEpoch(w.plan.keys, row.Epoch)
 	if !ok {
 		return rowOutcome{failure: w.failure(row, "", fmt.Errorf("the domain never had epoch %d", row.Epoch))}
@@ -231,8 +144,8 @@ func (w *shardWork) moveRow(ctx, timed context.Context, row broker.DataKey) rowO
 
 // reencrypt is the one call of the engine: from source to the target or, in a
 // VERIFY job, to source itself. The adapter has compared the keys in the answer.
-func (w *shardWork) reencrypt(ctx context.Context, row broker.DataKey, source broker.KeyARN) (broker.ReEncrypted, error) {
-	full := contextOf(row, w.plan.domain)
+func (w *shardWork) reencrypt(ctx context.Context, row *broker.DataKey, source broker.KeyARN) (broker.ReEncrypted, error) {
+	full := contextOf(*row, w.plan.domain)
 	destination := w.job.TargetKey
 	if w.job.Kind == KindVerify {
 		destination = source
@@ -243,7 +156,7 @@ func (w *shardWork) reencrypt(ctx context.Context, row broker.DataKey, source br
 
 // tryOtherKeys asks the domain's other keys that are not retired, the target
 // among them, for a row that is not under the key recorded for it.
-func (w *shardWork) tryOtherKeys(ctx context.Context, row broker.DataKey, recorded broker.KeyARN) (broker.ReEncrypted, broker.KeyARN, error) {
+func (w *shardWork) tryOtherKeys(ctx context.Context, row *broker.DataKey, recorded broker.KeyARN) (broker.ReEncrypted, broker.KeyARN, error) {
 	err := error(&broker.KMSError{Class: broker.KMSIncorrectKey, Code: "IncorrectKeyException", Operation: "ReEncrypt", Key: recorded})
 	tried := []broker.KeyARN{recorded}
 	for _, k := range w.plan.keys {
@@ -262,7 +175,7 @@ func (w *shardWork) tryOtherKeys(ctx context.Context, row broker.DataKey, record
 	return broker.ReEncrypted{}, recorded, err
 }
 
-func (w *shardWork) failure(row broker.DataKey, class broker.KMSClass, err error) *Failure {
+func (w *shardWork) failure(row *broker.DataKey, class broker.KMSClass, err error) *Failure {
 	return &Failure{Domain: row.Domain, Job: w.job.ID, DataKey: row.ID, UID: row.UID, Version: row.Version, Class: class, Message: err.Error()}
 }
 

@@ -137,13 +137,13 @@ func (e *Engine) olderMaterialLeft(ctx context.Context, j Job) (left bool, err e
 }
 
 // pendingRows gives the next rows of the shard that the job is about.
-func (w *shardWork) pendingRows(ctx context.Context, tx Tx) ([]broker.DataKey, error) {
+func (w *shardWork) pendingRows(ctx context.Context, tx Tx, s Shard) ([]broker.DataKey, error) {
 	limit := w.engine.cfg.BatchRows
 	switch w.job.Kind {
 	case KindKeyMaterial:
-		return tx.MaterialDataKeys(ctx, w.shard, w.job.TargetEpoch, w.job.TargetMaterial, w.job.CreateTime.Add(materialSettling), limit)
+		return tx.MaterialDataKeys(ctx, s, w.job.TargetEpoch, w.job.TargetMaterial, w.job.CreateTime.Add(materialSettling), limit)
 	case KindVerify:
-		return tx.ShardDataKeys(ctx, w.shard, limit)
+		return tx.ShardDataKeys(ctx, s, limit)
 	}
-	return tx.PendingDataKeys(ctx, w.shard, w.job.TargetEpoch, limit)
+	return tx.PendingDataKeys(ctx, s, w.job.TargetEpoch, limit)
 }

@@ -18,6 +18,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/pprof"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -65,6 +67,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	full := set.Bool("full", os.Getenv("BENCH") == "full", "a domain of 1,000,000 rows too; so does BENCH=full")
 	output := set.String("o", "bench.json", "the `file` that gets every figure")
 	profiles := set.String("profile", "", "the `directory` for CPU profiles of what is compared; they cost a little themselves")
+	only := set.String("only", "", "measure these `groups` of lines alone, of "+groupNames())
 	parent := set.String("dir", "", "the `directory` for databases, which are removed; empty takes the system's temporary one")
 	if err := set.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -74,6 +77,11 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	}
 	if set.NArg() > 0 {
 		return fmt.Errorf("unknown argument %q", set.Arg(0))
+	}
+	for name := range strings.SplitSeq(*only, ",") {
+		if name != "" && !slices.ContainsFunc(groups(), func(g group) bool { return g.name == name }) {
+			return fmt.Errorf("-only: %q is none of %s", name, groupNames())
+		}
 	}
 	size := defaultSizes()
 	if *quick {
@@ -87,7 +95,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	b := bench{size: size, dir: dir, profiles: *profiles, progress: progress, start: time.Now()}
+	b := bench{size: size, dir: dir, profiles: *profiles, only: *only, progress: progress, start: time.Now()}
 	if err := b.all(ctx); err != nil {
 		return err
 	}
@@ -110,6 +118,7 @@ type bench struct {
 	size     sizes
 	dir      string
 	profiles string
+	only     string // groups, with commas between; "" is all
 	progress io.Writer
 	start    time.Time
 	kms      *remoteKMS
@@ -125,14 +134,36 @@ func (b *bench) all(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.kms.stop()) }()
-	for _, part := range []func(context.Context) error{
-		b.sideBySide, b.sideBySideSlow, b.domainSizes, b.createDataKey, b.kmsRates,
-	} {
-		if err := part(ctx); err != nil {
+	for _, group := range groups() {
+		if b.only != "" && !slices.Contains(strings.Split(b.only, ","), group.name) {
+			continue
+		}
+		if err := group.measure(b, ctx); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// A group is lines that are measured together.
+type group struct {
+	name    string
+	measure func(*bench, context.Context) error
+}
+
+func groups() []group {
+	return []group{
+		{"job", (*bench).sideBySide}, {"slow", (*bench).sideBySideSlow}, {"sizes", (*bench).domainSizes},
+		{"create", (*bench).createDataKey}, {"kms", (*bench).kmsRates},
+	}
+}
+
+func groupNames() string {
+	var names []string
+	for _, g := range groups() {
+		names = append(names, g.name)
+	}
+	return strings.Join(names, ",")
 }
 
 // profiled runs fn under the CPU profiler, if that was asked for.

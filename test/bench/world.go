@@ -138,7 +138,7 @@ func openWorld(ctx context.Context, dir, endpoint string, p pool) (_ *world, err
 		return nil, err
 	}
 	w.engine, err = rotation.New(rotation.Config{Owner: "bench", RegistrarRole: registrar, WorkerRole: worker,
-		Workers: p.workers, CallsPerBatch: p.calls, Rand: mathrand.Float64, NewID: w.newID, NewProbe: rand.Text,
+		Workers: p.workers, CallsPerShard: p.calls, Rand: mathrand.Float64, NewID: w.newID, NewProbe: rand.Text,
 		Logger: slog.New(slog.NewJSONHandler(io.Discard, nil)), Observe: w.watch,
 	}, w.store.Rotation(), w.broker, w.background, w.background)
 	return w, err

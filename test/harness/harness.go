@@ -175,7 +175,7 @@ func (b *Bench) wire(cfg Config) error {
 		return err
 	}
 	engine := rotation.Config{Owner: "bench", RegistrarRole: RegistrarRole, WorkerRole: WorkerRole,
-		BatchRows: cfg.BatchRows, Shards: cfg.Shards, CallsPerBatch: 4, Sleep: noWait, Rand: mathrand.Float64,
+		BatchRows: cfg.BatchRows, Shards: cfg.Shards, CallsPerShard: 4, Sleep: noWait, Rand: mathrand.Float64,
 		NewID: b.ids.next, NewProbe: rand.Text, At: cfg.At, Logger: slog.New(slog.DiscardHandler)}
 	if engine.BatchRows == 0 {
 		engine.BatchRows = 5

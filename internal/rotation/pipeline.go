@@ -1,0 +1,190 @@
+package rotation
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// A shardWork is one replica's work on one shard, under one lease.
+//
+// Its sweeps over the shard are a pipeline: while one batch is committed, the
+// rows of the next are at KMS, and those after it are read. Each commit is one
+// transaction, and they come in the order of the rows. At most two batches have
+// been at KMS and are not committed: a crash costs no more than those. What a
+// pipeline holds is bounded by the size of a batch.
+type shardWork struct {
+	engine *Engine
+	shard  Shard // as the last commit left it
+	job    Job
+	plan   plan
+}
+
+// A page is rows that are read at once.
+type page struct {
+	rows []broker.DataKey
+	read time.Time
+	end  bool // the range holds no more
+	err  error
+}
+
+// A batch is rows that are committed together, with what became of them.
+type batch struct {
+	slots []slot
+	begun time.Time // when its first row was read
+	// timed ends with the batch's time: it takes no more rows then, and failures
+	// that pass are not tried again.
+	timed   context.Context
+	cancel  context.CancelFunc
+	pending sync.WaitGroup // rows at KMS
+	end     bool           // nothing is left behind it in this sweep
+	release bool           // the lease is given back with it
+}
+
+// A slot is a row's place in a batch.
+type slot struct {
+	batch   *batch
+	row     *broker.DataKey
+	outcome rowOutcome
+}
+
+// sweep passes over the rest of the shard once, or commits most batches of it (0
+// is no limit). goOn is false when the shard is finished, its lease was given
+// back, or the job is not RUNNING.
+func (w *shardWork) sweep(ctx context.Context, most int) (goOn bool, err error) {
+	// To stop is to take no more rows: the calls under way are seen through and
+	// committed. Where no commit will come, they are abandoned.
+	reading, stop := context.WithCancel(ctx)
+	calls, abandon := context.WithCancel(ctx)
+	pages, rows, batches := make(chan page), make(chan *slot), make(chan *batch)
+	var wg sync.WaitGroup
+	defer func() { // also where a commit panics
+		stop()
+		abandon()
+		wg.Wait()
+	}()
+	shard := w.shard
+	wg.Go(func() { w.read(reading, shard, most, pages) })
+	wg.Go(func() {
+		defer close(batches)
+		defer close(rows)
+		err = w.feed(reading, calls, most, pages, rows, batches)
+	})
+	for range w.engine.cfg.CallsPerShard {
+		wg.Go(func() {
+			for s := range rows {
+				s.outcome = w.moveRow(calls, s.batch.timed, s.row)
+				if s.outcome.lost != nil {
+					stop()
+				}
+				s.batch.pending.Done()
+			}
+		})
+	}
+	goOn = true
+	for b := range batches {
+		b.pending.Wait()
+		w.engine.cfg.At("batch.reencrypted")
+		more, err := w.commit(context.WithoutCancel(ctx), b)
+		if err != nil {
+			return false, err
+		}
+		if goOn = goOn && more; !goOn {
+			stop()
+		}
+	}
+	return goOn && err == nil, err
+}
+
+// read reads the shard's rows, page by page, to the end of its range or of most
+// pages.
+func (w *shardWork) read(ctx context.Context, s Shard, most int, pages chan<- page) {
+	defer close(pages)
+	for n := 1; ; n++ {
+		var p page
+		p.err = w.engine.store.View(ctx, func(tx Tx) (err error) {
+			p.read = tx.Now()
+			p.rows, err = w.pendingRows(ctx, tx, s)
+			return err
+		})
+		p.end = len(p.rows) < w.engine.cfg.BatchRows
+		select {
+		case pages <- p:
+		case <-ctx.Done():
+			return
+		}
+		if p.err != nil || p.end || n == most {
+			return
+		}
+		s.Cursor = p.rows[len(p.rows)-1].ID
+	}
+}
+
+// feed puts the rows into batches and gives them to whoever calls KMS. It hands a
+// batch on when that is full or its time is up, and waits with that while the one
+// before is committed. Where it ends before the rows do, its last batch, perhaps
+// an empty one, gives the lease back.
+func (w *shardWork) feed(ctx, calls context.Context, most int, pages <-chan page, rows chan<- *slot, batches chan<- *batch) error {
+	var p page // what is left of it
+	for n := 1; ; n++ {
+		b := &batch{slots: make([]slot, 0, w.engine.cfg.BatchRows)}
+		err := w.fill(ctx, calls, b, &p, pages, rows)
+		b.release = err != nil || ctx.Err() != nil || n == most
+		select {
+		case batches <- b:
+		case <-calls.Done():
+		}
+		if b.end || b.release {
+			return err
+		}
+	}
+}
+
+// fill gives rows to KMS until the batch takes no more.
+func (w *shardWork) fill(ctx, calls context.Context, b *batch, p *page, pages <-chan page, rows chan<- *slot) error {
+	for len(b.slots) < cap(b.slots) {
+		if len(p.rows) == 0 {
+			if b.end = p.end; b.end {
+				return nil
+			}
+			next, ok := <-pages
+			if !ok {
+				return nil
+			}
+			if *p = next; p.err != nil {
+				return p.err
+			}
+			continue
+		}
+		if len(b.slots) == 0 {
+			b.begin(calls, p.read, w.engine.cfg.BatchTime)
+		}
+		b.slots = append(b.slots, slot{batch: b, row: &p.rows[0]})
+		b.pending.Add(1)
+		select {
+		case rows <- &b.slots[len(b.slots)-1]:
+			p.rows = p.rows[1:]
+			continue
+		case <-b.timed.Done():
+		case <-ctx.Done():
+		}
+		b.pending.Done()
+		b.slots = b.slots[:len(b.slots)-1]
+		if len(b.slots) > 0 || ctx.Err() != nil {
+			return nil
+		}
+	}
+	b.end = p.end && len(p.rows) == 0
+	return nil
+}
+
+// begin starts the batch's time, also anew while nobody has taken a row of it.
+func (b *batch) begin(calls context.Context, read time.Time, limit time.Duration) {
+	if b.cancel != nil {
+		b.cancel()
+	}
+	b.begun = read
+	b.timed, b.cancel = context.WithTimeout(calls, limit)
+}
