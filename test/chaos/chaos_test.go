@@ -62,6 +62,11 @@ type result struct {
 	Struck        map[string]int `json:"struck"` // by the phase in which the database was found
 	KeyChanges    int            `json:"key_changes"`
 	Grants        int            `json:"grants"`
+	// Of the rows that clients share: their number, all calls, and those that were
+	// given up without an answer.
+	LinearRows  int `json:"linear_rows"`
+	LinearCalls int `json:"linear_calls"`
+	LinearOpen  int `json:"linear_open"`
 	// Calls cut off by a strike, all of them resolved afterwards.
 	UnknownKeys   int64 `json:"unknown_data_keys"`
 	UnknownGrants int64 `json:"unknown_grants"`
@@ -136,6 +141,7 @@ func play(t *testing.T, bin, nemesis string, cycles, rows int, at []point, seed 
 	for _, p := range s.check.findings.problems {
 		t.Error(p)
 	}
+	s.judge()
 	line, err := json.Marshal(s.report())
 	if err != nil {
 		t.Fatal(err)
@@ -146,9 +152,23 @@ func play(t *testing.T, bin, nemesis string, cycles, rows int, at []point, seed 
 	fmt.Println(string(line))
 }
 
+// judge looks for an order of events in each row that clients shared.
+func (s *story) judge() {
+	v := s.work.history.check()
+	s.result.LinearRows, s.result.LinearCalls, s.result.LinearOpen = v.rows, v.calls, v.open
+	for _, w := range v.wrong {
+		s.t.Error(w)
+	}
+}
+
 // checkTheChecker spoils copies of what the run left and expects each to be
 // noticed. A run that finds nothing means something only after that.
 func (s *story) checkTheChecker(ctx context.Context) {
+	for what, spoiled := range s.work.history.spoiled() {
+		if v := spoiled.check(); len(v.wrong) != 1 {
+			s.t.Errorf("no history of a row is right with %s", what)
+		}
+	}
 	const some = `(select data_key_id from data_key where context like '%key-%' order by data_key_id limit 1)`
 	for what, tamper := range map[string]struct {
 		sql string
@@ -246,6 +266,7 @@ func (s *story) tell(ctx context.Context) error {
 		defer close(trafficDone)
 		s.work.traffic(ctx, quiet, s.failed)
 	}()
+	s.work.start(func() error { return s.work.linear(ctx, quiet, s.result.Seed) }, s.failed)
 	err := s.cycles(ctx)
 	if err == nil {
 		err = s.awaitJob(ctx)

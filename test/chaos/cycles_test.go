@@ -46,7 +46,7 @@ func (s *story) changeKey(ctx context.Context) error {
 
 // awaitJob waits for the job's end, which has to be success.
 func (s *story) awaitJob(ctx context.Context) error {
-	return s.sys.watch(ctx, s.job, func(_ *running, j *keybrokerv1.ReencryptionJob) bool { return s.see(j) })
+	return watch(ctx, s.sys, s.job, func(_ *running, j *keybrokerv1.ReencryptionJob) bool { return s.see(j) })
 }
 
 // see looks at a job as it is shown. It reports whether the job has ended.
@@ -158,7 +158,7 @@ func (s *story) reach(ctx context.Context, m moment) (_ *running, until time.Tim
 	}
 	if m.phase != starting {
 		want := keybrokerv1.ReencryptionJob_Phase(keybrokerv1.ReencryptionJob_Phase_value["PHASE_"+m.phase])
-		err := s.sys.watch(ctx, s.job, func(_ *running, j *keybrokerv1.ReencryptionJob) bool {
+		err := watch(ctx, s.sys, s.job, func(_ *running, j *keybrokerv1.ReencryptionJob) bool {
 			if j.GetPhase() == want && j.GetWaiting().GetUntil() != nil {
 				until = j.GetWaiting().GetUntil().AsTime()
 			}
@@ -190,7 +190,7 @@ func (s *story) strikeStart(ctx context.Context) error {
 func (s *story) recovered(ctx context.Context, r *running) error {
 	shown := 0
 	waits := false
-	err := s.sys.watch(ctx, s.job, func(_ *running, j *keybrokerv1.ReencryptionJob) bool {
+	err := watch(ctx, s.sys, s.job, func(_ *running, j *keybrokerv1.ReencryptionJob) bool {
 		shown++
 		ended := s.see(j)
 		waits = ended || j.GetWaiting().GetUntil() != nil

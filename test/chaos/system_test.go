@@ -184,10 +184,40 @@ func (r *running) acknowledgedWrite() {
 	})
 }
 
+// A caller reaches a system over all that is done to it.
+type caller interface {
+	// do repeats a call until its outcome is known. The call must be one that is
+	// safe to repeat: it has a request_id, or changes nothing. It gives how many
+	// attempts were left without an answer.
+	do(ctx context.Context, call func(context.Context, *running) error) (unknown int, err error)
+	// try makes a call once. Its error is errNoAnswer if the outcome is not known.
+	try(ctx context.Context, call func(context.Context, *running) error) error
+}
+
+// errNoAnswer says that a call may have had its effect, or may have it still.
+var errNoAnswer = errors.New("the call was left without an answer")
+
+// try takes for no answer also what the broker itself asks to repeat.
+func (s *system) try(ctx context.Context, call func(context.Context, *running) error) error {
+	r, err := s.up(ctx)
+	if err != nil {
+		return err
+	}
+	err = call(ctx, r)
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if _, again := repeatAfter(err); again || r.isDown() || r.endedItself(ctx) {
+		return errNoAnswer
+	}
+	return err
+}
+
 // do repeats a call until its outcome is known: on the next process if this one
-// is harmed during the call, and where the broker asks for it. The call must be
-// one that is safe to repeat: it has a request_id, or changes nothing. It gives
-// how many attempts were left without an answer by a crash.
+// is harmed during the call, and where the broker asks for it.
 func (s *system) do(ctx context.Context, call func(context.Context, *running) error) (unknown int, err error) {
 	for {
 		r, err := s.up(ctx)
@@ -260,8 +290,8 @@ func repeatAfter(err error) (time.Duration, bool) {
 
 // watch shows a job, as it is and after each change, until see is satisfied or
 // the job has ended. It goes on over crashes.
-func (s *system) watch(ctx context.Context, job string, see func(*running, *keybrokerv1.ReencryptionJob) bool) error {
-	_, err := s.do(ctx, func(ctx context.Context, r *running) error {
+func watch(ctx context.Context, sys caller, job string, see func(*running, *keybrokerv1.ReencryptionJob) bool) error {
+	_, err := sys.do(ctx, func(ctx context.Context, r *running) error {
 		ctx, cancel := context.WithCancel(ctx) // ends the stream on any way out
 		defer cancel()
 		stream, err := r.jobs.WatchReencryptionJob(ctx, &keybrokerv1.WatchReencryptionJobRequest{Name: job})

@@ -30,9 +30,11 @@ type digest [sha256.Size]byte
 // A workload makes calls and remembers what was acknowledged. Each has a
 // request_id and is repeated until its outcome is known.
 type workload struct {
-	sys     *system
+	sys     caller
 	service string // ARN of the grantee
 	keep    int    // data keys; above it each new one is made up for by a deletion
+
+	history *history // of the rows that clients share
 
 	calls errgroup.Group
 	next  atomic.Int64
@@ -51,8 +53,8 @@ type workload struct {
 	imported map[string]string // acknowledged: imported data keys by request_id
 }
 
-func newWorkload(sys *system, service string, keep int) *workload {
-	return &workload{sys: sys, service: service, keep: keep, keys: map[string]string{}, digests: map[string]digest{},
+func newWorkload(sys caller, service string, keep int) *workload {
+	return &workload{sys: sys, service: service, keep: keep, history: newHistory(), keys: map[string]string{}, digests: map[string]digest{},
 		deleted: map[string]string{}, grants: map[string]string{}, renewing: map[string]int{}, renewed: map[string]bool{},
 		revoked: map[string]bool{}, imported: map[string]string{}}
 }
