@@ -17,7 +17,7 @@ import (
 )
 
 // ErrNotInstalled means that no botocore was found.
-var ErrNotInstalled = errors.New("no python3 here has botocore (Debian: python3-botocore, which awscli brings)")
+var ErrNotInstalled = errors.New("no python3 here has botocore (Debian: python3-boto3)")
 
 // Model is the service model. It never changes once it is loaded.
 type Model struct {
