@@ -53,7 +53,7 @@ type slot struct {
 // sweep passes over the rest of the shard once, or commits most batches of it (0
 // is no limit). goOn is false when the shard is finished, its lease was given
 // back, or the job is not RUNNING.
-func (w *shardWork) sweep(ctx context.Context, most int) (goOn bool, err error) {
+func (w *shardWork) sweep(ctx context.Context, most int) (goOn bool, _ error) {
 	// To stop is to take no more rows: the calls under way are seen through and
 	// committed. Where no commit will come, they are abandoned.
 	reading, stop := context.WithCancel(ctx)
@@ -66,11 +66,12 @@ func (w *shardWork) sweep(ctx context.Context, most int) (goOn bool, err error) 
 		wg.Wait()
 	}()
 	shard := w.shard
+	var fed error // the feeder's; settled when batches is closed
 	wg.Go(func() { w.read(reading, shard, most, pages) })
 	wg.Go(func() {
 		defer close(batches)
 		defer close(rows)
-		err = w.feed(reading, calls, most, pages, rows, batches)
+		fed = w.feed(reading, calls, most, pages, rows, batches)
 	})
 	for range w.engine.cfg.CallsPerShard {
 		wg.Go(func() {
@@ -95,7 +96,7 @@ func (w *shardWork) sweep(ctx context.Context, most int) (goOn bool, err error) 
 			stop()
 		}
 	}
-	return goOn && err == nil, err
+	return goOn && fed == nil, fed
 }
 
 // read reads the shard's rows, page by page, to the end of its range or of most
@@ -109,6 +110,9 @@ func (w *shardWork) read(ctx context.Context, s Shard, most int, pages chan<- pa
 			p.rows, err = w.pendingRows(ctx, tx, s)
 			return err
 		})
+		if ctx.Err() != nil { // nobody waits for it, nor for its error
+			return
+		}
 		p.end = len(p.rows) < w.engine.cfg.BatchRows
 		select {
 		case pages <- p:
