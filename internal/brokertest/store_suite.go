@@ -63,6 +63,12 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 		{"ReadOnly", testReadOnly},
 		{"Concurrent", testConcurrent},
 		{"LockDomain", testLockDomain},
+		{"RaceForRow", testRaceForRow},
+		{"RaceForID", testRaceForID},
+		{"RaceForLease", testRaceForLease},
+		{"RaceForRequest", testRaceForRequest},
+		{"RaceForGrant", testRaceForGrant},
+		{"RaceForShards", testRaceForShards},
 		{"Clock", testClock},
 	} {
 		t.Run(topic.name, func(t *testing.T) {

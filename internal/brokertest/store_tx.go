@@ -3,6 +3,7 @@ package brokertest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -241,46 +242,58 @@ func testConcurrent(t *testing.T, b *storeBench) {
 	})
 }
 
-// testLockDomain: the switch gets through while 64 writers keep at it, and no
-// writer that locked first and read after stores under the old epoch.
+// testLockDomain: the switch gets through while 64 writers keep at it without a
+// pause, and no writer that locked first and read after stores under the old
+// epoch.
 func testLockDomain(t *testing.T, b *storeBench) {
-	const writers, rounds = 64, 5
+	const writers = 64
 	ctx := t.Context()
 	d := b.domain("alpha")
+	write := func(id broker.DataKeyID, after bool) {
+		err := b.broker.Update(ctx, func(tx broker.Tx) error {
+			if _, err := tx.DomainByUID(ctx, d.UID); err != nil { // before the lock this says nothing
+				return err
+			}
+			if err := tx.LockDomain(ctx, d.UID, broker.Shared); err != nil {
+				return err
+			}
+			now, err := tx.Domain(ctx, "alpha")
+			if err != nil {
+				return err
+			}
+			if after && now.Epoch != 2 {
+				t.Errorf("a writer read epoch %d after the switch", now.Epoch)
+			}
+			k := newDataKey(d.UID, id, tx.Now())
+			k.Epoch = now.Epoch
+			return tx.InsertDataKey(ctx, k)
+		})
+		if err != nil {
+			t.Errorf("writer of %s: %v", id, err)
+		}
+	}
 	switched := make(chan struct{})
-	var wg sync.WaitGroup
+	var writing, done sync.WaitGroup
+	writing.Add(writers)
 	for i := range writers {
-		wg.Go(func() {
-			for round := range rounds {
-				after := false
+		done.Go(func() {
+			id := func(round int) broker.DataKeyID { return broker.DataKeyID(fmt.Sprintf("%d-%d", i, round)) }
+			write(id(0), false)
+			writing.Done()
+			for round := 1; ; round++ {
 				select {
 				case <-switched:
-					after = true
+					write(id(round), true)
+					return
 				default:
-				}
-				err := b.broker.Update(ctx, func(tx broker.Tx) error {
-					if err := tx.LockDomain(ctx, d.UID, broker.Shared); err != nil {
-						return err
-					}
-					now, err := tx.Domain(ctx, "alpha")
-					if err != nil {
-						return err
-					}
-					if after && now.Epoch != 2 {
-						t.Errorf("a writer read epoch %d after the switch", now.Epoch)
-					}
-					k := newDataKey(d.UID, broker.DataKeyID(rune('A'+i/26))+broker.DataKeyID(rune('a'+i%26))+broker.DataKeyID(rune('0'+round)), tx.Now())
-					k.Epoch = now.Epoch
-					return tx.InsertDataKey(ctx, k)
-				})
-				if err != nil {
-					t.Errorf("writer %d: %v", i, err)
+					write(id(round), false)
 				}
 			}
 		})
 	}
+	writing.Wait()
 	var before map[broker.Epoch]int64
-	b.update(func(ctx context.Context, tx rotation.Tx) (err error) {
+	err := b.rotation.Update(ctx, func(tx rotation.Tx) error {
 		if err := tx.LockDomain(ctx, d.UID, broker.Exclusive); err != nil {
 			return err
 		}
@@ -296,11 +309,16 @@ func testLockDomain(t *testing.T, b *storeBench) {
 		return err
 	})
 	close(switched)
-	wg.Wait()
+	done.Wait()
+	if err != nil {
+		t.Fatalf("the switch: %v", err)
+	}
 	b.view(func(ctx context.Context, tx rotation.Tx) error {
 		got, err := tx.CountDataKeys(ctx, d.UID)
 		equal(t, "rows under the old epoch, as the switch saw them", got[1], before[1])
-		equal(t, "rows in all", got[1]+got[2], writers*rounds)
+		if got[2] < writers {
+			t.Errorf("%d rows under the new epoch, want one of each writer at least", got[2])
+		}
 		return err
 	})
 }

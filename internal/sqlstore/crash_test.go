@@ -8,26 +8,36 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
-	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/brokertest"
 	"github.com/keybroker/keybroker/internal/sqlstore"
 )
 
-// crashFile tells the test binary to be the process that is killed.
-const crashFile = "KEYBROKER_TEST_CRASH_FILE"
+// crashStore tells the test binary to be the process that is killed, and names
+// its store: a file or a URL.
+const crashStore = "KEYBROKER_TEST_CRASH_STORE"
+
+// openAny opens whatever crashStore may name.
+func openAny(ctx context.Context, at string) (*sqlstore.Store, error) {
+	cfg := sqlstore.Config{Now: brokertest.NewStoreClock().Now, Random: rand.Reader}
+	if strings.HasPrefix(at, "postgres:") {
+		return sqlstore.OpenPostgres(ctx, at, cfg)
+	}
+	return sqlstore.OpenSQLite(ctx, at, cfg)
+}
 
 // writeUntilKilled stores rows one by one and says each id after its commit. It
 // reports whether this process is that writer.
 func writeUntilKilled() bool {
-	path := os.Getenv(crashFile)
-	if path == "" {
+	at := os.Getenv(crashStore)
+	if at == "" {
 		return false
 	}
 	ctx := context.Background()
-	s, err := sqlstore.OpenSQLite(ctx, path, sqlstore.Config{Now: brokertest.NewStoreClock().Now, Random: rand.Reader})
+	s, err := openAny(ctx, at)
 	if err != nil {
 		panic(err)
 	}
@@ -41,6 +51,9 @@ func writeUntilKilled() bool {
 	for i := 0; ; i++ {
 		id := broker.DataKeyID(fmt.Sprintf("k-%d-%d", os.Getpid(), i))
 		if err := s.Broker().Update(ctx, func(tx broker.Tx) error {
+			if err := tx.LockDomain(ctx, "u", broker.Shared); err != nil {
+				return err
+			}
 			// Two rows or none: half a transaction would show.
 			for _, part := range []broker.DataKeyID{"-a", "-b"} {
 				if err := tx.InsertDataKey(ctx, broker.DataKey{Domain: "u", ID: id + part, UID: broker.DataKeyUID(id), Ciphertext: start, Version: 1}); err != nil {
@@ -55,14 +68,21 @@ func writeUntilKilled() bool {
 	}
 }
 
-// TestKill kills a writer with SIGKILL several times over: the file stays sound
-// and every row that was acknowledged is there.
+// TestKill kills a writer with SIGKILL several times over: the file stays sound,
+// every row that was acknowledged is there, and nobody waits for the dead.
 func TestKill(t *testing.T) {
-	path := dbPath(t)
+	t.Run("SQLite", func(t *testing.T) {
+		path := dbPath(t)
+		killWriters(t, path, func() { checkIntegrity(t, path) })
+	})
+	t.Run("PostgreSQL", func(t *testing.T) { killWriters(t, postgresURL(t), func() {}) })
+}
+
+func killWriters(t *testing.T, at string, check func()) {
 	var acknowledged []broker.DataKeyID
 	for round := range 5 {
 		cmd := exec.CommandContext(t.Context(), os.Args[0])
-		cmd.Env = append(os.Environ(), crashFile+"="+path)
+		cmd.Env = append(os.Environ(), crashStore+"="+at)
 		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -83,10 +103,17 @@ func TestKill(t *testing.T) {
 		if err := cmd.Wait(); err == nil {
 			t.Fatal("the writer was not killed")
 		}
-		checkIntegrity(t, path)
+		check()
 	}
-	s := open(t, path, time.Now)
 	ctx := t.Context()
+	s, err := openAny(ctx, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeAtEnd(t, s)
+	if err := s.Broker().Update(ctx, func(tx broker.Tx) error { return tx.LockDomain(ctx, "u", broker.Exclusive) }); err != nil {
+		t.Errorf("the domain that the dead held: %v", err)
+	}
 	if err := s.Broker().View(ctx, func(tx broker.Tx) error {
 		for _, id := range acknowledged {
 			for _, part := range []broker.DataKeyID{"-a", "-b"} {

@@ -1,20 +1,62 @@
 package sqlstore
 
-// Statements gives every statement that the store has run on SQLite so far. It
-// waits for running transactions to end.
-func (s *Store) Statements() []string {
-	e := s.dialect.(*sqliteDialect)
-	var conns []*sqliteConn
-	conns = append(conns, <-e.writers)
-	for range readers {
-		conns = append(conns, <-e.views)
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Recorded gives the store with an ear at its engine: statements tells the text of
+// every statement that was run through it so far.
+func (s *Store) Recorded() (recorded *Store, statements func() []string) {
+	r := &recorder{dialect: s.dialect, texts: map[string]bool{}}
+	recorded = &Store{dialect: r, random: s.random, log: s.log, tracer: s.tracer, retries: s.retries}
+	return recorded, r.statements
+}
+
+type recorder struct {
+	dialect
+	mu    sync.Mutex
+	texts map[string]bool
+}
+
+func (r *recorder) statements() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Sorted(maps.Keys(r.texts))
+}
+
+func (r *recorder) note(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.texts[text] = true
+}
+
+func (r *recorder) begin(ctx context.Context, readOnly bool) (session, error) {
+	s, err := r.dialect.begin(ctx, readOnly)
+	if err != nil {
+		return nil, err
 	}
-	var texts []string
-	for _, c := range conns {
-		for text := range c.stmts {
-			texts = append(texts, text)
-		}
-		c.home <- c
-	}
-	return texts
+	return recordedSession{s, r}, nil
+}
+
+func (r *recorder) now(ctx context.Context, s session) (time.Time, error) {
+	return r.dialect.now(ctx, s.(recordedSession).session)
+}
+
+type recordedSession struct {
+	session
+	recorder *recorder
+}
+
+func (s recordedSession) exec(ctx context.Context, query string, args ...any) (int64, error) {
+	s.recorder.note(query)
+	return s.session.exec(ctx, query, args...)
+}
+
+func (s recordedSession) query(ctx context.Context, query string, args ...any) (rows, error) {
+	s.recorder.note(query)
+	return s.session.query(ctx, query, args...)
 }

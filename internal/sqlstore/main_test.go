@@ -41,21 +41,28 @@ func open(t testing.TB, path string, now func() time.Time) *sqlstore.Store {
 	return s
 }
 
-// openPostgres opens a store in an empty database of PostgreSQL; a nil clock is
-// the database's own.
-func openPostgres(t testing.TB, now func() time.Time) *sqlstore.Store {
+// postgresURL gives the URL of an empty, migrated database.
+func postgresURL(t testing.TB) string {
 	t.Helper()
 	url := postgres.Database(t)
 	if _, _, err := sqlstore.MigratePostgres(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
-	return reopenPostgres(t, url, now)
+	return url
 }
 
-// reopenPostgres opens one more store on a database.
+// openPostgres opens a store in an empty database of PostgreSQL; a nil clock is
+// the database's own.
+func openPostgres(t testing.TB, now func() time.Time) *sqlstore.Store {
+	t.Helper()
+	return reopenPostgres(t, postgresURL(t), now)
+}
+
+// reopenPostgres opens one more store on a database, of more connections than a
+// test has writers.
 func reopenPostgres(t testing.TB, url string, now func() time.Time) *sqlstore.Store {
 	t.Helper()
-	s, err := sqlstore.OpenPostgres(t.Context(), url, sqlstore.Config{Now: now, Random: rand.Reader})
+	s, err := sqlstore.OpenPostgres(t.Context(), url+"&pool_max_conns=72", sqlstore.Config{Now: now, Random: rand.Reader})
 	if err != nil {
 		t.Fatal(err)
 	}

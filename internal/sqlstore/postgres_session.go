@@ -47,10 +47,16 @@ func (s *postgresSession) broken(err error) error {
 }
 
 // commit tells three answers apart: committed, certainly rolled back, and none.
+// Once the word has been sent only the server's own refusal proves that nothing
+// was stored: pgconn.SafeToRetry is no help, since a connection that breaks while
+// the answer is awaited is reported as one that was closed before.
 func (s *postgresSession) commit() error {
+	defer s.conn.Release()
+	if s.conn.Conn().IsClosed() {
+		return &lostConnectionError{pgconn.ErrConnClosed}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), commitTime)
 	defer cancel()
-	defer s.conn.Release()
 	results, err := s.conn.Conn().PgConn().Exec(ctx, "commit").ReadAll()
 	switch {
 	case err == nil && len(results) == 1 && results[0].CommandTag.String() == "COMMIT":
@@ -59,8 +65,6 @@ func (s *postgresSession) commit() error {
 		return errRolledBack
 	case isRefusal(err):
 		return err
-	case pgconn.SafeToRetry(err):
-		return s.broken(err)
 	}
 	return &unansweredCommitError{err}
 }
