@@ -271,7 +271,10 @@ func (s *Server) admit(ctx context.Context, method string, req any) error {
 		return &broker.Error{Kind: broker.ErrInvalid, Reason: broker.ReasonFieldInvalid,
 			Detail: fmt.Sprintf("the request has %d bytes, and %d are allowed", size, maxRequestBytes)}
 	}
-	return invalid(s.validator.Validate(m))
+	if err := invalid(s.validator.Validate(m)); err != nil {
+		return err
+	}
+	return checkText(m.ProtoReflect())
 }
 
 // resourceOf is the name that a request is about.

@@ -156,6 +156,8 @@ func TestBadDomainFields(t *testing.T) {
 		labels[k] = ""
 	}
 	domain("129 characters", "domain.display_name", "FIELD_INVALID", func(d *pb.Domain) { d.DisplayName = strings.Repeat("é", 129) })
+	domain("U+0000 in the name", "domain.display_name", "FIELD_INVALID", func(d *pb.Domain) { d.DisplayName = "a\x00b" })
+	domain("U+0000 in a label", `domain.labels["tier"]`, "FIELD_INVALID", func(d *pb.Domain) { d.Labels = map[string]string{"tier": "\x00"} })
 	domain("33 labels", "domain.labels", "FIELD_INVALID", func(d *pb.Domain) { d.Labels = labels })
 	domain("a label in capitals", `domain.labels["Tier"]`, "FIELD_INVALID", func(d *pb.Domain) { d.Labels = map[string]string{"Tier": "x"} })
 	domain("a label of 257 characters", `domain.labels["tier"]`, "FIELD_INVALID", func(d *pb.Domain) { d.Labels = map[string]string{"tier": strings.Repeat("x", 257)} })
@@ -169,6 +171,10 @@ func TestBadDomainFields(t *testing.T) {
 	for what, region := range map[string]string{"none": "", "a zone": "us-east-1a", "words": "Frankfurt", "all": "*", "in capitals": "US-EAST-1", "a host": "us-east-1.amazonaws.com"} {
 		calls = append(calls, badCall{"region: " + what, "CreateDomain", spoiling(func(m *pb.CreateDomainRequest) { m.Domain.Region = region }), invalid("FIELD_INVALID", "domain.region")})
 	}
+	calls = append(calls,
+		badCall{"U+0000 in the reason", "ChangeKey", spoiling(func(m *pb.ChangeKeyRequest) { m.Reason = "\x00" }), invalid("FIELD_INVALID", "reason")},
+		badCall{"U+0000 in the reason", "RevokeGrant", spoiling(func(m *pb.RevokeGrantRequest) { m.Reason = "\x00" }), invalid("FIELD_INVALID", "reason")},
+		badCall{"U+0000 in the reason", "CreateReencryptionJob", spoiling(func(m *pb.CreateReencryptionJobRequest) { m.ReencryptionJob.Reason = "\x00" }), invalid("FIELD_INVALID", "reencryption_job.reason")})
 	policy := func(text string) func(proto.Message) {
 		return spoiling(func(m *pb.GenerateKeyPolicyRequest) {
 			m.Base = &pb.GenerateKeyPolicyRequest_ExistingPolicyDocument{ExistingPolicyDocument: text}

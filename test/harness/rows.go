@@ -38,6 +38,15 @@ func (b *Bench) Rows(ctx context.Context, leaveOut ...string) ([]string, error) 
 	}), nil
 }
 
+// Count gives the number of rows of a table.
+func (b *Bench) Count(ctx context.Context, table string) (n int, err error) {
+	if err := b.openReader(ctx); err != nil {
+		return 0, err
+	}
+	err = b.reader.conn.QueryRowContext(ctx, `select count(*) from `+table).Scan(&n)
+	return n, err
+}
+
 func (b *Bench) openReader(ctx context.Context) error {
 	if b.reader.conn != nil {
 		return nil
