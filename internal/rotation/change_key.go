@@ -131,7 +131,7 @@ func sameKey(j Job, given string) bool {
 
 func checkEtag(d broker.Domain, etag string) error {
 	switch {
-	case d.Epoch == 0 || etag == d.Etag():
+	case etag == d.Etag(), etag == "" && d.Epoch == 0:
 		return nil
 	case etag == "":
 		return &broker.Error{Kind: broker.ErrInvalid, Reason: broker.ReasonEtagRequired, Resource: d.ID.Name(),

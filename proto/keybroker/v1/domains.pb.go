@@ -1140,7 +1140,7 @@ type ChangeKeyRequest struct {
 	// Required.
 	KmsKey string `protobuf:"bytes,2,opt,name=kms_key,json=kmsKey,proto3" json:"kms_key,omitempty"`
 	// etag of the domain that the caller looked at. Required, except for the
-	// first key.
+	// first key; one that is given always counts.
 	Etag string `protobuf:"bytes,3,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Why, for the audit trail and the job; at most 512 characters.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
