@@ -57,10 +57,8 @@ func (e *Engine) resumeJob(ctx context.Context, caller broker.Caller, in JobAct)
 			j.State, j.Block, j.AcceptMismatch = Running, Block{}, true
 		case j.State == Blocked:
 			j.Block.NextProbe = tx.Now()
-		case j.State == Failed && j.Kind == KindKeyChange && j.Phase == Preparing:
-			return e.prepareAgain(ctx, tx, d, j)
 		case j.State == Failed:
-			return e.tryPoisonAgain(ctx, tx, j)
+			return e.takeUpAgain(ctx, tx, caller, d, j)
 		case !j.Open():
 			return Job{}, jobEnded(d, j)
 		}
@@ -156,9 +154,32 @@ func (e *Engine) endSideJobs(ctx context.Context, tx Tx, caller broker.Caller, d
 	return nil
 }
 
+// takeUpAgain lets a failed job go on, on the terms on which it began: a key
+// change ends the jobs that are none, and those wait until they are alone, and
+// are about the present key.
+func (e *Engine) takeUpAgain(ctx context.Context, tx Tx, caller broker.Caller, d broker.Domain, j Job) (Job, error) {
+	if j.Kind != KindKeyChange {
+		if err := alone(ctx, tx, d); err != nil {
+			return Job{}, err
+		}
+		if j.TargetEpoch != d.Epoch {
+			return Job{}, &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonJobEnded, Resource: broker.JobName(d.ID, j.ID),
+				Detail: "the job is about a key that was replaced since: create another"}
+		}
+		return e.tryPoisonAgain(ctx, tx, j)
+	}
+	if err := e.endSideJobs(ctx, tx, caller, d, Superseded); err != nil {
+		return Job{}, err
+	}
+	if j.Phase == Preparing {
+		return e.prepareAgain(ctx, tx, d, j)
+	}
+	return e.tryPoisonAgain(ctx, tx, j)
+}
+
 // resumeFailed is ChangeKey's way to ResumeJob.
 func (e *Engine) resumeFailed(ctx context.Context, tx Tx, caller broker.Caller, d broker.Domain, j Job, reason string) (Job, error) {
-	j, err := e.tryPoisonAgain(ctx, tx, j)
+	j, err := e.takeUpAgain(ctx, tx, caller, d, j)
 	if err != nil {
 		return Job{}, err
 	}

@@ -59,15 +59,8 @@ func (e *Engine) CreateJob(ctx context.Context, caller broker.Caller, in NewJob)
 }
 
 func (e *Engine) startSideJob(ctx context.Context, tx Tx, caller broker.Caller, d broker.Domain, j Job, bounds []broker.DataKeyID) (Job, error) {
-	open, err := tx.UnfinishedJobs(ctx, d.UID)
-	if err != nil {
+	if err := alone(ctx, tx, d); err != nil {
 		return Job{}, err
-	}
-	for _, o := range open {
-		if o.Open() {
-			return Job{}, &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonKeyChangeInProgress, Resource: broker.JobName(d.ID, o.ID),
-				Detail: "another job of this domain is under way: wait until it has ended"}
-		}
 	}
 	if d.Epoch != j.TargetEpoch {
 		return Job{}, broker.ErrConflict
@@ -81,6 +74,21 @@ func (e *Engine) startSideJob(ctx context.Context, tx Tx, caller broker.Caller, 
 	}
 	return j, tx.Audit(ctx, e.event(caller.Subject, "reencryptionJobs.create", d, j, broker.AuditDone, map[string]string{
 		"kind": string(j.Kind), "reason": j.Reason}))
+}
+
+// alone refuses a job that is no key change while another job is open.
+func alone(ctx context.Context, tx Tx, d broker.Domain) error {
+	jobs, err := tx.UnfinishedJobs(ctx, d.UID)
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		if j.Open() {
+			return &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonKeyChangeInProgress, Resource: broker.JobName(d.ID, j.ID),
+				Detail: "another job of this domain is under way: wait until it has ended"}
+		}
+	}
+	return nil
 }
 
 // sideJob is every step of a job that is no key change: it waits for its shards,
