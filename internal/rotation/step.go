@@ -114,6 +114,9 @@ func (e *Engine) phase(ctx context.Context, j Job) (Job, error) {
 // settle stores what a phase said. Failures of KMS that pass are waits.
 func (e *Engine) settle(ctx context.Context, before, after Job, cause error) (moved bool, err error) {
 	var h *hold
+	if errors.Is(cause, broker.ErrConflict) {
+		return false, nil // as below
+	}
 	if cause != nil && !errors.As(cause, &h) {
 		if !broker.ClassOf(cause).Transient() {
 			return false, cause
