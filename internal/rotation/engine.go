@@ -29,6 +29,9 @@ type Config struct {
 	Probe time.Duration
 	// Shards is how many ranges a large job is cut into. Default 16.
 	Shards int
+	// RowsPerShard is how many rows make another shard worth its overhead.
+	// Default 1000.
+	RowsPerShard int
 	// Workers is how many shards this replica works on at a time. Default 4.
 	Workers int
 	// BatchRows and BatchTime end a batch. Defaults 500 rows and 2 s: what a
@@ -94,6 +97,7 @@ func New(cfg Config, store Store, b *broker.Broker, registrar broker.Registrar, 
 	setDefault(&cfg.Poll, time.Second)
 	setDefault(&cfg.Probe, time.Minute)
 	setDefault(&cfg.Shards, 16)
+	setDefault(&cfg.RowsPerShard, 1000)
 	setDefault(&cfg.Workers, 4)
 	setDefault(&cfg.BatchRows, 500)
 	setDefault(&cfg.BatchTime, 2*time.Second)

@@ -9,9 +9,6 @@ import (
 	"github.com/keybroker/keybroker/internal/broker"
 )
 
-// rowsPerShard is how many rows make another shard worth its overhead; ours.
-const rowsPerShard = 1000
-
 // errUnprepared says that a live grant lacks its grants on the new key.
 var errUnprepared = errors.New("a live grant has no grant on the new key yet")
 
@@ -91,7 +88,7 @@ func (e *Engine) sample(ctx context.Context, j Job) (bounds []broker.DataKeyID, 
 // shardsFor cuts a job that is worth cutting into a multiple of this replica's
 // workers: a shard left over would be one worker's, while the others wait.
 func (e *Engine) shardsFor(rows int64) int {
-	n := int(rows/rowsPerShard) + 1
+	n := int(rows)/e.cfg.RowsPerShard + 1
 	if n == 1 {
 		return n
 	}
