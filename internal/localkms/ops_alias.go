@@ -210,9 +210,15 @@ func (k *KMS) listAliases(r *request, in *listAliasesInput) (*listAliasesOutput,
 func (k *KMS) aliasesAfter(r *request, target *keyRef, last string) []*alias {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	return slices.DeleteFunc(k.state.sortedAliases(), func(a *alias) bool {
-		_, err := k.state.alive(a.target, r.now)
-		return err != nil || a.ref.Account != r.caller.account || a.ref.Region != r.region || a.ref.Name <= last ||
-			(target != nil && a.target != *target)
-	})
+	var found []*alias
+	for _, a := range k.state.aliases {
+		if a.ref.Account != r.caller.account || a.ref.Region != r.region || a.ref.Name <= last || target != nil && a.target != *target {
+			continue
+		}
+		if _, err := k.state.alive(a.target, r.now); err == nil {
+			found = append(found, a)
+		}
+	}
+	slices.SortFunc(found, func(a, b *alias) int { return strings.Compare(a.ref.Name, b.ref.Name) })
+	return found
 }

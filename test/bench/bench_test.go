@@ -8,8 +8,11 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/keybroker/keybroker/internal/localkms"
 )
 
 // TestMain lets the test binary be the processes that a bench starts of itself.
@@ -45,6 +48,11 @@ func TestQuickRun(t *testing.T) {
 	var metrics []metric
 	if err := decoder.Decode(&metrics); err != nil {
 		t.Fatal(err)
+	}
+	for _, operation := range localkms.Operations() {
+		if !slices.ContainsFunc(metrics, func(m metric) bool { return m.Name == operation && m.Engine == "localkms" && len(m.Raw) == 4 }) {
+			t.Errorf("%s of localkms is not measured", operation)
+		}
 	}
 	targets := 0
 	for _, m := range metrics {

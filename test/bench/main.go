@@ -31,17 +31,18 @@ type sizes struct {
 	domains              []int
 	domainRounds         int
 	creates, createRound int
-	rateTime             time.Duration // per operation and number of workers
+	rateTime             time.Duration // per operation of localkms and number of callers
+	stock                int           // keys and grants that those calls use up, for each number of callers
 }
 
 func quickSizes() sizes {
 	return sizes{rows: 300, rounds: 1, slowRows: 100, slowRounds: 1, domains: []int{100, 400}, domainRounds: 1,
-		creates: 20, createRound: 1, rateTime: 20 * time.Millisecond}
+		creates: 20, createRound: 1, rateTime: 5 * time.Millisecond, stock: 20}
 }
 
 func defaultSizes() sizes {
 	return sizes{rows: 20_000, rounds: 5, slowRows: 8_000, slowRounds: 3, domains: []int{10_000, 200_000}, domainRounds: 2,
-		creates: 1000, createRound: 5, rateTime: 1500 * time.Millisecond}
+		creates: 1000, createRound: 5, rateTime: 700 * time.Millisecond, stock: 2000}
 }
 
 func main() {

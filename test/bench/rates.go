@@ -16,114 +16,120 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
 
-// kmsRates is what localkms itself can do: raw requests, made beforehand, by a
-// client that does as little as it can. Client and KMS share the machine, so
-// the processor time of a call says more than the calls per second.
+// kmsRates is what localkms itself can do, operation by operation: raw requests of
+// a client that does as little as it can. Client and KMS share the machine, so the
+// processor time of a call says more than the calls per second.
 func (b *bench) kmsRates(ctx context.Context) error {
-	transport := newTransport(8)
-	defer transport.CloseIdleConnections()
-	send := func(operation string, header http.Header, body []byte) ([]byte, error) {
-		r, err := http.NewRequestWithContext(ctx, http.MethodPost, b.kms.Fast, bytes.NewReader(body))
-		if err != nil {
-			return nil, err
-		}
-		r.Header = header
-		response, err := transport.RoundTrip(r)
-		if err != nil {
-			return nil, err
-		}
-		defer response.Body.Close()
-		answer, err := io.ReadAll(response.Body)
-		if err == nil && response.StatusCode != http.StatusOK {
-			err = fmt.Errorf("%s: %s %s", operation, response.Status, answer)
-		}
-		return answer, err
-	}
-	fixed, err := prepareRates(func(operation string, body []byte) ([]byte, error) {
-		header, err := b.signed(ctx, operation, body)
-		if err != nil {
-			return nil, err
-		}
-		return send(operation, header, body)
-	})
+	c := &rawClient{url: b.kms.Fast, transport: newTransport(8)}
+	defer c.transport.CloseIdleConnections()
+	s, err := newStock(ctx, c, b.size.stock)
 	if err != nil {
 		return err
 	}
-	for _, operation := range []string{"GenerateDataKeyWithoutPlaintext", "ReEncrypt", "Encrypt", "Decrypt", "CreateGrant"} {
-		for _, workers := range []int{1, 8} {
-			before, err := b.kms.stats(ctx)
-			if err != nil {
+	loads := s.loads()
+	made := map[string][2]figure{} // by operation, by half
+	for _, l := range loads {
+		var f [2]figure
+		for half, workers := range []int{1, 8} {
+			if l.after != "" {
+				l.most = int(made[l.after][half].N)
+			}
+			if f[half], err = b.rateOf(ctx, c, l, half, workers); err != nil {
 				return err
 			}
-			header, err := b.signed(ctx, operation, fixed[operation])
-			if err != nil {
-				return err
-			}
-			n, took, err := forAWhile(workers, b.size.rateTime, func() error {
-				_, err := send(operation, header, fixed[operation])
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			after, err := b.kms.stats(ctx)
-			if err != nil {
-				return err
-			}
-			callers := "1 caller"
-			if workers > 1 {
-				callers = fmt.Sprintf("%d callers", workers)
-			}
-			b.report.add(metric{Name: operation + ", " + callers, Engine: "localkms", Value: float64(n) / took.Seconds(), Unit: "calls/s",
-				Raw: raw{"localkms's CPU, µs/call": {(after.CPUMicros - before.CPUMicros) / float64(n)}}})
 		}
+		made[l.operation] = f
+		b.report.add(metric{Name: l.operation, Engine: "localkms", Value: f[1].rate(), Unit: "calls/s", Raw: raw{
+			"1 caller, calls/s": {f[0].rate()}, "1 caller, CPU µs/call": {f[0].CPU},
+			"8 callers, calls/s": {f[1].rate()}, "8 callers, CPU µs/call": {f[1].CPU},
+		}})
 	}
-	b.say("localkms: five operations")
+	b.say("localkms: %d operations", len(loads))
 	return nil
 }
 
-// prepareRates makes a key and the request bodies.
-func prepareRates(call func(string, []byte) ([]byte, error)) (map[string][]byte, error) {
-	made, err := call("CreateKey", []byte("{}"))
+// rateOf measures one operation with some callers. The processor time is that of
+// localkms.
+func (b *bench) rateOf(ctx context.Context, c *rawClient, l load, half, workers int) (figure, error) {
+	send, err := c.sender(ctx, l, half)
+	if err != nil {
+		return figure{}, err
+	}
+	before, err := b.kms.stats(ctx)
+	if err != nil {
+		return figure{}, err
+	}
+	n, took, err := forAWhile(workers, b.size.rateTime, l.most, send)
+	if err != nil {
+		return figure{}, err
+	}
+	after, err := b.kms.stats(ctx)
+	return figure{N: n, Seconds: took.Seconds(), CPU: (after.CPUMicros - before.CPUMicros) / float64(n)}, err
+}
+
+// rawClient makes signed requests of the customer's.
+type rawClient struct {
+	url       string
+	transport *http.Transport
+}
+
+// sender returns what makes the i-th call of a load. A request that is always the
+// same is signed once, which is good for minutes.
+func (c *rawClient) sender(ctx context.Context, l load, half int) (func(i int) error, error) {
+	if l.each != nil {
+		return func(i int) error { return c.call(ctx, l.operation, l.each(half, i), nil) }, nil
+	}
+	body, err := json.Marshal(l.always)
 	if err != nil {
 		return nil, err
 	}
-	var key struct{ KeyMetadata struct{ Arn string } }
-	if err := json.Unmarshal(made, &key); err != nil {
+	header, err := c.sign(ctx, l.operation, body)
+	if err != nil {
 		return nil, err
 	}
-	id := key.KeyMetadata.Arn
-	pairs := map[string]string{"keybroker:domain": "01JQ0000000000000000000000", "object": "recordings/2026/000001"}
-	bodies := map[string]any{
-		"GenerateDataKeyWithoutPlaintext": map[string]any{"KeyId": id, "KeySpec": "AES_256", "EncryptionContext": pairs},
-		"Encrypt":                         map[string]any{"KeyId": id, "Plaintext": make([]byte, 32), "EncryptionContext": pairs},
-		"CreateGrant": map[string]any{"KeyId": id, "GranteePrincipal": service, "Operations": []string{"Decrypt"},
-			"Constraints": map[string]any{"EncryptionContextSubset": pairs}},
-	}
-	fixed := map[string][]byte{}
-	for operation, body := range bodies {
-		if fixed[operation], err = json.Marshal(body); err != nil {
-			return nil, err
-		}
-	}
-	if made, err = call("Encrypt", fixed["Encrypt"]); err != nil {
-		return nil, err
-	}
-	var sealed struct{ CiphertextBlob []byte }
-	if err := json.Unmarshal(made, &sealed); err != nil {
-		return nil, err
-	}
-	if fixed["Decrypt"], err = json.Marshal(map[string]any{"KeyId": id, "CiphertextBlob": sealed.CiphertextBlob, "EncryptionContext": pairs}); err != nil {
-		return nil, err
-	}
-	fixed["ReEncrypt"], err = json.Marshal(map[string]any{"CiphertextBlob": sealed.CiphertextBlob, "SourceKeyId": id, "SourceEncryptionContext": pairs,
-		"DestinationKeyId": id, "DestinationEncryptionContext": pairs})
-	return fixed, err
+	return func(int) error {
+		_, err := c.send(ctx, l.operation, header, body)
+		return err
+	}, nil
 }
 
-// signed returns the header of a request of the customer's, good for minutes.
-func (b *bench) signed(ctx context.Context, operation string, body []byte) (http.Header, error) {
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, b.kms.Fast, bytes.NewReader(body))
+// call makes one call and reads its answer, if into is not nil.
+func (c *rawClient) call(ctx context.Context, operation string, request, into any) error {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	header, err := c.sign(ctx, operation, body)
+	if err != nil {
+		return err
+	}
+	answer, err := c.send(ctx, operation, header, body)
+	if err != nil || into == nil {
+		return err
+	}
+	return json.Unmarshal(answer, into)
+}
+
+func (c *rawClient) send(ctx context.Context, operation string, header http.Header, body []byte) ([]byte, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	r.Header = header
+	response, err := c.transport.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	answer, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s %s", operation, response.Status, answer)
+	}
+	return answer, err
+}
+
+func (c *rawClient) sign(ctx context.Context, operation string, body []byte) (http.Header, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -136,23 +142,28 @@ func (b *bench) signed(ctx context.Context, operation string, body []byte) (http
 	return r.Header, v4.NewSigner().SignHTTP(ctx, as, r, hex.EncodeToString(sum[:]), "kms", region, time.Now())
 }
 
-// forAWhile calls fn from some goroutines until the time is up or one fails.
-func forAWhile(workers int, d time.Duration, fn func() error) (n int64, took time.Duration, err error) {
-	var calls atomic.Int64
+// forAWhile calls fn for 0, 1, 2, … from some goroutines until the time is up, most
+// calls are made (0: any number), or one fails.
+func forAWhile(workers int, d time.Duration, most int, fn func(i int) error) (n int64, took time.Duration, err error) {
+	var next, done atomic.Int64
 	var wg sync.WaitGroup
 	var once sync.Once
 	start := time.Now()
 	for range workers {
 		wg.Go(func() {
 			for time.Since(start) < d {
-				if failure := fn(); failure != nil {
+				i := int(next.Add(1)) - 1
+				if most > 0 && i >= most {
+					return
+				}
+				if failure := fn(i); failure != nil {
 					once.Do(func() { err = failure })
 					return
 				}
-				calls.Add(1)
+				done.Add(1)
 			}
 		})
 	}
 	wg.Wait()
-	return calls.Load(), time.Since(start), err
+	return done.Load(), time.Since(start), err
 }
