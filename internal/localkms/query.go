@@ -82,8 +82,7 @@ func (q *query) values(name string) []string {
 		return one(strconv.FormatBool(*q.access.sameKey))
 	case "kms:calleraccount", "aws:principalaccount":
 		return one(q.r.caller.account)
-	}
-	if strings.HasPrefix(name, "aws:principal") || strings.HasPrefix(name, "aws:user") || strings.HasPrefix(name, "aws:token") {
+	case "aws:principalarn", "aws:principaltype", "aws:principalisawsservice", "aws:userid", "aws:username", "aws:tokenissuetime":
 		return q.r.caller.values(name)
 	}
 	if q.key != nil {
