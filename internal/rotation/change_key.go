@@ -42,16 +42,8 @@ func (e *Engine) jobVerb(ctx context.Context, caller broker.Caller, r broker.Req
 		if err != nil {
 			return notFound(err, broker.ReasonDomainNotFound, id.Name())
 		}
-		name, err := broker.Begin(ctx, tx, caller, r)
-		if err != nil {
-			return err
-		}
-		if name != "" {
-			_, job, err := broker.ParseJobName("name", name)
-			if err != nil {
-				return err
-			}
-			view, err = readJob(ctx, tx, id, job)
+		var done bool
+		if view, done, err = doneBefore(ctx, tx, caller, r, id); done || err != nil {
 			return err
 		}
 		if err := tx.LockDomain(ctx, d.UID, broker.Exclusive); err != nil {
@@ -75,6 +67,20 @@ func (e *Engine) jobVerb(ctx context.Context, caller broker.Caller, r broker.Req
 	}
 	e.nudge()
 	return view, nil
+}
+
+// doneBefore gives the job that a repeated request ended in.
+func doneBefore(ctx context.Context, tx Tx, caller broker.Caller, r broker.Request, id broker.DomainID) (view JobView, done bool, err error) {
+	name, err := broker.Begin(ctx, tx, caller, r)
+	if name == "" || err != nil {
+		return JobView{}, false, err
+	}
+	_, job, err := broker.ParseJobName("name", name)
+	if err != nil {
+		return JobView{}, false, err
+	}
+	view, err = readJob(ctx, tx, id, job)
+	return view, true, err
 }
 
 // accept decides what the call means: the open or failed job for the same key,

@@ -29,12 +29,9 @@ func (e *Engine) CreateJob(ctx context.Context, caller broker.Caller, in NewJob)
 		return JobView{}, &broker.Error{Kind: broker.ErrInvalid, Reason: broker.ReasonFieldInvalid, Detail: "the request is invalid",
 			Violations: []broker.Violation{{Field: "reencryption_job.kind", Description: "must be KIND_KEY_MATERIAL or KIND_VERIFY; a key change begins with ChangeKey"}}}
 	}
-	d, _, err := e.broker.GetDomain(ctx, caller, in.Domain)
-	if err != nil {
-		return JobView{}, err
-	}
-	if err := broker.NeedKey(d); err != nil {
-		return JobView{}, err
+	d, view, done, err := e.openForJob(ctx, caller, in)
+	if done || err != nil {
+		return view, err
 	}
 	j := Job{Domain: d.UID, ID: broker.JobID(e.cfg.NewID()), Kind: in.Kind, Phase: Reencrypting, State: Running,
 		SourceEpoch: d.Epoch, TargetEpoch: d.Epoch, SourceKey: d.KMSKey, TargetKey: d.KMSKey, TargetGiven: d.KMSKeyGiven,
@@ -56,6 +53,22 @@ func (e *Engine) CreateJob(ctx context.Context, caller broker.Caller, in NewJob)
 	return e.jobVerb(ctx, caller, in.Request, in.Domain, func(tx Tx, now broker.Domain) (Job, error) {
 		return e.startSideJob(ctx, tx, caller, now, j, bounds)
 	})
+}
+
+// openForJob reads the domain that a job is meant for. A request that was done
+// before is answered here, before KMS is asked or any row read.
+func (e *Engine) openForJob(ctx context.Context, caller broker.Caller, in NewJob) (d broker.Domain, view JobView, done bool, err error) {
+	err = e.store.View(ctx, func(tx Tx) (err error) {
+		if d, err = tx.Domain(ctx, in.Domain); err != nil {
+			return notFound(err, broker.ReasonDomainNotFound, in.Domain.Name())
+		}
+		view, done, err = doneBefore(ctx, tx, caller, in.Request, in.Domain)
+		return err
+	})
+	if err == nil && !done {
+		err = broker.NeedKey(d)
+	}
+	return d, view, done, err
 }
 
 func (e *Engine) startSideJob(ctx context.Context, tx Tx, caller broker.Caller, d broker.Domain, j Job, bounds []broker.DataKeyID) (Job, error) {
