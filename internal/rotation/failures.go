@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/keybroker/keybroker/internal/broker"
 )
@@ -39,8 +40,8 @@ const acknowledgePage = 1000
 
 // AcknowledgeFailures marks rows as ABANDONED: they stay as they are, under the
 // key they are under, and no job waits for them any more. ResumeReencryptionJob
-// then lets the job end. It returns how many rows were marked; one that has
-// changed since it failed is left alone.
+// then lets the job end. It returns how many rows were marked, to a repeat the
+// same; one that has changed since it failed is left alone.
 func (e *Engine) AcknowledgeFailures(ctx context.Context, caller broker.Caller, in Acknowledge) (int, error) {
 	if in.Reason == "" {
 		return 0, fieldInvalid("reason", "must say why the rows are given up: it goes into the audit log")
@@ -60,7 +61,12 @@ func (e *Engine) AcknowledgeFailures(ctx context.Context, caller broker.Caller, 
 		if err != nil {
 			return err
 		}
-		if done, err := broker.Begin(ctx, tx, caller, in.Request); done != "" || err != nil {
+		done, err := broker.Begin(ctx, tx, caller, in.Request)
+		if err != nil {
+			return err
+		}
+		if done != "" {
+			marked, err = countIn(done)
 			return err
 		}
 		failures, err := chosenFailures(ctx, tx, view, in)
@@ -84,9 +90,21 @@ func (e *Engine) AcknowledgeFailures(ctx context.Context, caller broker.Caller, 
 			map[string]string{"rows": strconv.Itoa(marked), "reason": in.Reason})); err != nil {
 			return err
 		}
-		return broker.Finish(ctx, tx, caller, in.Request, broker.JobName(in.Domain, in.Job))
+		return broker.Finish(ctx, tx, caller, in.Request, acknowledgeRecord(broker.JobName(in.Domain, in.Job), marked))
 	})
 	return marked, err
+}
+
+// acknowledgeRecord is what a request record keeps of an acknowledgement: the job
+// and how many rows were marked, which cannot be read again.
+func acknowledgeRecord(job string, marked int) string { return job + " " + strconv.Itoa(marked) }
+
+func countIn(record string) (marked int, err error) {
+	_, count, _ := strings.Cut(record, " ")
+	if marked, err = strconv.Atoi(count); err != nil {
+		return 0, fmt.Errorf("request record of an acknowledgement: %w", err)
+	}
+	return marked, nil
 }
 
 // chosenFailures gives the failures that are meant and not acknowledged yet; a

@@ -1540,7 +1540,8 @@ func (x *AcknowledgeReencryptionFailuresRequest) GetRequestId() string {
 // What AcknowledgeReencryptionFailures answers.
 type AcknowledgeReencryptionFailuresResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many rows this call gave up. A repeat gives up none, and answers 0.
+	// How many rows this call gave up. A repeat with the same request_id gives up
+	// none, and answers the same number.
 	AcknowledgedCount int64 `protobuf:"varint,1,opt,name=acknowledged_count,json=acknowledgedCount,proto3" json:"acknowledged_count,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
