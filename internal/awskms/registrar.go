@@ -69,7 +69,7 @@ func (k *KMS) CreateGrant(ctx context.Context, g broker.NewKMSGrant) (broker.Cre
 	}
 	out, err := call(ctx, k, operation{name: name, key: string(g.Key), dryRun: g.DryRun}, in, (*kms.Client).CreateGrant)
 	if err != nil || out == nil {
-		return broker.CreatedKMSGrant{}, err
+		return broker.CreatedKMSGrant{}, unknownGrantee(g, err)
 	}
 	if aws.ToString(out.GrantId) == "" {
 		return broker.CreatedKMSGrant{}, incomplete(name, out.ResultMetadata)
@@ -79,6 +79,19 @@ func (k *KMS) CreateGrant(ctx context.Context, g broker.NewKMSGrant) (broker.Cre
 		Token:     broker.Secret(aws.ToString(out.GrantToken)),
 		RequestID: requestID(out.ResultMetadata),
 	}, nil
+}
+
+// unknownGrantee tells a role that KMS does not know from other bad ARNs: KMS
+// refuses both with one code, and names the ARN that it means.
+func unknownGrantee(g broker.NewKMSGrant, err error) error {
+	var failure *broker.KMSError
+	if !errors.As(err, &failure) || failure.Code != "InvalidArnException" || failure.Key != "" ||
+		strings.Contains(failure.Err.Error(), g.Retiring) {
+		return err
+	}
+	known := *failure
+	known.Class = broker.KMSInvalidPrincipal
+	return &known
 }
 
 // grantsPerPage is KMS's upper limit (AWS KMS API Reference, ListGrants and

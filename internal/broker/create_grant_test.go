@@ -227,6 +227,7 @@ func TestGrantRefusedByKMS(t *testing.T) {
 		"KMSInvalidStateException": broker.ReasonKeyStateInvalid,
 		"NotFoundException":        broker.ReasonKeyNotFound,
 		"LimitExceededException":   broker.ReasonGrantLimitExceeded,
+		"InvalidArnException":      broker.ReasonGranteeNotAllowed, // a role that does not exist
 	} {
 		t.Run(code, func(t *testing.T) {
 			b := newActive(t)
@@ -242,6 +243,12 @@ func TestGrantRefusedByKMS(t *testing.T) {
 			wantReason(t, err, broker.ReasonGrantEnded)
 			if left := b.serviceGrants(key); len(left) != 0 {
 				t.Errorf("%d grants are left at KMS", len(left))
+			}
+			if diff := cmp.Diff([]string{"1 unwrap 1 FAILED", "1 wrap 1 FAILED"}, b.kmsGrantStates()); diff != "" {
+				t.Errorf("open intents: %s", diff)
+			}
+			if states := b.query(`select state from domain_grant where grant_id = 'orders'`); !slices.Equal(states, []string{"FAILED"}) {
+				t.Errorf("the grant is %s", states)
 			}
 		})
 	}

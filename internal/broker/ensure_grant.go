@@ -44,10 +44,10 @@ func (b *Broker) ensureGrant(ctx context.Context, caller Caller, domain DomainUI
 		}
 		answers = nil
 		b.cfg.At("grant.intended")
-		for _, intent := range round.intents {
+		for i, intent := range round.intents {
 			made, err := b.registrar.CreateGrant(ctx, b.newKMSGrant(round.domain, round.grant, intent))
 			if err != nil {
-				if recordErr := b.recordRefusal(context.WithoutCancel(ctx), caller, intent, round.sentBefore[intent.Name], answers, err); recordErr != nil {
+				if recordErr := b.recordRefusal(context.WithoutCancel(ctx), caller, round, i, answers, err); recordErr != nil {
 					return nil, recordErr
 				}
 				return nil, err
@@ -234,31 +234,49 @@ func lastAttempt(made []KMSGrant, e Epoch, kind GrantKind) (last KMSGrant, attem
 	return last, attempts
 }
 
-// recordRefusal keeps the answers that came before KMS refused an intent, and
-// closes the intent if KMS certainly did nothing. Without an answer it stays
-// open, and so it does if it was sent before without one, or is being sent by
-// another call too: the refusal speaks for one call only, and what another one
-// made is found by a listing.
-func (b *Broker) recordRefusal(ctx context.Context, caller Caller, intent KMSGrant, sentBefore bool, answers []KMSGrant, cause error) error {
+// recordRefusal keeps the answers that came before KMS refused an intent of a
+// round, and closes that intent, if KMS certainly did nothing, and those after it,
+// which were not sent. Without an answer they stay open, and so does one that was
+// sent before without one, or is being sent by another call too: the refusal
+// speaks for one call only, and what another one made is found by a listing.
+func (b *Broker) recordRefusal(ctx context.Context, caller Caller, round ensureRound, refused int, answers []KMSGrant, cause error) error {
 	return b.store.Update(ctx, func(tx Tx) error {
 		if err := b.recordLive(ctx, tx, caller, answers); err != nil {
 			return err
 		}
-		if class := ClassOf(cause); class == "" || class == KMSUnavailable || sentBefore {
+		class := ClassOf(cause)
+		if class == "" || class == KMSUnavailable {
 			return nil
 		}
-		now, err := tx.KMSGrantByName(ctx, intent.Name)
-		if err != nil || now.State != KMSGrantIntended || !now.IntendTime.Equal(intent.IntendTime) {
-			return err
+		for i, intent := range round.intents[refused:] {
+			if round.sentBefore[intent.Name] {
+				continue
+			}
+			if err := closeIntent(ctx, tx, caller, intent, class, i == 0); err != nil {
+				return err
+			}
 		}
-		intent.State, intent.EndTime = KMSGrantFailed, tx.Now()
-		if err := tx.UpdateKMSGrant(ctx, intent); err != nil {
-			return err
-		}
-		event := kmsGrantEvent(caller, "kms.CreateGrant", AuditRefused, intent)
-		event.Detail["class"] = string(ClassOf(cause))
-		return tx.Audit(ctx, event)
+		return nil
 	})
+}
+
+// closeIntent ends an intent that made nothing at KMS, unless another call has
+// taken it up.
+func closeIntent(ctx context.Context, tx Tx, caller Caller, intent KMSGrant, class KMSClass, sent bool) error {
+	now, err := tx.KMSGrantByName(ctx, intent.Name)
+	if err != nil || now.State != KMSGrantIntended || !now.IntendTime.Equal(intent.IntendTime) {
+		return err
+	}
+	now.State, now.EndTime = KMSGrantFailed, tx.Now()
+	if err := tx.UpdateKMSGrant(ctx, now); err != nil {
+		return err
+	}
+	event := kmsGrantEvent(caller, "kms.CreateGrant", AuditRefused, now)
+	event.Detail["class"] = string(class)
+	if !sent {
+		event.Detail["sent"] = "false"
+	}
+	return tx.Audit(ctx, event)
 }
 
 // newKMSGrant renders the one and only form of the call: the same Name goes

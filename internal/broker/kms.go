@@ -120,7 +120,8 @@ const (
 	KMSInvalidCiphertext KMSClass = "INVALID_CIPHERTEXT" // corrupt, or another context
 	KMSLimitExceeded     KMSClass = "LIMIT_EXCEEDED"     // a resource quota, 50,000 grants a key: permanent
 	KMSInvalidToken      KMSClass = "INVALID_GRANT_TOKEN"
-	KMSInvalidRequest    KMSClass = "INVALID_REQUEST" // any other answer: ours to mend
+	KMSInvalidPrincipal  KMSClass = "INVALID_PRINCIPAL" // KMS knows no such role, or not yet
+	KMSInvalidRequest    KMSClass = "INVALID_REQUEST"   // any other answer: ours to mend
 )
 
 // KMSError is a failure of one KMS call.
@@ -194,6 +195,11 @@ func RefusedByKMS(err error, resource string) error {
 		kind, reason, detail = ErrInvalid, ReasonCiphertextInvalid, "KMS cannot read the blob: it is damaged, or was made with another encryption context"
 	case KMSLimitExceeded:
 		kind, reason, detail = ErrExhausted, ReasonGrantLimitExceeded, "the KMS key has as many grants as its quota allows: retire some, or have the quota raised"
+	case KMSInvalidPrincipal:
+		e := invalidField(ReasonGranteeNotAllowed, "grant.grantee_principal",
+			"KMS knows no such role (KMS: %s): name one that exists; one just made may take seconds to be known", k.Code)
+		e.Resource = resource
+		return e
 	default:
 		return fmt.Errorf("unexpected answer of KMS: %w", err)
 	}

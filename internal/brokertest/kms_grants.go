@@ -57,6 +57,13 @@ func createsGrants(t *kmsTest) {
 	_, err := t.Registrar.CreateGrant(t.Context(), bad)
 	t.want(err, "CreateGrant", broker.KMSInvalidRequest)
 
+	t.Faults.Plan("CreateGrant", Fault{Code: "InvalidArnException", Message: "ARN does not refer to a valid principal: " + t.WorkerRole})
+	_, err = t.Registrar.CreateGrant(t.Context(), t.newGrant(key, "kb/suite/unknown/1"))
+	t.want(err, "CreateGrant", broker.KMSInvalidPrincipal)
+	t.Faults.Plan("CreateGrant", Fault{Code: "InvalidArnException", Message: "ARN does not refer to a valid principal: " + t.RegistrarRole})
+	_, err = t.Registrar.CreateGrant(t.Context(), t.newGrant(key, "kb/suite/unknown/2"))
+	t.want(err, "CreateGrant", broker.KMSInvalidRequest)
+
 	missing := t.newGrant(broker.KeyARN(unknownKey(key)), "kb/suite/missing/1")
 	_, err = t.Registrar.CreateGrant(t.Context(), missing)
 	t.want(err, "CreateGrant", broker.KMSNotFound)

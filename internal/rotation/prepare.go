@@ -183,6 +183,10 @@ func (e *Engine) grantEverything(ctx context.Context, p plan, j Job) (Job, error
 			continue
 		}
 		minted, err := e.broker.EnsureGrant(ctx, broker.System, g.Domain, g.UID, broker.Request{})
+		if broker.ClassOf(err) == broker.KMSInvalidPrincipal {
+			return j, blockOn(To, broker.ReasonGranteeNotAllowed, "KMS does not know the grantee of %s any more: RevokeGrant lets the change go on",
+				broker.GrantName(p.domain.ID, g.ID))
+		}
 		if err != nil {
 			return j, blockOnKMS(To, j.TargetKey, err)
 		}

@@ -51,6 +51,8 @@ func blockOnKMS(side Side, key broker.KeyARN, err error) error {
 		reason, what = broker.ReasonKeyNotFound, "KMS does not know %s, or hides it from the broker"
 	case broker.KMSLimitExceeded:
 		reason, what = broker.ReasonGrantLimitExceeded, "%s has as many grants as its quota allows: retire some, or have the quota raised"
+	case broker.KMSInvalidPrincipal:
+		reason, what = broker.ReasonGranteeNotAllowed, "KMS does not know the role that a grant on %s is for"
 	default:
 		return err
 	}

@@ -1,6 +1,7 @@
 package scenarios_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -146,6 +147,37 @@ func TestUnfitTargets(t *testing.T) {
 			}
 			unchanged(t, b, d, old, target)
 		})
+	}
+}
+
+// A grant's role was deleted, so KMS makes no grant for it on the new key
+// (InvalidArnException). The change waits and names the grant; to revoke that is
+// the way out.
+func TestGranteeIsGone(t *testing.T) {
+	ctx := t.Context()
+	gone := &refusal{code: "InvalidArnException", naming: harness.ServiceRole}
+	b := newBench(t, harness.Config{Transport: gone.over})
+	d, _, err := b.Onboard(ctx, "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	createKeys(t, b, "acme", 3)
+	grant := serviceGrant(t, b, "acme", "Decrypt", "Encrypt")
+	gone.operation = "CreateGrant"
+	next := must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))
+	job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", next))
+	blocked := workUntil(t, b, job, func(v rotation.JobView) bool { return v.State != rotation.Running })
+	if blocked.State != rotation.Blocked || blocked.Block.Side != rotation.To || blocked.Block.Reason != broker.ReasonGranteeNotAllowed ||
+		!strings.Contains(blocked.Block.Message, broker.GrantName("acme", grant.ID)) {
+		t.Fatalf("the job is %s, blocked by %+v", blocked.State, blocked.Block)
+	}
+	now, _, err := b.Broker.GetDomain(ctx, harness.Caller, "acme")
+	if err != nil || now.Epoch != d.Epoch {
+		t.Fatalf("the domain has switched, %v", err)
+	}
+	must[broker.GrantView](t)(b.Broker.RevokeGrant(ctx, harness.Caller, broker.RevokeGrant{Domain: "acme", ID: grant.ID}))
+	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
+		t.Errorf("after the revocation: %s in %s: %+v", v.State, v.Phase, v.Block)
 	}
 }
 

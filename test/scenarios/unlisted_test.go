@@ -1,7 +1,6 @@
 package scenarios_test
 
 import (
-	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -46,7 +45,7 @@ func TestOldKeyIsNotListed(t *testing.T) {
 // is proved: the job blocks on it, and goes on when it is told again.
 func TestOldKeyIsNotShownAtAll(t *testing.T) {
 	ctx := t.Context()
-	deny := &denial{operation: "ListRetirableGrants"}
+	deny := &refusal{operation: "ListRetirableGrants", code: "AccessDeniedException"}
 	b := newBench(t, harness.Config{Transport: deny.over})
 	d, old, err := b.Onboard(ctx, "acme")
 	if err != nil {
@@ -97,21 +96,3 @@ func takeStatementsOut(t *testing.T, b *harness.Bench, key broker.KeyARN) {
 		t.Fatal(err)
 	}
 }
-
-// A denial has KMS refuse one operation, "" for none.
-type denial struct{ operation string }
-
-func (d *denial) over(next http.RoundTripper) http.RoundTripper {
-	return roundTripper(func(r *http.Request) (*http.Response, error) {
-		if d.operation == "" || !strings.HasSuffix(r.Header.Get("X-Amz-Target"), "."+d.operation) {
-			return next.RoundTrip(r)
-		}
-		answer := &http.Response{StatusCode: http.StatusBadRequest, ProtoMajor: 1, ProtoMinor: 1, Request: r, Body: http.NoBody,
-			Header: http.Header{"X-Amzn-Errortype": {"AccessDeniedException"}, "Content-Type": {"application/x-amz-json-1.1"}}}
-		return answer, nil
-	})
-}
-
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

@@ -92,7 +92,9 @@ const (
 	// AWS's default). Its owner raises the quota or removes grants.
 	Reason_REASON_GRANT_LIMIT_EXCEEDED Reason = 33
 	// INVALID_ARGUMENT: grantee_principal is not an IAM role, or not one that KMS
-	// knows. Give the ARN of an existing role.
+	// knows (a role just made may take seconds to be known). Give the ARN of an
+	// existing role. On jobs: the role of a live grant is gone; RevokeGrant lets the
+	// change go on.
 	Reason_REASON_GRANTEE_NOT_ALLOWED Reason = 34
 	// INVALID_ARGUMENT: an operation that a service never gets, or that does not
 	// fit the grant. Choose among those that Grant.operations lists.
