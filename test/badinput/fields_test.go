@@ -83,7 +83,6 @@ func TestBadGrants(t *testing.T) {
 		{"both constraints", "CreateGrant", grant(func(g *pb.Grant) {
 			g.Constraints = &pb.Grant_Constraints{EncryptionContextSubset: pairs(1), EncryptionContextEquals: pairs(1)}
 		}), invalid("CONSTRAINT_INVALID", "grant.constraints")},
-		{"keys of the service's own", "CreateGrant", grant(func(g *pb.Grant) { g.Inventory = pb.Grant_INVENTORY_SELF }), refusal{Code: codes.FailedPrecondition, Reason: "INVENTORY_SELF_UNSUPPORTED"}},
 		{"a domain without a key", "CreateGrant", spoiling(func(m *pb.CreateGrantRequest) { m.Parent = "domains/pending" }), refusal{Code: codes.FailedPrecondition, Reason: "DOMAIN_PENDING_KEY"}},
 		{"a domain without a key", "CreateDataKey", spoiling(func(m *pb.CreateDataKeyRequest) { m.Parent = "domains/pending" }), refusal{Code: codes.FailedPrecondition, Reason: "DOMAIN_PENDING_KEY"}},
 		{"a domain without a key", "ImportDataKeys", spoiling(func(m *pb.ImportDataKeysRequest) { m.Parent = "domains/pending" }), refusal{Code: codes.FailedPrecondition, Reason: "DOMAIN_PENDING_KEY"}},

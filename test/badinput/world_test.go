@@ -40,7 +40,8 @@ import (
 //   - domains/pending waits for its first key;
 //   - domains/empty is ACTIVE and has nothing;
 //   - domains/changing has a change of its key in PREPARING;
-//   - domains/broken has a change that FAILED on the data keys bad and worse.
+//   - domains/broken has a change that FAILED on the data keys bad and worse, and
+//     the grant own of a service that keeps its own wrapped keys.
 type world struct {
 	*harness.Bench
 	t    *testing.T
@@ -100,6 +101,9 @@ func newWorld(t *testing.T, cfg harness.Config) *world {
 		w.keys = append(w.keys, key)
 	}
 	w.next = w.newKey("acme", "changing", "broken")
+	_, err = w.Broker.CreateGrant(ctx, harness.Caller, broker.NewGrant{Domain: "broken", ID: "own", Grantee: harness.ServiceRole, Operations: []string{"Decrypt"},
+		Inventory: broker.InventorySelf, TTL: time.Hour})
+	w.must(err)
 	w.createDataKeys("broken", "bad", "good", "worse")
 	w.spoil("broken", "bad")
 	w.spoil("broken", "worse")
@@ -214,6 +218,9 @@ func (w *world) good(method protoreflect.Name) proto.Message {
 		return &pb.BatchGetDataKeysRequest{Parent: "domains/acme", Names: []string{"domains/acme/dataKeys/k1"}}
 	case "ListDataKeys":
 		return &pb.ListDataKeysRequest{Parent: "domains/acme"}
+	case "ReencryptStream":
+		return &pb.ReencryptStreamRequest{Message: &pb.ReencryptStreamRequest_Header_{Header: &pb.ReencryptStreamRequest_Header{
+			Parent: "domains/broken", Owner: &pb.ReencryptStreamRequest_Header_Grant{Grant: "domains/broken/grants/own"}}}}
 	case "DeleteDataKey":
 		return &pb.DeleteDataKeyRequest{Name: "domains/acme/dataKeys/k2"}
 	case "ImportDataKeys":
@@ -236,6 +243,8 @@ func (w *world) good(method protoreflect.Name) proto.Message {
 		return &pb.ListReencryptionFailuresRequest{Parent: w.brokenJob}
 	case "AcknowledgeReencryptionFailures":
 		return &pb.AcknowledgeReencryptionFailuresRequest{Parent: w.brokenJob, All: true, Reason: "lost"}
+	case "OverrideSelfInventory":
+		return &pb.OverrideSelfInventoryRequest{Name: "domains/broken/grants/own", Reason: "the service is gone"}
 	case "GetRetirementReport":
 		return &pb.GetRetirementReportRequest{Name: w.brokenJob + "/retirementReport"}
 	}

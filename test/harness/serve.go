@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -20,9 +21,31 @@ import (
 // memory. wrap, if not nil, is put around each transport connection, for faults.
 // Close ends both.
 func (b *Bench) Serve(wrap func(net.Conn) net.Conn) (*grpc.ClientConn, *grpcapi.Server, error) {
+	return b.serve(time.Now, wrap)
+}
+
+// Door is Serve under the bench's clock. Calls on the connection must have no
+// deadline: that would be one of the wall clock.
+func (b *Bench) Door() (*grpc.ClientConn, error) {
+	conn, _, err := b.serve(b.Clock.Now, nil)
+	return conn, err
+}
+
+// CallerHeader is the header by which a client says who calls; without it, Caller
+// does.
+const CallerHeader = "x-test-caller"
+
+func caller(ctx context.Context) broker.Caller {
+	if subject := metadata.ValueFromIncomingContext(ctx, CallerHeader); len(subject) == 1 {
+		return broker.Caller{Subject: subject[0]}
+	}
+	return Caller
+}
+
+func (b *Bench) serve(now func() time.Time, wrap func(net.Conn) net.Conn) (*grpc.ClientConn, *grpcapi.Server, error) {
 	server, err := grpcapi.New(grpcapi.Config{
-		Logger: slog.New(slog.DiscardHandler), Now: time.Now, NewID: b.ids.next, PageTokenKey: bytes.Repeat([]byte{7}, 32),
-		CallerFunc: func(context.Context) broker.Caller { return Caller },
+		Logger: slog.New(slog.DiscardHandler), Now: now, NewID: b.ids.next, PageTokenKey: bytes.Repeat([]byte{7}, 32),
+		CallerFunc: caller,
 	}, b.Broker, b.Engine)
 	if err != nil {
 		return nil, nil, err
