@@ -118,7 +118,7 @@ func (b *Broker) regrant(ctx context.Context, caller Caller, g Grant, r Request,
 	}
 	var tokens []Secret
 	for _, k := range have {
-		token, err := b.freshToken(ctx, d, g, k)
+		token, err := b.freshToken(ctx, caller, d, g, k)
 		if err != nil {
 			return GrantView{}, RefusedByKMS(err, GrantName(d.ID, g.ID))
 		}
@@ -142,7 +142,7 @@ func (b *Broker) regrant(ctx context.Context, caller Caller, g Grant, r Request,
 
 // freshToken mints another token for a recorded KMS grant, or nil if KMS shows
 // the grant no more.
-func (b *Broker) freshToken(ctx context.Context, d Domain, g Grant, k KMSGrant) (Secret, error) {
+func (b *Broker) freshToken(ctx context.Context, caller Caller, d Domain, g Grant, k KMSGrant) (Secret, error) {
 	listed, err := b.registrar.ListGrants(ctx, k.KMSKey, k.KMSGrantID)
 	if err != nil {
 		return nil, err
@@ -157,10 +157,22 @@ func (b *Broker) freshToken(ctx context.Context, d Domain, g Grant, k KMSGrant) 
 		return nil, err
 	}
 	if made.ID != k.KMSGrantID {
-		_, err := b.registrar.RetireGrant(ctx, k.KMSKey, made.ID)
-		return nil, err
+		return nil, b.retireStray(ctx, caller, k, made)
 	}
 	return made.Token, nil
+}
+
+// retireStray retires a grant that KMS made where a token was wanted: the
+// recorded one is gone, so its Name made another, which nobody asked for.
+func (b *Broker) retireStray(ctx context.Context, caller Caller, k KMSGrant, made CreatedKMSGrant) error {
+	k.KMSGrantID = made.ID
+	event := kmsGrantEvent(caller, "kms.CreateGrant", AuditDone, k)
+	event.KMSRequestID = made.RequestID
+	ctx = context.WithoutCancel(ctx)
+	if err := b.store.Update(ctx, func(tx Tx) error { return tx.Audit(ctx, event) }); err != nil {
+		return err
+	}
+	return b.retireOrphan(ctx, k.KMSKey, ListedGrant{ID: made.ID, Name: k.Name}, time.Time{})
 }
 
 // youngerThanVisibility reports whether KMS may not show the grant yet.

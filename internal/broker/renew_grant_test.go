@@ -213,13 +213,30 @@ func TestFailedRenewalLetsGo(t *testing.T) {
 func TestRetiredBetweenListingAndToken(t *testing.T) {
 	b := newActive(t)
 	key := b.domain("acme").KMSKey
-	b.mustGrant(newGrant("r1"))
+	in := newGrant("r1")
+	in.Operations = []string{"Decrypt"}
+	b.mustGrant(in)
+	since := 0
+	b.audited(&since)
 	b.road.after("ListGrants", func() { b.takeAway(key) })
-	g, err := b.createGrant(newGrant("r1"))
+	g, err := b.createGrant(in)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if n := len(b.serviceGrants(key)); n != 0 || len(g.Tokens) != 0 {
 		t.Errorf("%d grants and %d tokens, want none", n, len(g.Tokens))
+	}
+	want := []string{
+		"test kms.CreateGrant DONE - kb/test/UID/unwrap/1/1",
+		"keybroker kms.RetireGrant INTENDED - kb/test/UID/unwrap/1/1",
+		"keybroker kms.RetireGrant DONE - kb/test/UID/unwrap/1/1",
+	}
+	if diff := cmp.Diff(want, b.audited(&since)); diff != "" {
+		t.Errorf("I5: audited: %s", diff)
+	}
+	ids := b.query(`select distinct json_extract(detail, '$.kms_grant_id') from audit_event where seq > ? order by seq`, since-len(want))
+	recorded := b.query(`select kms_grant_id from kms_grant where name like '%unwrap/1/1' and not worker`)
+	if len(ids) != 1 || slices.Equal(ids, recorded) {
+		t.Errorf("the events name %v, want the one grant that was made and not %v", ids, recorded)
 	}
 }

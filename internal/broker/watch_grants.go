@@ -124,7 +124,7 @@ func (b *Broker) ReviveWorkerGrant(ctx context.Context, caller Caller, domain Do
 			return ErrNotFound
 		}
 		return tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "grants.reviveWorker", Domain: d.UID,
-			Resource: d.ID.Name(), Outcome: AuditIntended, Detail: map[string]string{"reason": reason}})
+			Resource: d.ID.Name(), Outcome: AuditDone, Detail: map[string]string{"reason": reason}})
 	})
 	if err != nil {
 		return err
