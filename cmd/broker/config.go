@@ -62,8 +62,9 @@ type Config struct {
 	// OneAccountMayBeBroad lets a key of the broker's own account have a policy
 	// that is broader than ours.
 	OneAccountMayBeBroad bool `json:"one_account_may_be_broad"`
-	// ReservedKey and ReservedValue are the templates of the reserved pair;
-	// {uid} and {region} are replaced. Default keybroker:domain and {uid}.
+	// ReservedKey is the key of the reserved pair, ReservedValue the template of its
+	// value: {uid} and {region} are replaced. Neither may change once there is a
+	// domain. Default keybroker:domain and {uid}.
 	ReservedKey   string `json:"reserved_key"`
 	ReservedValue string `json:"reserved_value"`
 	// Windows are the announced waits of a key change.

@@ -118,7 +118,7 @@ func (a *app) wireKMS(w wiring) error {
 	}
 	w.telemetry.metrics.watchPacer(pace)
 	config := awskms.Config{
-		Registrar: w.roles.Registrar, Worker: w.roles.Worker, ReservedKey: w.broker.ReservedKey,
+		Registrar: w.roles.Registrar, Worker: w.roles.Worker, ReservedKey: w.broker.ReservedKey, ReservedValue: w.broker.ReservedValue,
 		RegistrarAccount: broker.RoleAccount(w.broker.RegistrarRole), WorkerAccount: broker.RoleAccount(w.broker.WorkerRole),
 		BaseEndpoint: w.kmsEndpoint, FIPS: w.fips, Region: w.region, Regions: w.regions,
 		CallTimeout: w.broker.KMSCallTimeout, Jitter: mathrand.Float64, Pacer: pace,

@@ -47,8 +47,8 @@ func keyIn(region string) broker.KeyARN {
 
 func reEncrypt(ctx context.Context, k *awskms.KMS, key broker.KeyARN) error {
 	_, err := k.ReEncrypt(ctx, broker.ReEncrypt{
-		Ciphertext: broker.Secret("blob"), SourceKey: key, SourceContext: domainContext("a"),
-		DestinationKey: key, DestinationContext: domainContext("a"),
+		Ciphertext: broker.Secret("blob"), SourceKey: key, SourceContext: domainContext(anyUID),
+		DestinationKey: key, DestinationContext: domainContext(anyUID),
 	})
 	return err
 }
@@ -61,7 +61,7 @@ func TestConfigFaultsAreAllReported(t *testing.T) {
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, field := range []string{"Registrar", "ReservedKey", "Pacer", "Jitter", "Now", "BaseEndpoint", "Region:", "Regions:"} {
+	for _, field := range []string{"Registrar", "ReservedKey", "ReservedValue", "Pacer", "Jitter", "Now", "BaseEndpoint", "Region:", "Regions:"} {
 		if !strings.Contains(err.Error(), field) {
 			t.Errorf("%s is not named in: %v", field, err)
 		}
@@ -225,28 +225,36 @@ func TestGuardPanicsWhereTold(t *testing.T) {
 	_, _ = k.CreateGrant(t.Context(), broker.NewKMSGrant{Key: keyIn(homeRegion), Name: "n"})
 }
 
-func TestReservedKeyTemplates(t *testing.T) {
+// I4 at the last door: the key is the deployment's, and the value one that a domain
+// of the key's Region might have.
+func TestReservedPairs(t *testing.T) {
+	const uid, voice = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "arn:aws:voiceid:{region}:111122223333:domain/{uid}"
 	for _, c := range []struct {
-		template, key string
-		want          bool
+		template, key, value string
+		want                 bool
 	}{
-		{"keybroker:domain", "keybroker:domain", true},
-		{"keybroker:domain", "Keybroker:Domain", false},
-		{"aws:{region}:tenant", "aws:eu-west-1:tenant", true},
-		{"aws:{region}:tenant", "aws:eu-west-1:object", false},
-		{"aws:{region}:tenant", "tenant", false},
-		{"{uid}@{region}.kb", "01jc@eu-west-1.kb", true},
-		{"{uid}@{region}.kb", "01jc.eu-west-1.kb", false},
-		{"kb-{uid}", "kb-01jc", true},
-		{"aba{uid}aba", "aba", false}, // the pieces may not overlap
+		{"{uid}", reservedKey, uid, true},
+		{"{uid}", reservedKey, "", false},
+		{"{uid}", reservedKey, "one", false},
+		{"{uid}", reservedKey, uid + "A", false},
+		{"{uid}", reservedKey, uid[1:], false},
+		{"{uid}", reservedKey, "*" + uid[1:], false},
+		{"{uid}", "Keybroker:Domain", uid, false},
+		{"kb-{uid}", reservedKey, "kb-" + uid, true},
+		{"kb-{uid}", reservedKey, uid, false},
+		{"{uid}.{uid}", reservedKey, uid + "." + uid, true},
+		{voice, reservedKey, "arn:aws:voiceid:" + homeRegion + ":111122223333:domain/" + uid, true},
+		{voice, reservedKey, "arn:aws:voiceid:eu-south-9:111122223333:domain/" + uid, false},
+		{voice, reservedKey, "arn:aws:voiceid:" + homeRegion + ":111122223333:domain/*", false},
+		{voice, reservedKey, uid, false},
 	} {
 		cfg := config(t, &trap{})
-		cfg.ReservedKey = c.template
+		cfg.ReservedValue = c.template
 		_, err := open(t, cfg, pacer.Background).GenerateDataKeyWithoutPlaintext(t.Context(), broker.GenerateDataKey{
-			Key: keyIn(homeRegion), KeySpec: "AES_256", Context: broker.Context{c.key: "1", "object": "2"},
+			Key: keyIn(homeRegion), KeySpec: "AES_256", Context: broker.Context{c.key: c.value, "object": "2"},
 		})
 		if got := errors.Is(err, errTrap); got != c.want {
-			t.Errorf("template %s, key %s: sent %t, want %t", c.template, c.key, got, c.want)
+			t.Errorf("template %s, %s=%s: sent %t, want %t", c.template, c.key, c.value, got, c.want)
 		}
 	}
 }
@@ -294,8 +302,8 @@ func TestSpans(t *testing.T) {
 	key := keyIn("eu-west-1")
 	faults.Plan("ReEncrypt", brokertest.Fault{Code: "ThrottlingException"}, brokertest.Fault{Code: "ValidationException", Message: "Value 'canary' at 'x'"})
 	_, err := k.ReEncrypt(t.Context(), broker.ReEncrypt{
-		Ciphertext: broker.Secret("canary"), SourceKey: key, SourceContext: domainContext("canary"),
-		DestinationKey: key, DestinationContext: domainContext("canary"), Tokens: []broker.Secret{broker.Secret("canary")},
+		Ciphertext: broker.Secret("canary"), SourceKey: key, SourceContext: broker.Context{"tenant": "canary"}.With(broker.Pair{Key: reservedKey, Value: anyUID}),
+		DestinationKey: key, DestinationContext: broker.Context{"tenant": "canary"}.With(broker.Pair{Key: reservedKey, Value: anyUID}), Tokens: []broker.Secret{broker.Secret("canary")},
 	})
 	if broker.ClassOf(err) != broker.KMSInvalidRequest {
 		t.Fatal(err)
@@ -340,7 +348,7 @@ func TestOwnTransport(t *testing.T) {
 	defer server.Close()
 	key := must[*kms.CreateKeyOutput](t)(sdk(localkms.RoundTripper(local), "AKIACUSTOMER").CreateKey(t.Context(), &kms.CreateKeyInput{
 		Policy: aws.String(brokertest.KMSPolicy{
-			Owner: "111122223333", Registrar: registrarRole, Worker: workerRole, Pinned: broker.Pair{Key: reservedKey, Value: "a"},
+			Owner: "111122223333", Registrar: registrarRole, Worker: workerRole, Pinned: broker.Pair{Key: reservedKey, Value: anyUID},
 		}.Document()),
 	}))
 	cfg := config(t, nil)

@@ -31,7 +31,7 @@ func BenchmarkReEncrypt(b *testing.B) {
 	}))
 	arn := broker.KeyARN(*key.KeyMetadata.Arn)
 	adapter := open(b, config(b, rt), pacer.Background)
-	pairs := broker.Context{reservedKey: "01JC", "object": "4711"}
+	pairs := broker.Context{reservedKey: anyUID, "object": "4711"}
 	wrapped := must[broker.WrappedKey](b)(adapter.GenerateDataKeyWithoutPlaintext(b.Context(), broker.GenerateDataKey{
 		Key: arn, KeySpec: "AES_256", Context: pairs,
 	}))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -15,8 +16,8 @@ import (
 	"github.com/keybroker/keybroker/internal/pacer"
 )
 
-// Config says where KMS is and how to call it. Registrar, Worker, ReservedKey
-// and Pacer are needed, and Jitter where calls are tried more than once.
+// Config says where KMS is and how to call it. Registrar, Worker, ReservedKey,
+// ReservedValue and Pacer are needed, and Jitter where calls are tried more than once.
 type Config struct {
 	// Registrar and Worker are the credentials of the broker's two roles. They are
 	// asked for at each call, so they should remember, as aws.CredentialsCache does.
@@ -26,10 +27,11 @@ type Config struct {
 	// the Pacer charges their calls to. Empty where nobody tells accounts apart.
 	RegistrarAccount, WorkerAccount string
 
-	// ReservedKey is the template of the deployment's reserved context key, as
-	// in broker.Config; {uid} and {region} stand for any text.
-	ReservedKey string
-	// PanicOnGuard makes a call that lacks the reserved key panic, for tests.
+	// ReservedKey and ReservedValue are the key and the value's template of the
+	// deployment's reserved pair, as in broker.Config: {uid} stands for the uid of a
+	// domain, {region} for the Region of the key.
+	ReservedKey, ReservedValue string
+	// PanicOnGuard makes a call that lacks the reserved pair panic, for tests.
 	// Otherwise it is refused with the class INVALID_REQUEST.
 	PanicOnGuard bool
 
@@ -121,6 +123,7 @@ func (c Config) validate() error {
 	}
 	refuse(c.Registrar == nil || c.Worker == nil, "Registrar and Worker: credentials must be set")
 	refuse(c.ReservedKey == "", "ReservedKey: must be set")
+	refuse(!strings.Contains(c.ReservedValue, uidPlaceholder), "ReservedValue: must contain %s", uidPlaceholder)
 	refuse(c.Pacer == nil, "Pacer: must be set")
 	refuse(c.MaxConnections < 0 || c.MaxAttempts < 0 || c.CallTimeout < 0, "MaxConnections, MaxAttempts, CallTimeout: must not be negative")
 	refuse(c.MaxAttempts > 1 && c.Jitter == nil, "Jitter: must be set where calls are tried more than once")

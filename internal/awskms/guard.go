@@ -7,56 +7,82 @@ import (
 	"github.com/keybroker/keybroker/internal/broker"
 )
 
-// guard is the last check of invariant I4 before a request leaves: it knows no
-// domain, so it asks for the deployment's reserved key with any value.
+// guard is the last check of invariant I4 before a request leaves. It knows no
+// domain, so it asks for the deployment's reserved key, with a value that a domain
+// of the key's Region might have.
 type guard struct {
-	key    string
-	pieces []string // of a template: the text between its placeholders; nil for a plain key
+	key string
+	// value is the template of the value, cut into its placeholders and the texts
+	// between them.
+	value []string
 }
 
-func newGuard(template string) guard {
-	const cut = "\x00" // in no template: a legal context key has no control characters
-	plain := strings.NewReplacer("{uid}", cut, "{region}", cut).Replace(template)
-	if !strings.Contains(plain, cut) {
-		return guard{key: template}
+// The placeholders of a template, and what a domain's uid looks like
+// (broker.Config.NewUID).
+const (
+	uidPlaceholder    = "{uid}"
+	regionPlaceholder = "{region}"
+	uidLength         = 26
+)
+
+func newGuard(key, template string) guard {
+	g := guard{key: key}
+	for template != "" {
+		at, placeholder := len(template), ""
+		for _, p := range []string{uidPlaceholder, regionPlaceholder} {
+			if i := strings.Index(template, p); i >= 0 && i < at {
+				at, placeholder = i, p
+			}
+		}
+		if at > 0 {
+			g.value = append(g.value, template[:at])
+		}
+		if placeholder != "" {
+			g.value = append(g.value, placeholder)
+		}
+		template = template[at+len(placeholder):]
 	}
-	return guard{pieces: strings.Split(plain, cut)}
+	return g
 }
 
-// holds reports whether the pairs have the reserved key, with a value.
-func (g guard) holds(pairs broker.Context) bool {
-	if g.pieces == nil {
-		return pairs[g.key] != ""
-	}
-	for key, value := range pairs {
-		if value != "" && g.matches(key) {
-			return true
+// holds reports whether the pairs have the reserved one, of whichever domain.
+func (g guard) holds(pairs broker.Context, region string) bool {
+	rest, ok := pairs[g.key]
+	for _, piece := range g.value {
+		if !ok {
+			return false
+		}
+		switch piece {
+		case uidPlaceholder:
+			if ok = len(rest) >= uidLength && isUID(rest[:uidLength]); ok {
+				rest = rest[uidLength:]
+			}
+		case regionPlaceholder:
+			rest, ok = strings.CutPrefix(rest, region)
+		default:
+			rest, ok = strings.CutPrefix(rest, piece)
 		}
 	}
-	return false
+	return ok && rest == ""
 }
 
-// matches reports whether some text in place of each placeholder makes the key.
-func (g guard) matches(key string) bool {
-	last := len(g.pieces) - 1
-	rest, ok := strings.CutPrefix(key, g.pieces[0])
-	if !ok {
-		return false
-	}
-	for _, piece := range g.pieces[1:last] {
-		if _, rest, ok = strings.Cut(rest, piece); !ok {
+func isUID(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
 			return false
 		}
 	}
-	return strings.HasSuffix(rest, g.pieces[last])
+	return true
 }
 
-var errNoReservedPair = errors.New("the reserved pair is missing from the encryption context or constraint")
+var errNoReservedPair = errors.New("the encryption context or constraint has no reserved pair, or one that is no domain's")
 
-// refuseUnreserved stops a call whose pairs lack the reserved key.
-func (k *KMS) refuseUnreserved(operation string, pairs ...broker.Context) error {
+// refuseUnreserved stops a call under a key whose pairs lack the reserved one.
+func (k *KMS) refuseUnreserved(operation string, key broker.KeyARN, pairs ...broker.Context) error {
+	region := parseARN(string(key)).region
 	for _, p := range pairs {
-		if k.guard.holds(p) {
+		if k.guard.holds(p, region) {
 			return nil
 		}
 	}

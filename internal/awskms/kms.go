@@ -53,7 +53,7 @@ func New(cfg Config, class pacer.Class) (*KMS, error) {
 	k := &KMS{
 		cfg:       cfg,
 		class:     class,
-		guard:     newGuard(cfg.ReservedKey),
+		guard:     newGuard(cfg.ReservedKey, cfg.ReservedValue),
 		transport: cfg.Transport,
 	}
 	if k.transport == nil {

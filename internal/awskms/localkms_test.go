@@ -55,11 +55,11 @@ func config(t testing.TB, rt http.RoundTripper) awskms.Config {
 	return awskms.Config{
 		Registrar:   credentials("AKIAREGISTRAR"),
 		Worker:      credentials("AKIAWORKER"),
-		ReservedKey: reservedKey,
-		Region:      homeRegion,
-		Transport:   rt,
-		Jitter:      func() float64 { return 0 },
-		Pacer:       p,
+		ReservedKey: reservedKey, ReservedValue: broker.DefaultReservedValue,
+		Region:    homeRegion,
+		Transport: rt,
+		Jitter:    func() float64 { return 0 },
+		Pacer:     p,
 	}
 }
 
@@ -113,5 +113,8 @@ func must[T any](t testing.TB) func(T, error) T {
 		return v
 	}
 }
+
+// anyUID is a domain's uid.
+const anyUID = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 func domainContext(uid string) broker.Context { return broker.Context{reservedKey: uid} }

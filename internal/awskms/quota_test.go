@@ -27,7 +27,7 @@ func TestBudgets(t *testing.T) {
 	// The answers do not matter here.
 	_ = reEncrypt(t.Context(), k, keyIn(homeRegion))
 	_ = reEncrypt(ctx, k, keyIn(homeRegion))
-	_, _ = k.GenerateDataKeyWithoutPlaintext(ctx, broker.GenerateDataKey{Key: keyIn(homeRegion), KeySpec: "AES_256", Context: broker.Context{reservedKey: "u"}})
+	_, _ = k.GenerateDataKeyWithoutPlaintext(ctx, broker.GenerateDataKey{Key: keyIn(homeRegion), KeySpec: "AES_256", Context: broker.Context{reservedKey: anyUID}})
 	_ = reEncrypt(ctx, k, keyIn("us-east-1"))
 	_, _ = k.DescribeKey(t.Context(), string(keyIn(homeRegion)))
 	_, _ = k.RetireGrant(ctx, keyIn(homeRegion), "grant")

@@ -44,7 +44,7 @@ var errNoName = errors.New("a grant without a Name is made anew by each repetiti
 // since only its Name makes it safe to ask for it twice.
 func (k *KMS) CreateGrant(ctx context.Context, g broker.NewKMSGrant) (broker.CreatedKMSGrant, error) {
 	const name = "CreateGrant"
-	if err := k.refuseUnreserved(name, g.Constraint.Subset, g.Constraint.Equals); err != nil {
+	if err := k.refuseUnreserved(name, g.Key, g.Constraint.Subset, g.Constraint.Equals); err != nil {
 		return broker.CreatedKMSGrant{}, err
 	}
 	if g.Name == "" {

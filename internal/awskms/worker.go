@@ -13,7 +13,7 @@ import (
 // GenerateDataKeyWithoutPlaintext implements broker.Worker.
 func (k *KMS) GenerateDataKeyWithoutPlaintext(ctx context.Context, g broker.GenerateDataKey) (broker.WrappedKey, error) {
 	const name = "GenerateDataKeyWithoutPlaintext"
-	if err := k.refuseUnreserved(name, g.Context); err != nil {
+	if err := k.refuseUnreserved(name, g.Key, g.Context); err != nil {
 		return broker.WrappedKey{}, err
 	}
 	in := &kms.GenerateDataKeyWithoutPlaintextInput{
@@ -46,7 +46,7 @@ func (k *KMS) GenerateDataKeyWithoutPlaintext(ctx context.Context, g broker.Gene
 // pair: blobs that are imported do.
 func (k *KMS) ReEncrypt(ctx context.Context, r broker.ReEncrypt) (broker.ReEncrypted, error) {
 	const name = "ReEncrypt"
-	if err := k.refuseUnreserved(name, r.DestinationContext); err != nil {
+	if err := k.refuseUnreserved(name, r.DestinationKey, r.DestinationContext); err != nil {
 		return broker.ReEncrypted{}, err
 	}
 	in := &kms.ReEncryptInput{

@@ -14,8 +14,9 @@ type Config struct {
 	Deployment string
 	// RegistrarRole and WorkerRole are the broker's IAM roles, as ARNs.
 	RegistrarRole, WorkerRole string
-	// ReservedKey and ReservedValue are the templates of the reserved pair;
-	// {uid} and {region} are replaced. The value must contain {uid}.
+	// ReservedKey is the key of the reserved pair, ReservedValue the template of its
+	// value: {uid} and {region} are replaced. The value must contain {uid}. Neither
+	// may change once there is a domain.
 	ReservedKey, ReservedValue string
 	// GranteeAccounts are the accounts whose roles may be grantees.
 	GranteeAccounts []string
@@ -62,7 +63,7 @@ func DefaultWindows() Windows {
 	return Windows{GrantVisibility: 5 * time.Minute, MaxStoreDelay: time.Hour, MaxReadDelay: 15 * time.Minute}
 }
 
-// DefaultReservedKey and DefaultReservedValue are the templates of the reserved
+// DefaultReservedKey and DefaultReservedValue are key and template of the reserved
 // pair where the deployment names none.
 const (
 	DefaultReservedKey   = "keybroker:domain"

@@ -66,12 +66,18 @@ func (b *Broker) CreateDomain(ctx context.Context, caller Caller, in NewDomain) 
 
 func (b *Broker) newDomain(in NewDomain) Domain {
 	uid := DomainUID(b.cfg.NewUID())
-	render := strings.NewReplacer("{uid}", string(uid), "{region}", in.Region)
 	return Domain{
 		ID: in.ID, UID: uid, DisplayName: in.DisplayName, Region: in.Region, State: DomainPendingKey,
-		Reserved:    Pair{Key: b.cfg.ReservedKey, Value: render.Replace(b.cfg.ReservedValue)},
+		Reserved:    b.ReservedPair(uid, in.Region),
 		KeyAccounts: in.KeyAccounts, ImportSources: in.ImportSources, Labels: in.Labels, Version: 1,
 	}
+}
+
+// ReservedPair renders the reserved pair of a domain, or of one that might be.
+// A domain's own is the one that was stored with it.
+func (b *Broker) ReservedPair(uid DomainUID, region string) Pair {
+	render := strings.NewReplacer("{uid}", string(uid), "{region}", region)
+	return Pair{Key: b.cfg.ReservedKey, Value: render.Replace(b.cfg.ReservedValue)}
 }
 
 // workerGrant is what the worker role needs of each key: to make wrapped data

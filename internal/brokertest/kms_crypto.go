@@ -2,6 +2,7 @@ package brokertest
 
 import (
 	"bytes"
+	"strings"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -201,8 +202,8 @@ func namesDeniedKeys(t *kmsTest) {
 func refusesUnreserved(t *kmsTest) {
 	key := t.readyKey()
 	blob := t.generate(key, t.pairs("one"))
-	bare, empty := broker.Context{"object": "one"}, broker.Context{"object": "one", t.ReservedKey: ""}
-	for _, pairs := range []broker.Context{nil, bare, empty} {
+	for _, pairs := range []broker.Context{nil, {"object": "one"}, {t.ReservedKey: ""}, {t.ReservedKey: "*"}, {t.ReservedKey: "one"},
+		{t.ReservedKey: t.reserved.Value + "0"}, {t.ReservedKey: t.reserved.Value[1:]}, {strings.ToUpper(t.ReservedKey): t.reserved.Value}} {
 		count := func() int {
 			return t.Faults.Attempts("CreateGrant") + t.Faults.Attempts("ReEncrypt") + t.Faults.Attempts("GenerateDataKeyWithoutPlaintext")
 		}

@@ -6,6 +6,7 @@ package brokertest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -19,7 +20,8 @@ type KMSBench struct {
 	// RegistrarRole and WorkerRole are the roles of the two, as ARNs, of an
 	// account other than the customer's.
 	RegistrarRole, WorkerRole string
-	// ReservedKey is the deployment's reserved context key.
+	// ReservedKey is the deployment's reserved context key; its value is the uid of a
+	// domain.
 	ReservedKey string
 
 	Customer KMSCustomer
@@ -93,7 +95,7 @@ func RunKMS(t *testing.T, open func(t *testing.T) KMSBench) {
 			if reason, lacks := bench.Lacks[topic.name]; lacks {
 				t.Skip(reason)
 			}
-			topic.run(&kmsTest{T: t, KMSBench: bench, reserved: broker.Pair{Key: bench.ReservedKey, Value: "01jdomain" + strings.ToLower(topic.name)}})
+			topic.run(&kmsTest{T: t, KMSBench: bench, reserved: broker.Pair{Key: bench.ReservedKey, Value: uid(topic.name)}})
 		})
 	}
 }
@@ -133,8 +135,11 @@ func (t *kmsTest) pairs(object string) broker.Context {
 
 // stranger is a context of another domain.
 func (t *kmsTest) stranger() broker.Context {
-	return broker.Context{t.ReservedKey: "01jsomebodyelse"}
+	return broker.Context{t.ReservedKey: uid("somebodyelse")}
 }
+
+// uid gives a domain's uid of 26 characters.
+func uid(name string) string { return fmt.Sprintf("%s%0*d", name, 26-len(name), 0) }
 
 // newGrant is what the broker asks for its own worker.
 func (t *kmsTest) newGrant(key broker.KeyARN, name string) broker.NewKMSGrant {

@@ -48,8 +48,8 @@ type Config struct {
 	Sleep func(ctx context.Context, d time.Duration) error
 	// Rand gives a number in [0,1) for the verifier's sample.
 	Rand func() float64
-	// NewID mints 26 characters, time-ordered. NewProbe mints a random context
-	// value for the ownership probe.
+	// NewID mints 26 characters, time-ordered. NewProbe mints the random
+	// uid of a domain that does not exist, for the ownership probe.
 	NewID, NewProbe func() string
 	// At, if set, is called between an act at KMS and its commit, or before and
 	// after one, with the point's name. Tests of crashes end the process there.

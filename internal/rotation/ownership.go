@@ -8,13 +8,13 @@ import (
 
 // probeOwnership asks whether the key is its registrant's to give (T2): the key
 // policy must let the registrar make grants for this domain's reserved pair,
-// and for no other value in its place; nor may it let the worker use the key
+// and not for that of another domain, which nobody has; nor may it let the worker use the key
 // without a grant. A policy that allows more would let any tenant register the
 // key as its own. The real pair is never used for the negative half: the worker
 // may hold grants for it already.
 func (e *Engine) probeOwnership(ctx context.Context, d broker.Domain, j Job) error {
 	own := broker.Context(nil).With(d.Reserved)
-	other := broker.Context(nil).With(broker.Pair{Key: d.Reserved.Key, Value: e.cfg.NewProbe()})
+	other := broker.Context(nil).With(e.broker.ReservedPair(broker.DomainUID(e.cfg.NewProbe()), d.Region))
 	if err := e.dryRunGrant(ctx, j.TargetKey, own); err != nil {
 		if broker.ClassOf(err) == broker.KMSDenied {
 			return failWith(broker.ReasonKeyPolicyMissing, "the key policy of %s does not let the broker make grants for this domain: put GenerateKeyPolicy's statements into it", j.TargetKey)

@@ -121,7 +121,7 @@ func openWorld(ctx context.Context, dir, endpoint string, p pool) (_ *world, err
 		return nil, err
 	}
 	config := awskms.Config{
-		Registrar: credential(registrar), Worker: credential(worker), ReservedKey: broker.DefaultReservedKey,
+		Registrar: credential(registrar), Worker: credential(worker), ReservedKey: broker.DefaultReservedKey, ReservedValue: broker.DefaultReservedValue,
 		BaseEndpoint: endpoint, Region: region, Transport: w.transport, Jitter: mathrand.Float64, Pacer: pace,
 		Observe: func(string, broker.KMSClass, time.Duration) { w.calls.Add(1) }, Now: time.Now,
 	}

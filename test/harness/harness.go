@@ -38,7 +38,6 @@ const (
 	ServiceRole     = "arn:aws:iam::222233334444:role/orders"
 	RegistrarRole   = "arn:aws:iam::999999999999:role/keybroker-registrar"
 	WorkerRole      = "arn:aws:iam::999999999999:role/keybroker-worker"
-	reservedKey     = broker.DefaultReservedKey
 )
 
 // Caller is who calls in tests.
@@ -74,6 +73,8 @@ type Config struct {
 	// BatchRows and Shards of the engine; 0 takes small numbers, so that even
 	// small domains are moved in many steps.
 	BatchRows, Shards int
+	// ReservedKey and ReservedValue are the reserved pair's; "" takes the defaults.
+	ReservedKey, ReservedValue string
 	// KeepOrphans turns the broker's orphan sweep off, as after a restore.
 	KeepOrphans bool
 	// At is called at the points where a crash is told from none; see
@@ -147,6 +148,9 @@ func (b *Bench) wire(cfg Config) error {
 	if err != nil {
 		return err
 	}
+	if cfg.ReservedKey == "" {
+		cfg.ReservedKey, cfg.ReservedValue = broker.DefaultReservedKey, broker.DefaultReservedValue
+	}
 	transport := localkms.RoundTripper(b.KMS)
 	if cfg.Transport != nil {
 		transport = cfg.Transport(transport)
@@ -155,7 +159,7 @@ func (b *Bench) wire(cfg Config) error {
 	adapter := awskms.Config{
 		Registrar:   credentials.NewStaticCredentialsProvider("AKIAREGISTRAR", "registrar", ""),
 		Worker:      credentials.NewStaticCredentialsProvider("AKIAWORKER", "worker", ""),
-		ReservedKey: reservedKey, BaseEndpoint: "http://kms.test", Region: Region, Transport: transport,
+		ReservedKey: cfg.ReservedKey, ReservedValue: cfg.ReservedValue, BaseEndpoint: "http://kms.test", Region: Region, Transport: transport,
 		Jitter: mathrand.Float64, Sleep: noWait, Pacer: pace,
 	}
 	foreground, err := awskms.New(adapter, pacer.Foreground)
@@ -169,8 +173,8 @@ func (b *Bench) wire(cfg Config) error {
 	b.close = append(b.close, func() error { foreground.Close(); background.Close(); return nil })
 	b.Broker, err = broker.New(broker.Config{Deployment: "test", RegistrarRole: RegistrarRole, WorkerRole: WorkerRole,
 		GranteeAccounts: []string{ServiceAccount}, Windows: cfg.Windows, KMSCallTimeout: 10 * time.Second,
-		SweepOrphans: !cfg.KeepOrphans,
-		NewID:        b.ids.next, NewUID: rand.Text}, b.Store.Broker(), foreground, foreground)
+		ReservedKey: cfg.ReservedKey, ReservedValue: cfg.ReservedValue, SweepOrphans: !cfg.KeepOrphans,
+		NewID: b.ids.next, NewUID: rand.Text}, b.Store.Broker(), foreground, foreground)
 	if err != nil {
 		return err
 	}

@@ -181,6 +181,37 @@ func TestGranteeIsGone(t *testing.T) {
 	}
 }
 
+// A key's policy lets the broker act for whatever looks like a domain of this
+// deployment: it proves nothing about whose key it is. The probe has to look like
+// one too, or the policy denies it for its form alone (T2).
+func TestPolicyForAnyDomain(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{ReservedKey: "aws:voiceid:domain:arn", ReservedValue: "arn:aws:voiceid:{region}:111122223333:domain/{uid}"})
+	d := must[broker.Domain](t)(b.NewDomain(ctx, "acme"))
+	policy := must[broker.KeyPolicy](t)(b.Broker.GenerateKeyPolicy(ctx, harness.Caller, broker.KeyPolicyRequest{Domain: "acme", KeyAccount: harness.CustomerAccount}))
+	pinned := `"kms:EncryptionContext:aws:voiceid:domain:arn":"` + d.Reserved.Value + `"`
+	if strings.Count(policy.Document, pinned) != 1 {
+		t.Fatalf("the policy does not pin the pair in the expected form:\n%s", policy.Document)
+	}
+	wide := `"kms:EncryptionContext:aws:voiceid:domain:arn":"` + strings.Replace(d.Reserved.Value, string(d.UID), "*", 1) + `"`
+	document := strings.Replace(policy.Document, `"StringEquals":{`, `"StringLike":{`+wide+`},"StringEquals":{`, 1)
+	document = strings.Replace(strings.Replace(document, pinned+",", "", 1), ","+pinned, "", 1)
+	for _, test := range []struct {
+		policy string
+		want   rotation.State
+	}{{document, rotation.Failed}, {policy.Document, rotation.Succeeded}} {
+		made, err := b.Customer.CreateKey(ctx, &kms.CreateKeyInput{Policy: &test.policy})
+		if err != nil {
+			t.Fatal(err)
+		}
+		job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", broker.KeyARN(*made.KeyMetadata.Arn)))
+		v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID))
+		if v.State != test.want || test.want == rotation.Failed && v.FailReason != broker.ReasonKeyPolicyTooBroad {
+			t.Errorf("the job ended %s: %s %s, want %s", v.State, v.FailReason, v.FailMessage, test.want)
+		}
+	}
+}
+
 func replaceUID(policy, uid string) string {
 	for i := 0; i+3 <= len(policy); i++ {
 		if policy[i:i+3] == "UID" {
