@@ -45,6 +45,7 @@ func invalid(err error) error {
 // and map keys are left out of the names.
 var fieldReasons = map[string]broker.Reason{
 	"name":                     broker.ReasonNameInvalid,
+	"domain.name":              broker.ReasonNameInvalid,
 	"parent":                   broker.ReasonNameInvalid,
 	"page_token":               broker.ReasonPageTokenInvalid,
 	"filter":                   broker.ReasonFilterInvalid,

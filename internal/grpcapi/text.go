@@ -17,7 +17,7 @@ func checkText(m protoreflect.Message) error {
 	if path == "" {
 		return nil
 	}
-	return &broker.Error{Kind: broker.ErrInvalid, Reason: broker.ReasonFieldInvalid, Detail: "the request is invalid",
+	return &broker.Error{Kind: broker.ErrInvalid, Reason: reasonOfField(path, "", false), Detail: "the request is invalid",
 		Violations: []broker.Violation{{Field: path, Description: "must not hold the character U+0000"}}}
 }
 
