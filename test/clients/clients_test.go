@@ -23,7 +23,21 @@ import (
 const (
 	owner   = "arn:aws:iam::111122223333:root"
 	grantee = "arn:aws:iam::444455556666:role/Worker"
+	role    = "arn:aws:iam::111122223333:role/app"
 )
+
+// accounts is a user who may act in a role, as one who knows the ExternalId.
+func accounts() []localkms.Account {
+	return []localkms.Account{{
+		ID:    "111122223333",
+		Users: []localkms.User{{Name: "ann", AccessKeys: []localkms.AccessKey{{ID: "AKIAANN", Secret: "ann"}}}},
+		Roles: []localkms.Role{{Name: "app", TrustPolicy: `{"Version":"2012-10-17","Statement":{"Effect":"Allow",
+			"Principal":{"AWS":"arn:aws:iam::111122223333:user/ann"},"Action":"sts:AssumeRole",
+			"Condition":{"StringEquals":{"sts:ExternalId":"tenant-4711"}}}}`, Policies: map[string]localkms.PolicyDocument{
+			"list": `{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"kms:ListKeys","Resource":"*"}}`,
+		}}},
+	}}
+}
 
 // calls are the operations that succeeded.
 type calls struct {
@@ -45,6 +59,7 @@ func serve(t *testing.T) (url string, made *calls) {
 	made = &calls{made: map[string]bool{}}
 	k, err := localkms.New(localkms.Config{
 		Principals: []localkms.Principal{{ARN: owner, AccessKeyID: "AKIATEST", SecretAccessKey: "secret"}},
+		Accounts:   accounts(),
 		Now:        time.Now, Observe: made.observe,
 	})
 	if err != nil {
@@ -88,7 +103,7 @@ func run(t *testing.T, url string, command ...string) (lacks []string) {
 	home := t.TempDir()
 	c := exec.CommandContext(t.Context(), command[0], command[1:]...)
 	c.Env = slices.DeleteFunc(os.Environ(), func(pair string) bool { return strings.HasPrefix(pair, "AWS_") })
-	c.Env = append(c.Env, "URL="+url, "GRANTEE="+grantee, "RETIRER="+owner, "HOME="+home, "AWS_CONFIG_FILE="+home+"/config",
+	c.Env = append(c.Env, "URL="+url, "GRANTEE="+grantee, "RETIRER="+owner, "ROLE="+role, "HOME="+home, "AWS_CONFIG_FILE="+home+"/config",
 		"AWS_SHARED_CREDENTIALS_FILE="+home+"/credentials", "AWS_ACCESS_KEY_ID=AKIATEST", "AWS_SECRET_ACCESS_KEY=secret",
 		"AWS_DEFAULT_REGION=us-west-2", "AWS_PAGER=", "AWS_EC2_METADATA_DISABLED=true", "AWS_MAX_ATTEMPTS=1")
 	var out, errs strings.Builder
@@ -110,7 +125,7 @@ func (c *calls) covers(t *testing.T, client string, lacks []string) {
 	t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, operation := range localkms.Operations() {
+	for _, operation := range append(localkms.Operations(), "AssumeRole", "GetCallerIdentity") {
 		if !c.made[operation] && !slices.Contains(lacks, operation) && !slices.Contains(lacks, kebab(operation)) {
 			t.Errorf("%s did not call %s with success", client, operation)
 		}

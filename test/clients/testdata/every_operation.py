@@ -128,3 +128,25 @@ if not lacks("Encrypt", "DryRun"):
 assert kms.schedule_key_deletion(KeyId=key, PendingWindowInDays=7)["KeyState"] == "PendingDeletion"
 refused("KMSInvalidStateException", kms.decrypt, CiphertextBlob=blob, EncryptionContext=context)
 kms.cancel_key_deletion(KeyId=key)
+
+
+def client(service, access_key, secret, token=None):
+    return boto3.client(
+        service, endpoint_url=os.environ["URL"], aws_access_key_id=access_key, aws_secret_access_key=secret, aws_session_token=token
+    )
+
+
+sts = client("sts", "AKIAANN", "ann")
+assert sts.get_caller_identity()["Arn"] == "arn:aws:iam::111122223333:user/ann"
+try:
+    sts.assume_role(RoleArn=os.environ["ROLE"], RoleSessionName="boto")
+    raise AssertionError("assumed without the ExternalId")
+except ClientError as e:
+    assert e.response["Error"]["Code"] == "AccessDenied", e
+    assert e.response["ResponseMetadata"]["HTTPStatusCode"] == 403, e
+    assert e.response["ResponseMetadata"]["RequestId"], e
+session = sts.assume_role(RoleArn=os.environ["ROLE"], RoleSessionName="boto", ExternalId="tenant-4711", DurationSeconds=900)
+assert session["AssumedRoleUser"]["Arn"] == "arn:aws:sts::111122223333:assumed-role/app/boto", session
+temporary = [session["Credentials"][k] for k in ("AccessKeyId", "SecretAccessKey", "SessionToken")]
+assert client("sts", *temporary).get_caller_identity()["UserId"] == session["AssumedRoleUser"]["AssumedRoleId"]
+client("kms", *temporary).list_keys()

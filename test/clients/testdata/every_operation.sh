@@ -107,3 +107,19 @@ esac
 kms KeyState schedule-key-deletion --key-id "$key" --pending-window-in-days 7
 refused KMSInvalidStateException kms @ decrypt --ciphertext-blob fileb://blob --encryption-context "$context"
 kms KeyId cancel-key-deletion --key-id "$key"
+
+# sts QUERY COMMAND [ARGUMENT...]
+sts() {
+  local query=$1
+  shift
+  aws --endpoint-url "$URL" --output text --query "$query" sts "$@"
+}
+export AWS_ACCESS_KEY_ID=AKIAANN AWS_SECRET_ACCESS_KEY=ann
+expect arn:aws:iam::111122223333:user/ann "$(sts Arn get-caller-identity)" get-caller-identity
+refused AccessDenied sts @ assume-role --role-arn "$ROLE" --role-session-name cli
+refused AccessDeniedException kms @ list-keys
+read -r AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN < <(sts 'Credentials.[AccessKeyId,SecretAccessKey,SessionToken]' \
+  assume-role --role-arn "$ROLE" --role-session-name cli --external-id tenant-4711)
+export AWS_SESSION_TOKEN
+expect arn:aws:sts::111122223333:assumed-role/app/cli "$(sts Arn get-caller-identity)" "get-caller-identity in a role"
+kms 'length(Keys)' list-keys
