@@ -26,8 +26,15 @@ type Config struct {
 	// Admin is where metrics, health and profiles are served: a loopback
 	// host:port, or "off". Default 127.0.0.1:8445.
 	Admin string `json:"admin"`
-	// Database is the SQLite file, on a local disk. Required.
+	// Database is an SQLite file, on a local disk, for one process. Either this or
+	// DatabaseURLFile is required.
 	Database string `json:"database"`
+	// DatabaseURLFile is a file that holds the URL of a PostgreSQL database, with
+	// its password: postgres://…, one line. broker migrate makes its schema.
+	DatabaseURLFile string `json:"database_url_file"`
+	// Roles are what this process does: "api" answers calls, "worker" works on
+	// jobs and sweeps. Default: both.
+	Roles []string `json:"roles"`
 	// LogLevel is debug, info, warn or error. Default info.
 	LogLevel string `json:"log_level"`
 
@@ -119,8 +126,9 @@ const (
 	adminOff         = "off"
 )
 
-// readConfig reads a file and fills in defaults. It reports every fault.
-func readConfig(path string) (Config, error) {
+// readConfig reads a file, puts in what the command line says otherwise, and fills
+// in defaults. It reports every fault.
+func readConfig(path string, overrides ...func(*Config)) (Config, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return Config{}, err
@@ -134,6 +142,9 @@ func readConfig(path string) (Config, error) {
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return Config{}, fmt.Errorf("%s: something follows the configuration", path)
+	}
+	for _, override := range overrides {
+		override(&c)
 	}
 	c.setDefaults()
 	if err := c.Validate(); err != nil {
@@ -151,6 +162,9 @@ func (c *Config) setDefaults() {
 	text(&c.Listen, defaultListen)
 	text(&c.Admin, defaultAdmin)
 	text(&c.LogLevel, "info")
+	if c.Roles == nil {
+		c.Roles = []string{roleAPI, roleWorker}
+	}
 	text(&c.ReservedKey, broker.DefaultReservedKey)
 	text(&c.ReservedValue, broker.DefaultReservedValue)
 	number := func(field **float64, value float64) {
@@ -187,9 +201,16 @@ func (c Config) Validate() error {
 	if c.Admin != adminOff {
 		faults = append(faults, checkAddress("admin", c.Admin, false))
 	}
-	refuse(c.Database == "", "database: must name the SQLite file")
-	refuse(strings.Contains(c.Database, "://"), "database: must be the path of a file: PostgreSQL is not supported yet")
-	_, err := c.level()
+	refuse(c.Database == "" && c.DatabaseURLFile == "", "database: must name an SQLite file, or database_url_file a file with the URL of a PostgreSQL database")
+	refuse(c.Database != "" && c.DatabaseURLFile != "", "database: does not go with database_url_file: there is one database")
+	refuse(isURL(c.Database), "database: must be the path of an SQLite file: put the URL of a PostgreSQL database into a file, and name that in database_url_file")
+	refuse(isURL(c.DatabaseURLFile), "database_url_file: must be the path of a file that holds the URL: the URL itself has a password")
+	r, err := parseRoles(c.Roles)
+	if err == nil {
+		err = r.check(c.database(), c.Admin)
+	}
+	faults = append(faults, err)
+	_, err = c.level()
 	refuse(err != nil, "log_level: must be debug, info, warn or error")
 	refuse(!regionPattern.MatchString(c.AWSRegion), "aws_region: must be a Region such as us-east-1")
 	for _, r := range c.Regions {
@@ -214,6 +235,11 @@ func (c Config) Validate() error {
 	faults = append(faults, b.Validate())
 	return errors.Join(faults...)
 }
+
+// isURL tells a URL that was put where a path belongs.
+func isURL(text string) bool { return strings.Contains(text, "://") }
+
+func (c Config) database() database { return database{path: c.Database, urlFile: c.DatabaseURLFile} }
 
 func hostPort(u *url.URL) string {
 	if u.Port() == "" {

@@ -70,7 +70,8 @@ func devWindows() broker.Windows {
 // devWiring is the broker of --dev and the demo, on the embedded KMS.
 func devWiring(data, kmsEndpoint string) wiring {
 	return wiring{
-		database: filepath.Join(data, "keybroker.db"),
+		database: database{path: filepath.Join(data, "keybroker.db")},
+		does:     roles{api: true, worker: true},
 		broker: broker.Config{
 			Deployment: "dev", RegistrarRole: devRegistrar().arn, WorkerRole: devWorker().arn,
 			ReservedKey: broker.DefaultReservedKey, ReservedValue: broker.DefaultReservedValue,

@@ -42,6 +42,8 @@ const usage = `keybroker: a key broker between services and their customers' KMS
   broker serve --dev   a broker and a KMS on loopback, to try out by hand
   broker serve --config FILE
                        a broker on AWS KMS
+  broker migrate --database-url-file FILE
+                       bring the schema of a PostgreSQL database up to date
   broker check-config --config FILE
                        say what is wrong with a configuration, or print it
   broker health        ask a broker on this machine whether it is ready
@@ -67,6 +69,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		err = c.demo(ctx)
 	case "localkms":
 		err = c.localkms(ctx)
+	case "migrate":
+		err = c.migrate(ctx)
 	case "check-config":
 		err = c.checkConfig()
 	case "health":

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,10 +23,13 @@ func (c command) serve(ctx context.Context) error {
 	dev := set.Bool("dev", false, "run an embedded KMS and authenticate nobody: to try things out on loopback")
 	config := set.String("config", "", "the configuration `file` of a server on AWS KMS")
 	var o devOptions
+	set.StringVar(&o.urlFile, "database-url-file", "", "a `file` that holds the URL of a PostgreSQL database; with --dev one on loopback, in place of SQLite")
+	set.StringVar(&o.roles, "roles", bothRoles, "what this process does: api answers calls, worker works on jobs; `names` with a comma between them")
 	set.StringVar(&o.data, "data", ".keybroker-dev", "with --dev: the `directory` that keeps everything")
 	set.StringVar(&o.listen, "listen", defaultListen, "with --dev: the API's loopback `address`")
 	set.StringVar(&o.kmsListen, "kms-listen", defaultKMSListen, "with --dev: the embedded KMS's loopback `address`")
 	set.StringVar(&o.admin, "admin", defaultAdmin, "with --dev: the loopback `address` of metrics, health and profiles, or off")
+	set.StringVar(&o.kmsEndpoint, "kms-endpoint", "", "with --dev and a PostgreSQL database: the loopback `URL` of the KMS that several processes share, in place of one of its own")
 	set.DurationVar(&o.grantDelay, "grant-delay", devGrantDelay, "with --dev: how long the embedded KMS hides a new grant")
 	set.StringVar(&o.faults, "faults", "", "with --dev: faults of the embedded KMS as `JSON`, or @FILE; see and change them at its /faults")
 	if err := c.parse(set); err != nil {
@@ -37,6 +41,7 @@ func (c command) serve(ctx context.Context) error {
 	case *dev && *config != "":
 		return usagef("--dev and --config exclude each other: --dev takes flags, a server takes its configuration file")
 	case *dev:
+		o.given = flags
 		return c.serveDev(ctx, o)
 	case *config == "":
 		return usagef("--config: name a configuration file, or use --dev to try things out")
@@ -44,17 +49,29 @@ func (c command) serve(ctx context.Context) error {
 	if err := refuseFailpoint(c.getenv); err != nil {
 		return err
 	}
-	delete(flags, "config")
 	for name := range flags {
-		return usagef("--%s goes with --dev only: set it in the configuration file", name)
+		switch name {
+		case "config", "database-url-file", "roles":
+		default:
+			return usagef("--%s goes with --dev only: set it in the configuration file", name)
+		}
 	}
-	return c.serveConfig(ctx, *config)
+	return c.serveConfig(ctx, *config, func(config *Config) {
+		if flags["database-url-file"] {
+			config.DatabaseURLFile, config.Database = o.urlFile, ""
+		}
+		if flags["roles"] {
+			config.Roles = strings.Split(o.roles, ",")
+		}
+	})
 }
 
 // devOptions are the flags of --dev.
 type devOptions struct {
-	data, listen, kmsListen, admin, faults string
-	grantDelay                             time.Duration
+	data, listen, kmsListen, kmsEndpoint, admin, faults string
+	urlFile, roles                                      string
+	grantDelay                                          time.Duration
+	given                                               map[string]bool
 }
 
 func (o devOptions) validate() error {
@@ -71,18 +88,48 @@ func (o devOptions) validate() error {
 	if o.data == "" {
 		return usagef("--data: name a directory")
 	}
+	if isURL(o.urlFile) {
+		return usagef("--database-url-file: must be the path of a file that holds the URL: the URL itself has a password")
+	}
+	if o.kmsEndpoint != "" {
+		return o.validateKMS()
+	}
 	if visible := devWindows().GrantVisibility; o.grantDelay < 0 || o.grantDelay >= visible {
 		return usagef("--grant-delay: %v is not below grant_visibility, %v: the broker would use grants that KMS does not show yet", o.grantDelay, visible)
 	}
 	return nil
 }
 
-// serveDev is serve --dev: everything in one directory and one process. What it
-// makes at its start it makes only if it is not there, so that it may be killed
-// at any moment.
+// validateKMS checks what goes with a KMS that is not of this process.
+func (o devOptions) validateKMS() error {
+	for _, name := range []string{"kms-listen", "grant-delay", "faults"} {
+		if o.given[name] {
+			return usagef("--%s: is for the KMS of this process, and --kms-endpoint names another", name)
+		}
+	}
+	if o.urlFile == "" {
+		return usagef("--kms-endpoint: needs --database-url-file: processes that share a KMS share a database")
+	}
+	u, err := url.Parse(o.kmsEndpoint)
+	if err != nil || u.Scheme != "http" || checkAddress("", hostPort(u), false) != nil {
+		return usagef("--kms-endpoint: must be like http://127.0.0.1:8444")
+	}
+	return nil
+}
+
+// serveDev is serve --dev: everything in one directory and one process, or a
+// database and a KMS on loopback shared with others. What it makes at its start
+// it makes only if it is not there, so that it may be killed at any moment.
 func (c command) serveDev(ctx context.Context, o devOptions) (err error) {
 	if err := o.validate(); err != nil {
 		return err
+	}
+	does, err := parseRoles(strings.Split(o.roles, ","))
+	if err == nil {
+		err = does.check(database{urlFile: o.urlFile}, o.admin)
+	}
+	if err != nil {
+		return usageError{"--" + err.Error()}
 	}
 	if err := refuseForDev(c.getenv, o.data); err != nil {
 		return err
@@ -96,37 +143,54 @@ func (c command) serveDev(ctx context.Context, o devOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	shared := database{urlFile: o.urlFile}
+	if err := shared.prepareForDev(ctx); err != nil {
+		return err
+	}
 	if err := makeDataDir(o.data); err != nil {
 		return err
 	}
-	kmsListener, err := listen(ctx, "--kms-listen", o.kmsListen)
-	if err != nil {
-		return err
+	kmsURL := o.kmsEndpoint
+	if kmsURL == "" {
+		kmsListener, err := listen(ctx, "--kms-listen", o.kmsListen)
+		if err != nil {
+			return err
+		}
+		kms, err := startEmbedded(kmsListener, localkms.Config{
+			Dir: filepath.Join(o.data, "kms"), Principals: devPrincipals(), GrantDelay: o.grantDelay, Faults: faults,
+		})
+		if err != nil {
+			return fmt.Errorf("--data: %w", err)
+		}
+		defer func() { err = errors.Join(err, kms.stop(ctx)) }()
+		kmsURL = kms.url
 	}
-	kms, err := startEmbedded(kmsListener, localkms.Config{
-		Dir: filepath.Join(o.data, "kms"), Principals: devPrincipals(), GrantDelay: o.grantDelay, Faults: faults,
-	})
+	awsConfig, err := writeAWSConfig(o.data, kmsURL)
 	if err != nil {
 		return fmt.Errorf("--data: %w", err)
 	}
-	defer func() { err = errors.Join(err, kms.stop(ctx)) }()
-	awsConfig, err := writeAWSConfig(o.data, kms.url)
-	if err != nil {
-		return fmt.Errorf("--data: %w", err)
+	w := devWiring(o.data, kmsURL)
+	w.log, w.does = log, does
+	if shared.shared() {
+		w.database = shared
+		if w.owner, err = uniqueOwner(); err != nil {
+			return err
+		}
 	}
-	w := devWiring(o.data, kms.url)
-	w.log = log
 	if failpoint != nil {
 		log.Warn("this process will kill itself", failpointVariable, c.getenv(failpointVariable))
 		w.at = failpoint.at
 	}
 	return c.serveApp(ctx, w, addresses{listenSetting: "--listen", listen: o.listen, adminSetting: "--admin", admin: o.admin}, true,
 		func(ctx context.Context, address string) error {
-			tour := demo.Tour{Broker: address, KMSEndpoint: kms.url, Region: devRegion, Customer: devCustomer().demo()}
+			if o.kmsEndpoint != "" || !does.api { // the tour is of one process
+				return readyLine(c.stdout, address)
+			}
+			tour := demo.Tour{Broker: address, KMSEndpoint: kmsURL, Region: devRegion, Customer: devCustomer().demo()}
 			if err := tour.Prepare(ctx); err != nil {
 				return err
 			}
-			return devBanner(c.stdout, address, kms.url, awsConfig)
+			return devBanner(c.stdout, address, kmsURL, awsConfig)
 		})
 }
 
@@ -158,9 +222,25 @@ func quote(path string) string {
 	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
 }
 
-// serveConfig is serve --config.
-func (c command) serveConfig(ctx context.Context, path string) error {
-	config, err := readConfig(path)
+// readyLine says that a process is at work; address is "" without the API.
+func readyLine(w io.Writer, address string) error {
+	line := "working\n"
+	if address != "" {
+		line = "serving on " + address + "\n"
+	}
+	_, err := io.WriteString(w, line)
+	return err
+}
+
+// uniqueOwner names a process among all that share a database.
+func uniqueOwner() (string, error) {
+	host, err := os.Hostname()
+	return host + "/" + newIDs(time.Now).next(), err
+}
+
+// serveConfig is serve --config, with what the command line says otherwise.
+func (c command) serveConfig(ctx context.Context, path string, override func(*Config)) error {
+	config, err := readConfig(path, override)
 	if err != nil {
 		return fmt.Errorf("--config: %w", err)
 	}
@@ -175,19 +255,20 @@ func (c command) serveConfig(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	host, err := os.Hostname()
+	does, err := parseRoles(config.Roles)
+	if err != nil {
+		return err
+	}
+	owner, err := uniqueOwner()
 	if err != nil {
 		return err
 	}
 	return c.serveApp(ctx, wiring{
-		database: config.Database, broker: config.broker(), owner: host + "/" + newIDs(time.Now).next(),
+		database: config.database(), does: does, broker: config.broker(), owner: owner,
 		mayBeBroad: config.OneAccountMayBeBroad, roles: roles, regions: config.Regions, kmsEndpoint: config.KMSEndpoint, fips: config.FIPS,
 		pace: config.pace(), log: newLogger(c.stderr, level, false),
 	}, addresses{listenSetting: "listen", listen: config.Listen, adminSetting: "admin", admin: config.Admin}, false,
-		func(_ context.Context, address string) error {
-			_, err := fmt.Fprintf(c.stdout, "serving on %s\n", address)
-			return err
-		})
+		func(_ context.Context, address string) error { return readyLine(c.stdout, address) })
 }
 
 // addresses are where an app listens, and how the settings are called.
@@ -211,14 +292,19 @@ func (c command) serveApp(ctx context.Context, w wiring, at addresses, dev bool,
 		return err
 	}
 	defer func() { err = errors.Join(err, a.close()) }()
-	l, err := listen(ctx, at.listenSetting, at.listen)
-	if err != nil {
-		return err
+	var l net.Listener
+	if w.does.api {
+		if l, err = listen(ctx, at.listenSetting, at.listen); err != nil {
+			return err
+		}
 	}
 	if at.admin != adminOff {
 		adminListener, err := listen(ctx, at.adminSetting, at.admin)
 		if err != nil {
-			return errors.Join(err, l.Close())
+			if l != nil {
+				err = errors.Join(err, l.Close())
+			}
+			return err
 		}
 		w.log.Info("admin listener", "address", adminListener.Addr().String())
 		admin := startAdmin(adminListener, w.telemetry, a.store.Ping)
@@ -227,14 +313,19 @@ func (c command) serveApp(ctx context.Context, w wiring, at addresses, dev bool,
 	return a.runWith(ctx, l, ready)
 }
 
-// runWith runs the app and, beside it, what is to happen once it serves.
+// runWith runs the app and, beside it, what is to happen once it serves. l is nil
+// without the API; the address is "" then.
 func (a *app) runWith(ctx context.Context, l net.Listener, ready func(context.Context, string) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	var address string
+	if l != nil {
+		address = l.Addr().String()
+	}
 	readyDone := make(chan struct{})
 	go func() {
 		defer close(readyDone)
-		if err := ready(ctx, l.Addr().String()); err != nil && ctx.Err() == nil {
+		if err := ready(ctx, address); err != nil && ctx.Err() == nil {
 			cancel(err)
 		}
 	}()

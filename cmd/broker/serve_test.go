@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,15 +35,42 @@ var (
 	adminLine  = regexp.MustCompile(`admin listener.*address=(\S+)`)
 )
 
-func startDev(t *testing.T, data string, getenv func(string) string) devServer {
+func startDev(t *testing.T, data string, getenv func(string) string, more ...string) devServer {
+	t.Helper()
+	p := startProcess(t, append([]string{"serve", "--dev", "--data", data, "--listen", "127.0.0.1:0", "--kms-listen", "127.0.0.1:0",
+		"--admin", "127.0.0.1:0"}, more...), getenv)
+	var s devServer
+	for line := range p.lines {
+		if m := kmsLine.FindStringSubmatch(line); m != nil {
+			s.kms = m[1]
+		}
+		if m := exportLine.FindStringSubmatch(line); m != nil {
+			s.api, s.awsConfig = m[1], m[2]
+			break
+		}
+	}
+	if s.api == "" {
+		t.Fatalf("the server ended with %d before it was ready", p.stop())
+	}
+	s.admin, s.stop = <-p.admin, p.stop
+	return s
+}
+
+// A process is the program at work in this one.
+type process struct {
+	lines <-chan string // of its standard output; all of them must be read, or none after the first few
+	admin <-chan string // the admin listener's address, once it is logged
+	stop  func() int    // asks it to end, and gives the exit code
+}
+
+func startProcess(t *testing.T, args []string, getenv ...func(string) string) process {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	stdoutR, stdoutW := io.Pipe()
 	stderrR, stderrW := io.Pipe()
 	code := make(chan int, 1)
 	go func() {
-		code <- run(ctx, []string{"serve", "--dev", "--data", data, "--listen", "127.0.0.1:0", "--kms-listen", "127.0.0.1:0",
-			"--admin", "127.0.0.1:0"}, getenv, strings.NewReader(""), stdoutW, stderrW)
+		code <- run(ctx, args, append(getenv, environment())[0], strings.NewReader(""), stdoutW, stderrW)
 		_ = stdoutW.Close()
 		_ = stderrW.Close()
 	}()
@@ -55,34 +83,19 @@ func startDev(t *testing.T, data string, getenv func(string) string) devServer {
 		}
 		close(admin)
 	}()
-	var s devServer
-	lines := bufio.NewScanner(stdoutR)
-	for s.api == "" && lines.Scan() {
-		if m := kmsLine.FindStringSubmatch(lines.Text()); m != nil {
-			s.kms = m[1]
+	lines := make(chan string, 100) // more than it ever says
+	go func() {
+		for scanner := bufio.NewScanner(stdoutR); scanner.Scan(); {
+			lines <- scanner.Text()
 		}
-		if m := exportLine.FindStringSubmatch(lines.Text()); m != nil {
-			s.api, s.awsConfig = m[1], m[2]
-		}
-	}
-	go func() { _, _ = io.Copy(io.Discard, stdoutR) }()
-	if s.api == "" {
+		close(lines)
+	}()
+	stop := sync.OnceValue(func() int {
 		cancel()
-		t.Fatalf("the server ended with %d before it was ready", <-code)
-	}
-	s.admin = <-admin
-	ended := false
-	s.stop = func() int {
-		cancel()
-		ended = true
 		return <-code
-	}
-	t.Cleanup(func() {
-		if !ended {
-			s.stop()
-		}
 	})
-	return s
+	t.Cleanup(func() { stop() })
+	return process{lines: lines, admin: admin, stop: stop}
 }
 
 func (s devServer) dial(t *testing.T) *grpc.ClientConn {

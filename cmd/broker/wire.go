@@ -32,7 +32,8 @@ var (
 // wiring is what differs between production, --dev and the demo. Zero durations
 // take the engine's defaults.
 type wiring struct {
-	database string // path of the SQLite file
+	database database
+	does     roles
 	broker   broker.Config
 	// owner names this process in leases; see rotation.Config for the rest.
 	owner                     string
@@ -60,23 +61,24 @@ const kmsCallTimeout = 10 * time.Second
 // app is a wired broker.
 type app struct {
 	log                    *slog.Logger
+	does                   roles
 	store                  *sqlstore.Store
 	foreground, background *awskms.KMS
 	engine                 *rotation.Engine
-	server                 *grpcapi.Server
+	server                 *grpcapi.Server // nil without the role
 }
 
 // newApp wires everything and starts nothing. Close it in any case.
 func newApp(ctx context.Context, w wiring) (_ *app, err error) {
-	a := &app{log: w.log}
+	a := &app{log: w.log, does: w.does}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())
 		}
 	}()
 	tracer := w.telemetry.tracers.Tracer(scope)
-	if a.store, err = sqlstore.OpenSQLite(ctx, w.database, sqlstore.Config{
-		Now: time.Now, Random: rand.Reader, Logger: w.log, Tracer: tracer, Meter: w.telemetry.meters.Meter(scope),
+	if a.store, err = w.database.open(ctx, sqlstore.Config{
+		Random: rand.Reader, Logger: w.log, Tracer: tracer, Meter: w.telemetry.meters.Meter(scope),
 	}); err != nil {
 		return nil, err
 	}
@@ -96,6 +98,9 @@ func newApp(ctx context.Context, w wiring) (_ *app, err error) {
 		Rand: mathrand.Float64, NewID: ids.next, NewProbe: rand.Text, Logger: w.log, Observe: w.telemetry.metrics,
 	}, a.store.Rotation(), b, a.background, a.background); err != nil {
 		return nil, err
+	}
+	if !w.does.api {
+		return a, nil
 	}
 	pageTokenKey, err := a.store.Secret(ctx, "page token key", 32)
 	if err != nil {
@@ -135,9 +140,9 @@ func (a *app) wireKMS(w wiring) error {
 // terminationGracePeriodSeconds must be above it.
 const shutdownTime = 20 * time.Second
 
-// run serves until ctx ends, then stops in order: health says NOT_SERVING, the
-// engine lets its leases go, calls at work finish. It fails if either part ends
-// before it was asked to.
+// run does what its roles say until ctx ends, then stops in order: health says
+// NOT_SERVING, the engine lets its leases go, calls at work finish. It fails if
+// either part ends before it was asked to. l is nil without the API.
 func (a *app) run(ctx context.Context, l net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
 	engineCtx, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
@@ -145,11 +150,22 @@ func (a *app) run(ctx context.Context, l net.Listener) error {
 	engineDone := make(chan struct{})
 	group.Go(func() error {
 		defer close(engineDone)
+		if !a.does.worker {
+			return nil
+		}
 		if err := a.engine.Run(engineCtx); engineCtx.Err() == nil {
 			return fmt.Errorf("the engine stopped: %w", err)
 		}
 		return nil
 	})
+	if a.server == nil {
+		group.Go(func() error {
+			<-ctx.Done()
+			stopEngine()
+			return nil
+		})
+		return group.Wait()
+	}
 	group.Go(func() error {
 		err := a.server.Serve(l)
 		if err == nil && ctx.Err() == nil {

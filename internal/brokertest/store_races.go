@@ -53,7 +53,7 @@ func (b *storeBench) wantOne(what string, errs []error, kind error) {
 
 // testRaceForRow: of many who read a row in one version, one changes it: moves
 // it, replaces it or deletes it.
-func testRaceForRow(t *testing.T, b *storeBench) {
+func testRaceForRow(_ *testing.T, b *storeBench) {
 	d := b.domain("alpha")
 	for round, k := range b.dataKeys(d.UID, 5) {
 		errs := b.race(func(ctx context.Context, tx rotation.Tx, racer int) error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -104,6 +105,24 @@ func postgresConfig(url string) (*pgxpool.Config, error) {
 		}
 	}
 	return config, nil
+}
+
+// OnLoopback tells whether every server that a database's URL names is on this
+// machine: a unix socket, or a loopback address.
+func OnLoopback(url string) (bool, error) {
+	config, err := postgresConfig(url)
+	if err != nil {
+		return false, err
+	}
+	c := config.ConnConfig
+	hosts := []string{c.Host}
+	for _, f := range c.Fallbacks {
+		hosts = append(hosts, f.Host)
+	}
+	return !slices.ContainsFunc(hosts, func(host string) bool {
+		ip := net.ParseIP(host)
+		return !strings.HasPrefix(host, "/") && host != "localhost" && (ip == nil || !ip.IsLoopback())
+	}), nil
 }
 
 func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
