@@ -10,6 +10,12 @@ export CGO_ENABLED := 0
 
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := .bin/golangci-lint-$(GOLANGCI_VERSION)
+HELM_VERSION := v4.3.1
+HELM := .bin/helm-$(HELM_VERSION)
+CRANE_VERSION := v0.22.1
+CRANE := .bin/crane-$(CRANE_VERSION)
+KUBECTL_VALIDATE_VERSION := v0.0.4
+KUBECTL_VALIDATE := .bin/kubectl-validate-$(KUBECTL_VALIDATE_VERSION)
 BUF := go tool -modfile=tools.mod buf
 
 # Where goroutines share state. The other rooms gain nothing from the race
@@ -105,11 +111,24 @@ CYCLES ?= 500
 chaos: ## Kill a broker CYCLES=500 times while keys change, at random and at named points
 	go test ./test/chaos -timeout=0 -v -run 'TestKeyChangesSurviveTheNemesis$$' -chaos.cycles=$(CYCLES) -chaos.nemesis=mix
 
+IMAGE ?= keybroker:dev
+.PHONY: image
+image: build $(CRANE) ## Pack bin/broker as an image from scratch into bin/image.tar (IMAGE=name:tag)
+	CRANE=$(CRANE) deploy/image.sh $(IMAGE) bin/image.tar
+
+.PHONY: chart
+chart: build $(HELM) $(KUBECTL_VALIDATE) ## Check the Helm chart without a cluster
+	HELM=$(HELM) KUBECTL_VALIDATE=$(KUBECTL_VALIDATE) deploy/helm/check.sh
+
 .PHONY: clean
 clean: ## Remove what was built, but not the pinned tools
 	rm -rf bin
 
 # The version is part of the file's name, so that raising it installs anew.
-$(GOLANGCI):
-	GOBIN=$(CURDIR)/.bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
-	mv .bin/golangci-lint $@
+$(GOLANGCI): PACKAGE := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+$(HELM): PACKAGE := helm.sh/helm/v4/cmd/helm@$(HELM_VERSION)
+$(CRANE): PACKAGE := github.com/google/go-containerregistry/cmd/crane@$(CRANE_VERSION)
+$(KUBECTL_VALIDATE): PACKAGE := sigs.k8s.io/kubectl-validate@$(KUBECTL_VALIDATE_VERSION)
+$(GOLANGCI) $(HELM) $(CRANE) $(KUBECTL_VALIDATE):
+	GOBIN=$(CURDIR)/.bin go install $(PACKAGE)
+	mv .bin/$(notdir $(firstword $(subst @, ,$(PACKAGE)))) $@

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Checks the chart without a cluster: what it renders is valid Kubernetes, its
+# configuration is one that the broker takes, and bad values are refused in words.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+helm=${HELM:?the path of helm; make chart sets it}
+validate=${KUBECTL_VALIDATE:?the path of kubectl-validate; make chart sets it}
+chart=deploy/helm/keybroker
+values=$chart/ci/values.yaml
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+"$helm" lint --strict --quiet "$chart" --values "$values"
+
+render() { "$helm" template check "$chart" --values "$values" --namespace check "$@"; }
+
+mkdir "$work/plain" "$work/full"
+render >"$work/plain/all.yaml"
+render --set database.existingSecret= --set database.url=postgres://u:p@db/keybroker --set replicas=1 \
+  --set 'env[0].name=OTEL_EXPORTER_OTLP_ENDPOINT' --set 'env[0].value=http://otel:4317' \
+  --set 'serviceAccount.annotations.eks\.amazonaws\.com/role-arn=arn:aws:iam::111122223333:role/keybroker' \
+  --set 'nodeSelector.disk=ssd' --set 'podLabels.team=keys' >"$work/full/all.yaml"
+for kind in ConfigMap Deployment Job PodDisruptionBudget ServiceAccount; do
+  grep -q "^kind: $kind\$" "$work/plain/all.yaml" || { echo "the chart renders no $kind" >&2; exit 1; }
+done
+if grep -E '^kind: (Service|Ingress)$' "$work"/*/all.yaml; then
+  echo "the chart opens the broker to the network, and callers are not authenticated yet" >&2
+  exit 1
+fi
+if grep -l 'u:p@db' <(render --set database.existingSecret= --set database.url=postgres://u:p@db/keybroker \
+  --show-only templates/deployment.yaml --show-only templates/migration.yaml --show-only templates/configmap.yaml); then
+  echo "the database's password is outside the Secret" >&2
+  exit 1
+fi
+"$validate" --version 1.30 "$work/plain" "$work/full" >"$work/validate.log" 2>&1 || { cat "$work/validate.log" >&2; exit 1; }
+
+render --show-only templates/configmap.yaml | sed '1,/config.json: |/d; s/^    //' >"$work/config.json"
+bin/broker check-config --config "$work/config.json" >/dev/null
+
+# refused WORDS ARGS...: the chart does not render, and says why.
+refused() {
+  local words=$1
+  shift
+  if render "$@" >/dev/null 2>"$work/refusal"; then
+    echo "rendered although it must not: $*" >&2
+    exit 1
+  fi
+  grep -qF -- "$words" "$work/refusal" || { echo "$*: the refusal lacks '$words':" >&2; cat "$work/refusal" >&2; exit 1; }
+}
+refused "config.deployment: is required" --set config.deployment=
+refused "exclude each other" --set database.url=postgres://db/keybroker
+refused "set existingSecret" --set database.existingSecret=
+refused "replica" --set replica=3
+refused "listen" --set config.listen=0.0.0.0:8443
+refused "replicas" --set replicas=0
+echo "the chart is good: $(grep -c '^kind:' "$work/plain/all.yaml") resources"
