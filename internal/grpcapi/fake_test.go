@@ -48,6 +48,8 @@ type fakeUseCases struct {
 	pass     rotation.PassView
 	receipts []rotation.Receipt
 	settled  []rotation.SelfInventory
+	// work, if set, answers ReencryptItems in place of receipts.
+	work func(ctx context.Context, items []rotation.PassItem) ([]rotation.Receipt, error)
 	// watch is what WatchJob does after it has sent job once.
 	watch func(ctx context.Context, send func(rotation.JobView, bool) error) error
 
@@ -207,7 +209,10 @@ func (f *fakeUseCases) OpenPass(ctx context.Context, c broker.Caller, in rotatio
 }
 
 func (f *fakeUseCases) ReencryptItems(ctx context.Context, c broker.Caller, p rotation.Pass, items []rotation.PassItem) ([]rotation.Receipt, error) {
-	return f.receipts, f.called(ctx, c, p, items)
+	if err := f.called(ctx, c, p, items); err != nil || f.work == nil {
+		return f.receipts, err
+	}
+	return f.work(ctx, items)
 }
 
 func (f *fakeUseCases) Attest(ctx context.Context, c broker.Caller, p rotation.Pass, givenUp int64) ([]rotation.SelfInventory, error) {

@@ -1,8 +1,11 @@
 package grpcapi_test
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"regexp"
@@ -11,8 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+
 	"buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -26,14 +34,15 @@ import (
 	"github.com/keybroker/keybroker/test/harness"
 )
 
-// unaryMethods gives every method of the API that is no stream.
-func unaryMethods() []protoreflect.MethodDescriptor {
+// fuzzedMethods gives every method of the API but those that only tell: a watch
+// lasts as long as its job.
+func fuzzedMethods() []protoreflect.MethodDescriptor {
 	var methods []protoreflect.MethodDescriptor
 	protoregistry.GlobalFiles.RangeFilesByPackage("keybroker.v1", func(file protoreflect.FileDescriptor) bool {
 		for i := range file.Services().Len() {
 			s := file.Services().Get(i)
 			for j := range s.Methods().Len() {
-				if m := s.Methods().Get(j); !m.IsStreamingServer() {
+				if m := s.Methods().Get(j); !m.IsStreamingServer() || m.IsStreamingClient() {
 					methods = append(methods, m)
 				}
 			}
@@ -84,9 +93,9 @@ type world struct {
 	bench *harness.Bench
 	door  *door
 	calls int
-	// words has, by the name of a field, values that fit it.
+	// words has, by the name of a field, values that fit it; blobs are wrapped keys.
 	words map[string][]string
-	blob  []byte
+	blobs [][]byte
 }
 
 func newWorld(tb testing.TB) *world {
@@ -111,7 +120,7 @@ func newWorld(tb testing.TB) *world {
 	must(err)
 	made, err := b.Broker.CreateDataKey(ctx, harness.Caller, broker.NewDataKey{Domain: "acme", ID: "k1"})
 	must(err)
-	w.blob = made.Ciphertext
+	w.blobs = [][]byte{made.Ciphertext, w.keep(t, "kept")}
 	_, err = b.NewDomain(ctx, "pending")
 	must(err)
 	_, _, err = b.Onboard(ctx, "changing")
@@ -122,11 +131,14 @@ func newWorld(tb testing.TB) *world {
 	must(err)
 
 	job, changing := broker.JobName("acme", jobs[0].ID), broker.JobName("changing", change.ID)
-	keys := []string{string(key), string(next), "arn:aws:kms:us-east-1:111122223333:alias/none", "alias/none"}
+	kept, keptKeys, err := b.Broker.GetDomain(ctx, harness.Caller, "kept")
+	must(err)
+	keys := []string{string(key), string(next), string(kept.KMSKey), string(keptKeys[0].KMSKey), "arn:aws:kms:us-east-1:111122223333:alias/none", "alias/none"}
 	names := []string{"domains/acme", "domains/acme", "domains/pending", "domains/changing", "domains/none", "domains/-", "domains/acme/grants/orders", "domains/acme/grants/none",
-		"domains/acme/dataKeys/k1", "domains/acme/dataKeys/none", job, changing, job + "/retirementReport", changing + "/retirementReport", job + "/failures/k1"}
+		"domains/kept", "domains/kept/grants/self", "domains/acme/dataKeys/k1", "domains/acme/dataKeys/none", job, changing, job + "/retirementReport", changing + "/retirementReport", job + "/failures/k1"}
 	w.words = map[string][]string{
 		"name": names, "parent": names, "names": names, "kms_key": keys, "source_kms_key": keys, "import_source_keys": keys,
+		"grant": {"domains/kept/grants/self", "domains/kept/grants/self", "domains/acme/grants/orders", "domains/kept/grants/none"}, "item_id": {"i1", "i2"}, "resume_token": {""},
 		"domain_id": {"fresh", "acme"}, "grant_id": {"fresh", "orders"}, "data_key_id": {"Fresh", "k1", "k2"}, "region": {"us-east-1"},
 		"grantee_principal": {harness.ServiceRole, harness.WorkerRole}, "operations": {"Decrypt", "Encrypt", "DescribeKey", "CreateGrant"},
 		"etag": {"", "", "1", "2", "3", "4"}, "request_id": {"", "", "r1", "r2", "r3"}, "reason": {"why"}, "key_account": {harness.CustomerAccount}, "key_accounts": {harness.CustomerAccount},
@@ -136,6 +148,92 @@ func newWorld(tb testing.TB) *world {
 		"filter": {"", "", `state = STATE_ACTIVE`, `labels.a = "b"`, `kms_key = ""`, `acknowledged = false`, `state =`}, "page_token": {"", "", "", "AAAA"},
 	}
 	return w
+}
+
+// keep makes a domain whose service keeps its own wrapped keys, and is asked about
+// its older key; it gives one of them.
+func (w *world) keep(t testing.TB, id broker.DomainID) []byte {
+	ctx := context.Background()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, key, err := w.bench.Onboard(ctx, id)
+	must(err)
+	grant, err := w.bench.Broker.CreateGrant(ctx, harness.Caller, broker.NewGrant{Domain: id, ID: "self", Grantee: harness.ServiceRole,
+		Operations: []string{"GenerateDataKey"}, Inventory: broker.InventorySelf, TTL: time.Hour})
+	must(err)
+	made, err := w.bench.Service.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: aws.String(string(key)), KeySpec: types.DataKeySpecAes256,
+		EncryptionContext: map[string]string{d.Reserved.Key: d.Reserved.Value}, GrantTokens: []string{string(grant.Tokens[0])}})
+	must(err)
+	next, err := w.bench.NewKey(ctx, id)
+	must(err)
+	job, err := w.bench.ChangeKey(ctx, id, next)
+	must(err)
+	for range 200 {
+		moved, err := w.bench.Step(ctx)
+		must(err)
+		view, err := w.bench.Engine.GetJob(ctx, harness.Caller, id, job.ID)
+		must(err)
+		if view.State == rotation.Blocked {
+			return made.CiphertextBlob
+		}
+		if !moved {
+			w.bench.Clock.Advance(time.Minute)
+		}
+	}
+	t.Fatal("the key change never waited for the service")
+	return nil
+}
+
+// invoke makes a call; of a stream it takes every answer, and gives its end.
+func (w *world) invoke(t testing.TB, m protoreflect.MethodDescriptor, in []proto.Message) error {
+	t.Helper()
+	out := messageOf(t, m.Output(), `{}`)
+	full := fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
+	if !m.IsStreamingClient() {
+		return w.door.conn.Invoke(t.Context(), full, in[0], out)
+	}
+	s, err := w.door.conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, full)
+	if err != nil {
+		return err
+	}
+	for _, one := range in {
+		if err := s.SendMsg(one); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+	}
+	if err := s.CloseSend(); err != nil {
+		return err
+	}
+	for {
+		answer := &keybrokerv1.ReencryptStreamResponse{}
+		if err := s.RecvMsg(answer); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		w.remember(t, answer)
+	}
+}
+
+// remember keeps resume tokens for later calls, and holds the errors of items
+// against what the API documents.
+func (w *world) remember(t testing.TB, answer *keybrokerv1.ReencryptStreamResponse) {
+	t.Helper()
+	token := cmp.Or(answer.GetOpened().GetResumeToken(), answer.GetReceipts().GetResumeToken())
+	if token != "" {
+		w.words["resume_token"] = []string{"", token}
+	}
+	for _, r := range answer.GetReceipts().GetReceipts() {
+		if e := r.GetError(); e != nil {
+			if _, known := keybrokerv1.Reason_value["REASON_"+e.GetReason()]; !known || !slices.Contains(mayBeAnswered, codes.Code(e.GetCode())) {
+				t.Errorf("an item is answered %v", e)
+			}
+		}
+	}
 }
 
 // counts are the rows of the tables that a refused call must leave alone.
@@ -154,7 +252,7 @@ func (w *world) counts(t testing.TB) (n [3]int) {
 type generator struct {
 	data  []byte
 	words map[string][]string
-	blob  []byte
+	blobs [][]byte
 }
 
 // pick gives a number below n; 0 once the bytes are used up.
@@ -174,10 +272,51 @@ func (g *generator) bytes(most int) []byte {
 	return b
 }
 
+// requests makes the messages of one call: of a stream some, the first most often
+// a header that opens it.
+func (g *generator) requests(t testing.TB, m protoreflect.MethodDescriptor) []proto.Message {
+	in := []proto.Message{messageOf(t, m.Input(), `{}`)}
+	if !m.IsStreamingClient() {
+		g.fill(in[0].ProtoReflect())
+		return in
+	}
+	first := in[0].ProtoReflect()
+	header := first.Descriptor().Fields().ByName("header")
+	switch g.pick(8) {
+	case 0:
+		g.fill(first)
+	case 1:
+		g.fill(first.Mutable(header).Message())
+	default:
+		tokens := g.words["resume_token"]
+		proto.Merge(first.Mutable(header).Message().Interface(), &keybrokerv1.ReencryptStreamRequest_Header{Parent: "domains/kept",
+			Owner: &keybrokerv1.ReencryptStreamRequest_Header_Grant{Grant: "domains/kept/grants/self"}, ResumeToken: tokens[g.pick(len(tokens))]})
+	}
+	for range g.pick(4) {
+		next := messageOf(t, m.Input(), `{}`)
+		if body := next.ProtoReflect(); g.pick(3) > 0 {
+			g.fill(body.Mutable(body.Descriptor().Fields().ByName("items")).Message())
+		} else {
+			g.fill(body)
+		}
+		in = append(in, next)
+	}
+	return in
+}
+
 func (g *generator) fill(m protoreflect.Message) {
 	fields := m.Descriptor().Fields()
+	chosen := map[protoreflect.Name]int{} // which of a oneof's fields is set
 	for i := range fields.Len() {
 		f := fields.Get(i)
+		if o := f.ContainingOneof(); o != nil {
+			if _, ok := chosen[o.Name()]; !ok {
+				chosen[o.Name()] = g.pick(o.Fields().Len())
+			}
+			if o.Fields().Get(chosen[o.Name()]) != f {
+				continue
+			}
+		}
 		if g.pick(16) == 0 {
 			continue
 		}
@@ -220,8 +359,8 @@ func (g *generator) scalar(f protoreflect.FieldDescriptor) protoreflect.Value {
 	case protoreflect.DoubleKind:
 		return protoreflect.ValueOfFloat64(float64(g.pick(256)))
 	case protoreflect.BytesKind:
-		if g.pick(3) > 0 {
-			return protoreflect.ValueOfBytes(slices.Clone(g.blob))
+		if f.Name() != "proof" && g.pick(3) > 0 {
+			return protoreflect.ValueOfBytes(slices.Clone(g.blobs[g.pick(len(g.blobs))]))
 		}
 		return protoreflect.ValueOfBytes(slices.Clone(g.bytes(40)))
 	}
@@ -262,7 +401,7 @@ var mayBeAnswered = []codes.Code{codes.InvalidArgument, codes.NotFound, codes.Al
 // INTERNAL, each refusal has a code and a reason that the API documents, and one
 // that says INVALID_ARGUMENT has left everything as it was.
 func FuzzRPC(f *testing.F) {
-	methods := unaryMethods()
+	methods := fuzzedMethods()
 	random := rand.New(rand.NewPCG(1, 2)) // seeds: always the same
 	for i := range methods {
 		for range 24 {
@@ -290,11 +429,10 @@ func FuzzRPC(f *testing.F) {
 		}
 		w.calls++
 		m := methods[int(method)%len(methods)]
-		in := messageOf(t, m.Input(), `{}`)
-		out := messageOf(t, m.Output(), `{}`)
-		(&generator{data: data, words: w.words, blob: w.blob}).fill(in.ProtoReflect())
+		g := &generator{data: data, words: w.words, blobs: w.blobs}
+		in := g.requests(t, m)
 		before := w.counts(t)
-		err := w.door.conn.Invoke(t.Context(), fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name()), in, out)
+		err := w.invoke(t, m, in)
 		if err == nil {
 			if m.Name() == "DeleteDomain" {
 				w.calls = callsPerWorld + 1
@@ -303,7 +441,10 @@ func FuzzRPC(f *testing.F) {
 		}
 		told := func(what string) {
 			t.Helper()
-			text, _ := protojson.Marshal(in)
+			text := ""
+			for _, one := range in {
+				text += protojson.Format(one)
+			}
 			t.Errorf("%s %s: %s: %v\n%s", m.Name(), text, what, err, lastLines(w.door.log.String(), 3))
 		}
 		s := status.Convert(err)
