@@ -105,7 +105,7 @@ const (
 	passItems = 100
 	passBytes = 192 << 10
 	// The waits before a broken stream is resumed grow from firstWait to longestWait.
-	firstWait, longestWait = 100 * time.Millisecond, 5 * time.Second
+	firstWait, longestWait = 20 * time.Millisecond, 5 * time.Second
 )
 
 // Reencrypt makes a pass: it has the broker move each wrapped key to the domain's
