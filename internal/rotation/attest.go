@@ -132,7 +132,7 @@ func (e *Engine) wakeBlocked(ctx context.Context, d broker.DomainUID) error {
 			return err
 		}
 		for _, j := range jobs {
-			if j.State != Blocked || j.Block.Reason != broker.ReasonSelfInventory {
+			if j.State != Blocked || j.Block.Reason != broker.ReasonSelfInventory || !j.Block.NextProbe.After(tx.Now()) {
 				continue
 			}
 			j.Block.NextProbe = tx.Now()
