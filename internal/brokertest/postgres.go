@@ -122,9 +122,13 @@ func (p *Postgres) Restart(t testing.TB) {
 	if s.dir == "" {
 		t.Skipf("!!! NOT TESTED: the server at %s is not ours to restart", PostgresURL)
 	}
-	if err := s.run(t.Context(), s.pgCtl, "restart", "-s", "-w", "-m", "immediate", "-D", s.data(), "-l", s.log()); err != nil {
+	if err := s.restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func (s *postgresServer) restart(ctx context.Context) error {
+	return s.run(ctx, s.pgCtl, "restart", "-s", "-w", "-m", "immediate", "-D", s.data(), "-l", s.log())
 }
 
 // Stop ends the server, if it was started, and removes everything of it.
@@ -136,8 +140,11 @@ func (p *Postgres) Stop() error {
 	if s == nil || s.dir == "" {
 		return nil
 	}
-	return errors.Join(s.alive.Close(), s.watchdog.Wait())
+	return s.stop()
 }
+
+// stop has the watchdog end the server and remove everything of it.
+func (s *postgresServer) stop() error { return errors.Join(s.alive.Close(), s.watchdog.Wait()) }
 
 // started starts the server once, and gives a number that nobody else got.
 func (p *Postgres) started(ctx context.Context) (*postgresServer, int, error) {
@@ -158,7 +165,25 @@ func startPostgres(ctx context.Context, durable bool) (*postgresServer, error) {
 	if err != nil {
 		return nil, err
 	}
+	return startOwnPostgres(ctx, bin, durable)
+}
+
+// startOwnPostgres starts a server of our own by the programs in bin.
+func startOwnPostgres(ctx context.Context, bin string, durable bool) (*postgresServer, error) {
+	s, err := newPostgresServer(bin)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx, filepath.Join(bin, "initdb"), durable); err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	return s, nil
+}
+
+// newPostgresServer makes the place of a server, and what removes it again.
+func newPostgresServer(bin string) (*postgresServer, error) {
 	s := &postgresServer{psql: filepath.Join(bin, "psql"), pgCtl: filepath.Join(bin, "pg_ctl")}
+	var err error
 	if s.owner, err = unprivileged(); err != nil {
 		return nil, err
 	}
@@ -167,9 +192,6 @@ func startPostgres(ctx context.Context, durable bool) (*postgresServer, error) {
 	}
 	if err := s.startWatchdog(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(s.dir))
-	}
-	if err := s.start(ctx, filepath.Join(bin, "initdb"), durable); err != nil {
-		return nil, errors.Join(err, s.alive.Close(), s.watchdog.Wait())
 	}
 	s.url = &url.URL{Scheme: "postgres", User: url.User("postgres"), Path: "/postgres", RawQuery: "host=" + url.QueryEscape(s.dir)}
 	return s, nil
@@ -292,12 +314,7 @@ func (s *postgresServer) start(ctx context.Context, initdb string, durable bool)
 	if !durable {
 		settings += "fsync = off\nfull_page_writes = off\n"
 	}
-	conf, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		return err
-	}
-	_, err = conf.WriteString(settings)
-	if err := errors.Join(err, conf.Close()); err != nil {
+	if err := s.configure(settings); err != nil {
 		return err
 	}
 	if err := s.run(ctx, s.pgCtl, "start", "-s", "-w", "-D", s.data(), "-l", s.log()); err != nil {
@@ -305,6 +322,16 @@ func (s *postgresServer) start(ctx context.Context, initdb string, durable bool)
 		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(log))
 	}
 	return nil
+}
+
+// configure adds settings; the last of a name counts.
+func (s *postgresServer) configure(settings string) error {
+	conf, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = conf.WriteString(settings)
+	return errors.Join(err, conf.Close())
 }
 
 // sql runs statements as the server's superuser, each by itself. The password
