@@ -1,10 +1,26 @@
 package broker
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // DeleteDataKey removes a data key for good. Its id is never used again. etag
-// may be "": then whatever version is there is deleted.
+// may be "": then whatever version is there is deleted, also one that a job makes
+// meanwhile.
 func (b *Broker) DeleteDataKey(ctx context.Context, caller Caller, r Request, id DomainID, key DataKeyID, etag string) error {
+	var err error
+	for range storeAttempts {
+		err = b.deleteDataKey(ctx, caller, r, id, key, etag)
+		// The store's own conflict has no reason: the row moved between read and delete.
+		if etag != "" || !errors.Is(err, ErrConflict) || ReasonOf(err) != "" {
+			return err
+		}
+	}
+	return err
+}
+
+func (b *Broker) deleteDataKey(ctx context.Context, caller Caller, r Request, id DomainID, key DataKeyID, etag string) error {
 	return b.store.Update(ctx, func(tx Tx) error {
 		rec, err := begin(ctx, tx, caller, r)
 		if rec != nil || err != nil {
@@ -23,7 +39,7 @@ func (b *Broker) DeleteDataKey(ctx context.Context, caller Caller, r Request, id
 			return etagMismatch(name)
 		}
 		if err := tx.DeleteDataKey(ctx, k); err != nil {
-			return err
+			return notFound(err, ReasonDataKeyNotFound, name)
 		}
 		if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "dataKeys.delete", Domain: d.UID,
 			Resource: name, Outcome: AuditDone, RequestID: r.ID}); err != nil {

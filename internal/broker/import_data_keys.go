@@ -274,6 +274,8 @@ func storeItem(ctx context.Context, tx Tx, caller Caller, r Request, d Domain, e
 	switch err := tx.ReplaceDataKey(ctx, row, old.Epoch); {
 	case errors.Is(err, ErrConflict):
 		return DataKey{}, etagMismatch(name), nil
+	case errors.Is(err, ErrNotFound): // deleted since it was read
+		return DataKey{}, notFound(err, ReasonDataKeyNotFound, name), nil
 	case err != nil:
 		return DataKey{}, nil, err
 	}
