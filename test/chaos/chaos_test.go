@@ -36,6 +36,13 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(memberVariable) != "" {
+		if err := runMember(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	// What leads the AWS SDK elsewhere must not reach the clients of this test.
 	for _, name := range []string{"AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_KMS", "AWS_ACCESS_KEY_ID",
 		"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"} {
@@ -147,7 +154,12 @@ func play(t *testing.T, bin, nemesis string, cycles, rows int, at []point, seed 
 		t.Fatal(err)
 	}
 	if !t.Failed() {
-		s.checkTheChecker(ctx)
+		checkTheChecker(t, s.work.history, func(final bool, tamper string) (findings, error) {
+			c := s.check
+			c.findings = findings{}
+			_, err := c.look(ctx, s.sys.data, s.tmp, final, tamper)
+			return c.findings, err
+		})
 	}
 	fmt.Println(string(line))
 }
@@ -163,10 +175,10 @@ func (s *story) judge() {
 
 // checkTheChecker spoils copies of what the run left and expects each to be
 // noticed. A run that finds nothing means something only after that.
-func (s *story) checkTheChecker(ctx context.Context) {
-	for what, spoiled := range s.work.history.spoiled() {
+func checkTheChecker(t *testing.T, h *history, look func(final bool, tamper string) (findings, error)) {
+	for what, spoiled := range h.spoiled() {
 		if v := spoiled.check(); len(v.wrong) != 1 {
-			s.t.Errorf("no history of a row is right with %s", what)
+			t.Errorf("no history of a row is right with %s", what)
 		}
 	}
 	const some = `(select data_key_id from data_key where context like '%key-%' order by data_key_id limit 1)`
@@ -188,11 +200,9 @@ func (s *story) checkTheChecker(ctx context.Context) {
 			select event_time, caller, action, domain_uid, resource, outcome, request_id, kms_request_id, detail
 			from audit_event where action = 'grants.renew' limit 1`, func(f findings) bool { return len(f.problems) > 0 }},
 	} {
-		c := s.check
-		c.findings = findings{}
-		_, err := c.look(ctx, s.sys.data, s.tmp, what == "a grant of an older epoch", tamper.sql)
-		if err != nil || !tamper.hit(c.findings) {
-			s.t.Errorf("the checker does not see %s: %v, %+v", what, err, c.findings)
+		found, err := look(what == "a grant of an older epoch", tamper.sql)
+		if err != nil || !tamper.hit(found) {
+			t.Errorf("the checker does not see %s: %v, %+v", what, err, found)
 		}
 	}
 }
@@ -308,19 +318,8 @@ func (s *story) onboard(ctx context.Context) error {
 	if s.check.service, err = awsProfile(ctx, r.AWSConfig, "service"); err != nil {
 		return err
 	}
-	if _, err := r.domains.CreateDomain(ctx, &keybrokerv1.CreateDomainRequest{
-		DomainId: "chaos", Domain: &keybrokerv1.Domain{DisplayName: "chaos", Region: s.check.customer.Region}}); err != nil {
+	if s.keys, err = makeDomain(ctx, r, s.check.customer.Region); err != nil {
 		return err
-	}
-	policy, err := r.domains.GenerateKeyPolicy(ctx, &keybrokerv1.GenerateKeyPolicyRequest{
-		Name: domainName, Base: &keybrokerv1.GenerateKeyPolicyRequest_KeyAccount{KeyAccount: "111122223333"}})
-	if err != nil {
-		return err
-	}
-	for i := range s.keys {
-		if s.keys[i], err = createKMSKey(ctx, r, policy.GetPolicyDocument()); err != nil {
-			return err
-		}
 	}
 	s.check.keys = s.keys[:]
 	if err := s.changeKey(ctx); err != nil {
@@ -329,10 +328,34 @@ func (s *story) onboard(ctx context.Context) error {
 	if err := s.awaitJob(ctx); err != nil {
 		return err
 	}
-	if err := s.work.createGrant(ctx, "Decrypt"); err != nil { // so that there is one to renew
+	return firstGrants(ctx, s.work, r)
+}
+
+// makeDomain makes the domain, without a key, and two keys for it.
+func makeDomain(ctx context.Context, r *running, region string) (keys [2]string, err error) {
+	if _, err := r.domains.CreateDomain(ctx, &keybrokerv1.CreateDomainRequest{
+		DomainId: "chaos", Domain: &keybrokerv1.Domain{DisplayName: "chaos", Region: region}}); err != nil {
+		return keys, err
+	}
+	policy, err := r.domains.GenerateKeyPolicy(ctx, &keybrokerv1.GenerateKeyPolicyRequest{
+		Name: domainName, Base: &keybrokerv1.GenerateKeyPolicyRequest_KeyAccount{KeyAccount: "111122223333"}})
+	if err != nil {
+		return keys, err
+	}
+	for i := range keys {
+		if keys[i], err = createKMSKey(ctx, r, policy.GetPolicyDocument()); err != nil {
+			return keys, err
+		}
+	}
+	return keys, nil
+}
+
+// firstGrants makes a grant to renew, and the one of the domain's service.
+func firstGrants(ctx context.Context, w *workload, r *running) error {
+	if err := w.createGrant(ctx, "Decrypt"); err != nil {
 		return err
 	}
-	_, err = r.grants.CreateGrant(ctx, &keybrokerv1.CreateGrantRequest{Parent: domainName, GrantId: "service",
+	_, err := r.grants.CreateGrant(ctx, &keybrokerv1.CreateGrantRequest{Parent: domainName, GrantId: "service",
 		Grant: &keybrokerv1.Grant{GranteePrincipal: serviceARN, Operations: []string{"Decrypt"}, Ttl: durationpb.New(24 * time.Hour)}})
 	return err
 }

@@ -4,6 +4,7 @@ package chaos_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -17,43 +18,71 @@ type grantRow struct {
 	epoch                                     int64
 }
 
-// checkGrants: KMS holds no grant of the domain that the database does not know
-// of, none that it takes for gone, and at the end none of an older epoch.
-func (l *look) checkGrants(ctx context.Context) error {
-	recorded, err := l.readGrants(ctx)
-	if err != nil {
-		return err
+// A listed grant is one that KMS shows.
+type listed struct {
+	key, name string
+}
+
+// listGrants asks KMS for the domain's grants on all its keys, by id.
+func (l *look) listGrants(ctx context.Context) (map[string]listed, error) {
+	reserved := l.domain
+	if err := l.db.QueryRowContext(ctx, `select reserved_key, reserved_value from domain where domain_id = 'chaos'`).
+		Scan(&reserved.reservedKey, &reserved.reservedValue); err != nil {
+		return nil, fmt.Errorf("the domain: %w", err)
 	}
-	made := map[string][]string{} // ids by what they are for: one is enough
+	found := map[string]listed{}
 	for _, key := range l.keys {
 		pages := kms.NewListGrantsPaginator(l.customer, &kms.ListGrantsInput{KeyId: &key})
 		for pages.HasMorePages() {
 			page, err := pages.NextPage(ctx)
 			if err != nil {
-				return fmt.Errorf("grants on %s: %w", key, err)
+				return nil, fmt.Errorf("grants on %s: %w", key, err)
 			}
 			for _, g := range page.Grants {
-				if !l.ours(g) {
-					continue
+				if reserved.owns(g) {
+					found[aws.ToString(g.GrantId)] = listed{key: key, name: aws.ToString(g.Name)}
 				}
-				name := aws.ToString(g.Name)
-				row, known := recorded[name]
-				id := aws.ToString(g.GrantId)
-				switch {
-				case !known || row.kmsKey != key:
-					l.findings.add("KMS holds grant %s, Name %q, on %s: the database has no such row", id, name, key)
-					continue
-				case row.state != "INTENDED" && row.state != "LIVE" && row.state != "RETIRING",
-					row.kmsGrantID != "" && row.kmsGrantID != id:
-					l.findings.add("KMS holds grant %s, Name %q: the database has it as %s %s", id, name, row.state, row.kmsGrantID)
-				case l.final && row.epoch < l.domain.epoch:
-					l.findings.liveOld++
-					l.findings.add("KMS holds grant %s, Name %q, of an older epoch: the domain is at %d", id, name, l.domain.epoch)
-				}
-				what := fmt.Sprintf("grant %s, %s, epoch %d", row.grantUID, row.kind, row.epoch)
-				made[what] = append(made[what], id)
 			}
 		}
+	}
+	return found, nil
+}
+
+// checkGrants: KMS holds no grant of the domain that the database does not know
+// of, none that it takes for gone, and at the end none of an older epoch.
+//
+// What was listed before the snapshot must be in it. What the snapshot takes for
+// gone must not be listed after it.
+func (l *look) checkGrants(ctx context.Context) error {
+	recorded, err := l.readGrants(ctx)
+	if err != nil {
+		return err
+	}
+	after := l.listed
+	if l.alive {
+		if after, err = l.listGrants(ctx); err != nil {
+			return err
+		}
+	}
+	made := map[string][]string{} // ids by what they are for: one is enough
+	for id, g := range l.listed {
+		row, known := recorded[g.name]
+		_, still := after[id]
+		switch {
+		case !known || row.kmsKey != g.key:
+			l.findings.add("KMS holds grant %s, Name %q, on %s: the database has no such row", id, g.name, g.key)
+			continue
+		case !still: // it was retired while we looked
+			continue
+		case row.state != "INTENDED" && row.state != "LIVE" && row.state != "RETIRING",
+			row.kmsGrantID != "" && row.kmsGrantID != id:
+			l.findings.add("KMS holds grant %s, Name %q: the database has it as %s %s", id, g.name, row.state, row.kmsGrantID)
+		case l.final && row.epoch < l.domain.epoch:
+			l.findings.liveOld++
+			l.findings.add("KMS holds grant %s, Name %q, of an older epoch: the domain is at %d", id, g.name, l.domain.epoch)
+		}
+		what := fmt.Sprintf("grant %s, %s, epoch %d", row.grantUID, row.kind, row.epoch)
+		made[what] = append(made[what], id)
 	}
 	for what, ids := range made {
 		if len(ids) > 1 {
@@ -86,10 +115,10 @@ func (l *look) readGrants(ctx context.Context) (map[string]grantRow, error) {
 	return byName, found.Err()
 }
 
-// ours reports whether a grant is bound to the domain, whoever made it.
-func (l *look) ours(g types.GrantListEntry) bool {
-	return g.Constraints != nil && (g.Constraints.EncryptionContextSubset[l.domain.reservedKey] == l.domain.reservedValue ||
-		g.Constraints.EncryptionContextEquals[l.domain.reservedKey] == l.domain.reservedValue)
+// owns reports whether a grant is bound to the domain, whoever made it.
+func (d domainRow) owns(g types.GrantListEntry) bool {
+	return g.Constraints != nil && (g.Constraints.EncryptionContextSubset[d.reservedKey] == d.reservedValue ||
+		g.Constraints.EncryptionContextEquals[d.reservedKey] == d.reservedValue)
 }
 
 // checkLive: what the broker calls an active grant is one at KMS, on the present
@@ -127,7 +156,7 @@ func (l *look) checkLive(ctx context.Context, made map[string][]string) error {
 		if left--; left < 0 {
 			break
 		}
-		if got, err := unwrap(ctx, service, r); err != nil || got != l.work.digests[r.op] {
+		if got, err := unwrap(ctx, service, r); err != nil || got != l.acked.digests[r.op] {
 			l.findings.undecryptable++
 			l.findings.add("the service unwraps %s by its grant: %v", r.id, err)
 		}
@@ -138,9 +167,7 @@ func (l *look) checkLive(ctx context.Context, made map[string][]string) error {
 // checkEffects: what was acknowledged happened, and no request did twice what it
 // was to do once.
 func (l *look) checkEffects(ctx context.Context) error {
-	grants, err := l.count(ctx, `
-		select json_extract(constraint_subset, '$.`+opKey+`') as op, count(*) from domain_grant
-		where domain_uid = $1 and op is not null group by op`)
+	grants, err := l.grantsByOp(ctx)
 	if err != nil {
 		return err
 	}
@@ -156,25 +183,23 @@ func (l *look) checkEffects(ctx context.Context) error {
 			return err
 		}
 	}
-	l.work.mu.Lock()
-	defer l.work.mu.Unlock()
-	for op, name := range l.work.keys {
+	for op, name := range l.acked.keys {
 		if n := audited["dataKeys.create"][op]; n != 1 {
 			l.findings.add("%s of request %s has %d audit events", name, op, n)
 		}
 	}
-	for op, name := range l.work.grants {
+	for op, name := range l.acked.grants {
 		if grants[op] != 1 {
 			l.findings.lost++
 			l.findings.add("%s was acknowledged for %s, which has %d grants", name, op, grants[op])
 		}
 	}
-	for op := range l.work.renewed {
+	for op := range l.acked.renewed {
 		if n := audited["grants.renew"][op]; n != 1 {
 			l.findings.add("renewal %s was acknowledged and has %d audit events", op, n)
 		}
 	}
-	for name := range l.work.revoked {
+	for name := range l.acked.revoked {
 		if revoked[name] != 1 {
 			l.findings.stale++
 			l.findings.add("%s was revoked, which was acknowledged, and is not", name)
@@ -191,6 +216,25 @@ func (l *look) checkEffects(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// grantsByOp counts the grants that each request made, from their constraints.
+func (l *look) grantsByOp(ctx context.Context) (map[string]int, error) {
+	subsets, err := l.count(ctx, `select constraint_subset, count(*) from domain_grant where domain_uid = $1 group by constraint_subset`)
+	if err != nil {
+		return nil, err
+	}
+	grants := map[string]int{}
+	for text, n := range subsets {
+		var subset map[string]string
+		if err := json.Unmarshal([]byte(text), &subset); err != nil {
+			return nil, fmt.Errorf("constraint %s: %w", text, err)
+		}
+		if op := subset[opKey]; op != "" {
+			grants[op] += n
+		}
+	}
+	return grants, nil
 }
 
 // count runs a query of the domain for texts and counts.

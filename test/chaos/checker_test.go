@@ -25,10 +25,12 @@ import (
 	"github.com/keybroker/keybroker/internal/localkms"
 )
 
-// A checker holds what was acknowledged against what is on disk, without the
+// A checker holds what was acknowledged against what is stored, without the
 // broker: it reads the database by its own SQL, and asks KMS as the key's owner.
-// It works on a copy of the files that a dead process left, so that what it
-// finds is what the next process finds.
+//
+// On SQLite it works on a copy of the files that a dead process left, so that
+// what it finds is what the next process finds. On PostgreSQL it reads one
+// snapshot beside living replicas, and asks the KMS that they use.
 type checker struct {
 	work              *workload
 	customer, service aws.Config
@@ -78,13 +80,22 @@ func (j jobRow) found() string {
 	return j.state
 }
 
-// A look is one reading of the files.
+// A querier is a database that nobody writes to, or a snapshot of one.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// A look is one reading.
 type look struct {
 	*checker
-	db       *sql.DB
-	kms      *localkms.KMS
+	db       querier
+	client   func(profile aws.Config) *kms.Client
 	customer *kms.Client
+	acked    acknowledged      // by the time of the snapshot
+	listed   map[string]listed // KMS's grants of the keys before the snapshot, by id
 	domain   domainRow
+	alive    bool // there are replicas at work
 	final    bool // the job has ended
 	anew     bool // unwrap every row, whatever was seen before
 }
@@ -112,19 +123,36 @@ func (c *checker) look(ctx context.Context, data, tmp string, final bool, tamper
 	if err := spoil(ctx, filepath.Join(dir, "keybroker.db"), tamper); err != nil {
 		return jobRow{}, err
 	}
-	l := &look{checker: c, final: final, anew: final && tamper == ""}
-	if l.db, err = sql.Open("sqlite", "file:"+filepath.Join(dir, "keybroker.db")+"?mode=ro"); err != nil {
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, "keybroker.db")+"?mode=ro")
+	if err != nil {
 		return jobRow{}, err
 	}
-	defer func() { err = errors.Join(err, l.db.Close()) }()
-	if err := l.openKMS(ctx, filepath.Join(dir, "kms")); err != nil {
+	defer func() { err = errors.Join(err, db.Close()) }()
+	journal, err := c.openKMS(ctx, filepath.Join(dir, "kms"))
+	if err != nil {
 		return jobRow{}, err
 	}
-	defer func() { err = errors.Join(err, l.kms.Close()) }()
+	defer func() { err = errors.Join(err, journal.Close()) }()
+	l := &look{checker: c, db: db, final: final, anew: final && tamper == "", acked: c.work.acknowledged(),
+		client: func(profile aws.Config) *kms.Client {
+			return kms.NewFromConfig(profile, func(o *kms.Options) {
+				o.BaseEndpoint = aws.String("http://kms.test")
+				o.HTTPClient = &http.Client{Transport: localkms.RoundTripper(journal)}
+			})
+		}}
 	if err := l.integrity(ctx); err != nil {
 		return jobRow{}, err
 	}
-	err = l.db.QueryRowContext(ctx, `select domain_uid, reserved_key, reserved_value, key_epoch from domain where domain_id = 'chaos'`).
+	l.customer = l.client(c.customer)
+	if l.listed, err = l.listGrants(ctx); err != nil {
+		return jobRow{}, err
+	}
+	return l.check(ctx)
+}
+
+// check reads everything once, and gives the last job.
+func (l *look) check(ctx context.Context) (jobRow, error) {
+	err := l.db.QueryRowContext(ctx, `select domain_uid, reserved_key, reserved_value, key_epoch from domain where domain_id = 'chaos'`).
 		Scan(&l.domain.uid, &l.domain.reservedKey, &l.domain.reservedValue, &l.domain.epoch)
 	if err != nil {
 		return jobRow{}, fmt.Errorf("the domain: %w", err)
@@ -135,7 +163,7 @@ func (c *checker) look(ctx context.Context, data, tmp string, final bool, tamper
 	var j jobRow
 	err = l.db.QueryRowContext(ctx, `
 		select phase, state, (select count(*) from data_key where domain_uid = $1 and key_epoch < $2)
-		from job where domain_uid = $1 order by job_id desc limit 1`, l.domain.uid, l.domain.epoch).Scan(&j.phase, &j.state, &j.pending)
+		from job where domain_uid = $1 order by create_time desc limit 1`, l.domain.uid, l.domain.epoch).Scan(&j.phase, &j.state, &j.pending)
 	return j, err
 }
 
@@ -181,28 +209,20 @@ const (
 
 // openKMS opens the journal that the killed KMS left, without a delay: a grant
 // that others do not see yet is one.
-func (l *look) openKMS(ctx context.Context, dir string) error {
+func (c *checker) openKMS(ctx context.Context, dir string) (*localkms.KMS, error) {
 	var principals []localkms.Principal
-	for arn, profile := range map[string]aws.Config{customerARN: l.checker.customer, serviceARN: l.checker.service} {
-		c, err := profile.Credentials.Retrieve(ctx)
+	for arn, profile := range map[string]aws.Config{customerARN: c.customer, serviceARN: c.service} {
+		key, err := profile.Credentials.Retrieve(ctx)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		principals = append(principals, localkms.Principal{ARN: arn, AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey})
+		principals = append(principals, localkms.Principal{ARN: arn, AccessKeyID: key.AccessKeyID, SecretAccessKey: key.SecretAccessKey})
 	}
-	var err error
-	if l.kms, err = localkms.New(localkms.Config{Dir: dir, Principals: principals, Now: time.Now}); err != nil {
-		return fmt.Errorf("KMS's journal after a crash: %w", err)
+	journal, err := localkms.New(localkms.Config{Dir: dir, Principals: principals, Now: time.Now})
+	if err != nil {
+		return nil, fmt.Errorf("KMS's journal after a crash: %w", err)
 	}
-	l.customer = l.client(l.checker.customer)
-	return nil
-}
-
-func (l *look) client(profile aws.Config) *kms.Client {
-	return kms.NewFromConfig(profile, func(o *kms.Options) {
-		o.BaseEndpoint = aws.String("http://kms.test")
-		o.HTTPClient = &http.Client{Transport: localkms.RoundTripper(l.kms)}
-	})
+	return journal, nil
 }
 
 func (l *look) integrity(ctx context.Context) error {
@@ -245,17 +265,15 @@ func (l *look) checkRows(ctx context.Context) error {
 		}
 		l.rows[r.id] = r
 	}
-	l.work.mu.Lock()
-	defer l.work.mu.Unlock() // nothing is acknowledged while the process is down
-	for _, acknowledged := range []map[string]string{l.work.keys, l.work.imported} {
+	for _, acknowledged := range []map[string]string{l.acked.keys, l.acked.imported} {
 		for op, name := range acknowledged {
-			if len(byOp[op]) == 0 {
+			if len(byOp[op]) == 0 && !l.work.givenUp(op, name) {
 				l.findings.lost++
 				l.findings.add("%s was acknowledged for %s and is gone", name, op)
 			}
 		}
 	}
-	for name, op := range l.work.deleted {
+	for name, op := range l.acked.deleted {
 		if len(byOp[op]) > 0 {
 			l.findings.stale++
 			l.findings.add("%s was deleted, which was acknowledged, and is back", name)
@@ -299,7 +317,7 @@ func (l *look) unwrapAll(ctx context.Context, rows []row) error {
 	var mu sync.Mutex
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
-	earlier := l.unwraps
+	earlier, digests := l.unwraps, l.work.acknowledged().digests
 	l.unwraps = make(map[[32]byte]digest, len(rows))
 	for _, r := range rows {
 		group.Go(func() error {
@@ -313,7 +331,7 @@ func (l *look) unwrapAll(ctx context.Context, rows []row) error {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			want, acknowledged := l.work.digests[r.op]
+			want, acknowledged := digests[r.op]
 			switch {
 			case ctx.Err() != nil:
 				return context.Cause(ctx)

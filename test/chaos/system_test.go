@@ -86,17 +86,9 @@ func (s *system) start(ctx context.Context, env ...string) (*running, error) {
 		}
 		return nil, err
 	}
-	r.conn, err = grpc.NewClient(server.API, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
+	if err := r.connect(ctx, server.AWSConfig); err != nil {
 		return nil, err
 	}
-	r.domains, r.grants = keybrokerv1.NewDomainServiceClient(r.conn), keybrokerv1.NewGrantServiceClient(r.conn)
-	r.dataKeys, r.jobs = keybrokerv1.NewDataKeyServiceClient(r.conn), keybrokerv1.NewReencryptionServiceClient(r.conn)
-	profile, err := awsProfile(ctx, server.AWSConfig, "customer")
-	if err != nil {
-		return nil, err
-	}
-	r.customer = kms.NewFromConfig(profile, func(o *kms.Options) { o.HTTPClient = &http.Client{Transport: r.http} })
 	go func() {
 		<-server.Done()
 		if r.armed && server.Killed() {
@@ -114,6 +106,21 @@ func (s *system) start(ctx context.Context, env ...string) (*running, error) {
 	s.changed = make(chan struct{})
 	s.mu.Unlock()
 	return r, nil
+}
+
+// connect makes the clients of a process that serves.
+func (r *running) connect(ctx context.Context, profiles string) (err error) {
+	if r.conn, err = grpc.NewClient(r.API, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+		return err
+	}
+	r.domains, r.grants = keybrokerv1.NewDomainServiceClient(r.conn), keybrokerv1.NewGrantServiceClient(r.conn)
+	r.dataKeys, r.jobs = keybrokerv1.NewDataKeyServiceClient(r.conn), keybrokerv1.NewReencryptionServiceClient(r.conn)
+	profile, err := awsProfile(ctx, profiles, "customer")
+	if err != nil {
+		return err
+	}
+	r.customer = kms.NewFromConfig(profile, func(o *kms.Options) { o.HTTPClient = &http.Client{Transport: r.http} })
+	return nil
 }
 
 // awsProfile reads a profile of the file that the server writes for the aws CLI.

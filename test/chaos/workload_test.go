@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,6 +58,27 @@ func newWorkload(sys caller, service string, keep int) *workload {
 	return &workload{sys: sys, service: service, keep: keep, history: newHistory(), keys: map[string]string{}, digests: map[string]digest{},
 		deleted: map[string]string{}, grants: map[string]string{}, renewing: map[string]int{}, renewed: map[string]bool{},
 		revoked: map[string]bool{}, imported: map[string]string{}}
+}
+
+// acknowledged is what the broker said it had done, by some moment.
+type acknowledged struct {
+	keys, imported, deleted, grants map[string]string
+	renewed, revoked                map[string]bool
+	digests                         map[string]digest
+}
+
+func (w *workload) acknowledged() acknowledged {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return acknowledged{keys: maps.Clone(w.keys), imported: maps.Clone(w.imported), deleted: maps.Clone(w.deleted), grants: maps.Clone(w.grants),
+		renewed: maps.Clone(w.renewed), revoked: maps.Clone(w.revoked), digests: maps.Clone(w.digests)}
+}
+
+// givenUp reports whether somebody began to delete a data key.
+func (w *workload) givenUp(op, name string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.keys[op] != name && w.imported[op] != name
 }
 
 func (w *workload) op(kind string) string { return fmt.Sprintf("%s-%06d", kind, w.next.Add(1)) }

@@ -22,6 +22,7 @@ type Server struct {
 	AWSConfig string // path of the file with the profiles customer and service
 	Started   time.Time
 
+	line  *regexp.Regexp // said once it serves: API first, then AWSConfig
 	cmd   *exec.Cmd
 	ready chan struct{}
 	done  chan struct{}
@@ -34,14 +35,19 @@ var exportLine = regexp.MustCompile(`^export A=(\S+) AWS_CONFIG_FILE=(\S+)$`)
 // Spawn starts a process on a data directory, on ports that the kernel chooses.
 // What the process logs is appended to logFile. env goes beside Environ.
 func Spawn(bin, data, logFile string, env ...string) (*Server, error) {
+	return Run(exec.Command(bin, "serve", "--dev", "--data", data,
+		"--listen", "127.0.0.1:0", "--kms-listen", "127.0.0.1:0", "--admin", "off"), logFile, exportLine, env...)
+}
+
+// Run starts any command as Spawn does. It is ready when it says a line that
+// matches: with the first group the address of what it serves.
+func Run(cmd *exec.Cmd, logFile string, line *regexp.Regexp, env ...string) (*Server, error) {
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close() // the process has its own descriptor
-	// Not CommandContext: how and when it ends is the test's business.
-	cmd := exec.Command(bin, "serve", "--dev", "--data", data,
-		"--listen", "127.0.0.1:0", "--kms-listen", "127.0.0.1:0", "--admin", "off")
+	// Made without a context: how and when it ends is the test's business.
 	cmd.Env = append(Environ(), env...)
 	cmd.Stderr = log
 	cmd.SysProcAttr = OwnGroup()
@@ -49,7 +55,7 @@ func Spawn(bin, data, logFile string, env ...string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cmd: cmd, ready: make(chan struct{}), done: make(chan struct{}), Started: time.Now()}
+	s := &Server{line: line, cmd: cmd, ready: make(chan struct{}), done: make(chan struct{}), Started: time.Now()}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -75,8 +81,11 @@ func Environ() []string {
 
 func (s *Server) read(out io.Reader) {
 	for lines := bufio.NewScanner(out); lines.Scan(); {
-		if m := exportLine.FindStringSubmatch(lines.Text()); m != nil {
-			s.API, s.AWSConfig = m[1], m[2]
+		if m := s.line.FindStringSubmatch(lines.Text()); m != nil {
+			s.API = m[1]
+			if len(m) > 2 {
+				s.AWSConfig = m[2]
+			}
 			close(s.ready)
 			break
 		}
