@@ -132,6 +132,9 @@ func keepCommits(ctx context.Context, c *pgx.Conn) error {
 	_, err := c.Exec(ctx, `
 		select set_config('synchronous_commit', 'on', false)
 		where current_setting('synchronous_commit') = 'off'`)
+	if err != nil && c.IsClosed() {
+		return &lostConnectionError{err}
+	}
 	return err
 }
 

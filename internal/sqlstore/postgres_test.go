@@ -99,6 +99,23 @@ func TestUnansweredCommit(t *testing.T) {
 	}
 }
 
+// TestSetupIsCutOff: a server that goes while a new connection is set up is one
+// that was away for a moment, not one that answers strangely.
+func TestSetupIsCutOff(t *testing.T) {
+	p, through := newProxy(t, postgresURL(t))
+	s := reopenPostgres(t, through, nil)
+	err := s.Broker().Update(t.Context(), func(broker.Tx) error { // has the only connection
+		p.next.Store(int32(inSetup))
+		return s.Broker().View(t.Context(), func(tx broker.Tx) error { return nil })
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if left := cut(p.next.Load()); left != nowhere {
+		t.Error("nothing was cut off")
+	}
+}
+
 // TestSleeper: a replica that stops in the middle of a transaction does not hold
 // a domain for ever; what it does when it wakes up is done anew, and once.
 func TestSleeper(t *testing.T) {

@@ -1,6 +1,7 @@
 package sqlstore_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ const (
 	nowhere      cut = iota
 	beforeCommit     // the commit does not reach the server
 	afterCommit      // the server has committed, and its answer does not come back
+	inSetup          // a new connection's first words do not reach the server
 )
 
 // proxy stands between a store and the server, and loses what it is told to.
@@ -94,7 +96,10 @@ func (p *proxy) relay(client net.Conn) {
 			return
 		}
 		mode := nowhere
-		if string(message[1:]) == "\x00\x00\x00\x0bcommit\x00" {
+		if bytes.Contains(message, []byte("set_config('synchronous_commit'")) && p.next.CompareAndSwap(int32(inSetup), int32(nowhere)) {
+			return
+		}
+		if string(message[1:]) == "\x00\x00\x00\x0bcommit\x00" && cut(p.next.Load()) != inSetup {
 			mode = cut(p.next.Swap(int32(nowhere)))
 		}
 		if mode == beforeCommit {

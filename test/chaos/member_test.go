@@ -167,7 +167,7 @@ func (r replica) wire(store *sqlstore.Store, log *slog.Logger) (*broker.Broker, 
 		return awskms.AccessKey{ID: p.AccessKeyID, Secret: p.SecretAccessKey}
 	}
 	roles := awskms.StaticRoles(key(principals[2]), key(principals[3]))
-	config := awskms.Config{Registrar: roles.Registrar, Worker: roles.Worker, ReservedKey: broker.DefaultReservedKey,
+	config := awskms.Config{Registrar: roles.Registrar, Worker: roles.Worker, ReservedKey: broker.DefaultReservedKey, ReservedValue: broker.DefaultReservedValue,
 		RegistrarAccount: broker.RoleAccount(registrarARN), WorkerAccount: broker.RoleAccount(workerARN),
 		BaseEndpoint: r.kms, Region: memberRegion, CallTimeout: 3 * time.Second, Jitter: mathrand.Float64, Pacer: pace, Now: time.Now}
 	foreground, err := awskms.New(config, pacer.Foreground)

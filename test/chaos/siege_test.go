@@ -49,6 +49,7 @@ func TestReplicasSurviveTheNemesis(t *testing.T) {
 		t.Skipf("!!! NOT TESTED ON POSTGRESQL: %v", err)
 	}
 	if err != nil {
+		logTail(t, c.log)
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
