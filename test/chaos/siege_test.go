@@ -63,6 +63,7 @@ func TestReplicasSurviveTheNemesis(t *testing.T) {
 	s := &siege{t: t, c: c, work: newWorkload(c, serviceARN, *siegeRowsFlag+500), rng: rand.New(rand.NewPCG(seed, 0)), fail: fail,
 		result: siegeResult{Replicas: replicas, Struck: map[string]int{},
 			result: result{Engine: "postgres", Nemesis: "strikes", Seed: seed}}}
+	s.work.refusals = []string{"GRANT_ENDED"}
 	if err := s.tell(ctx, *siegeCyclesFlag, *siegeRowsFlag); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
@@ -221,7 +222,6 @@ func (s *siege) onboard(ctx context.Context) error {
 // changeKey asks for the key that the domain does not have. What a strike does
 // to a key changes the domain as well: then its etag is read anew.
 func (s *siege) changeKey(ctx context.Context) error {
-	target := s.check.keys[s.result.KeyChanges%2]
 	s.result.KeyChanges++
 	for {
 		var d *keybrokerv1.Domain
@@ -233,7 +233,7 @@ func (s *siege) changeKey(ctx context.Context) error {
 		}
 		op := s.work.op("change")
 		_, err := s.c.do(ctx, func(ctx context.Context, r *running) error {
-			j, err := r.domains.ChangeKey(ctx, &keybrokerv1.ChangeKeyRequest{Name: domainName, KmsKey: target, Etag: d.GetEtag(),
+			j, err := r.domains.ChangeKey(ctx, &keybrokerv1.ChangeKeyRequest{Name: domainName, KmsKey: s.target(), Etag: d.GetEtag(),
 				Reason: "chaos", RequestId: op})
 			s.job = j.GetName()
 			return err
@@ -245,6 +245,9 @@ func (s *siege) changeKey(ctx context.Context) error {
 		return err
 	}
 }
+
+// target is the key that the last change goes to.
+func (s *siege) target() string { return s.check.keys[s.result.KeyChanges%2] }
 
 func (s *siege) awaitJob(ctx context.Context) error {
 	return watch(ctx, s.c, s.job, func(_ *running, j *keybrokerv1.ReencryptionJob) bool { return s.see(j) })

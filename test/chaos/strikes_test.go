@@ -124,9 +124,21 @@ func (s *siege) suffer(ctx context.Context, faults localkms.Faults) (time.Time, 
 	return time.Now(), nothing, err
 }
 
-// disableKey has the customer disable either key, and think better of it.
+// disableKey has the customer disable a key, and think better of it: either of
+// them after the switch; before it the new one, since a change whose old key
+// cannot be read then fails, as it should.
 func (s *siege) disableKey(ctx context.Context) (time.Time, mending, error) {
-	key := s.check.keys[s.rng.IntN(len(s.check.keys))]
+	preparing := false
+	if err := watch(ctx, s.c, s.job, func(_ *running, j *keybrokerv1.ReencryptionJob) bool {
+		preparing = !s.see(j) && j.GetPhase() == keybrokerv1.ReencryptionJob_PHASE_PREPARING
+		return true
+	}); err != nil {
+		return time.Time{}, nil, err
+	}
+	key := s.check.keys[s.rng.IntN(2)]
+	if preparing {
+		key = s.target()
+	}
 	if _, err := s.customer.DisableKey(ctx, &kms.DisableKeyInput{KeyId: &key}); err != nil {
 		return time.Time{}, nil, err
 	}
