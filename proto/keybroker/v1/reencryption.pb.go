@@ -1181,7 +1181,8 @@ type ResumeReencryptionJobRequest struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// etag of the job that the caller looked at. Empty: whatever it is now.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Why, for the audit trail; at most 512 characters.
+	// Why, for the audit trail; at most 512 characters. Needed to make the broker's
+	// own grants again that the key's owner has revoked.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
 	// characters without spaces, unique per caller and method.

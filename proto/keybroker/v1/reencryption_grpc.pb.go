@@ -67,9 +67,13 @@ type ReencryptionServiceClient interface {
 	// Lets a paused job go on, lets a blocked one look again at once, and takes a
 	// failed one up again: the rows that KMS refused are tried anew, except those
 	// acknowledged. A job that is blocked by CONTEXT_OR_KEY_MISMATCH goes on over
-	// the rows that KMS refuses. A running job is answered as it is.
+	// the rows that KMS refuses. With a reason, a job that is blocked by
+	// KEY_ACCESS_DENIED gets the broker's own grants made again, where the key's
+	// owner has revoked them: that is never done unasked. A running job is answered
+	// as it is.
 	// Errors: JOB_NOT_FOUND, JOB_ENDED, KEY_CHANGE_IN_PROGRESS, ETAG_MISMATCH,
-	// REQUEST_ID_REUSED.
+	// REQUEST_ID_REUSED; and where grants are made again, of KMS's what RenewGrant
+	// lists: the job is resumed all the same.
 	ResumeReencryptionJob(ctx context.Context, in *ResumeReencryptionJobRequest, opts ...grpc.CallOption) (*ReencryptionJob, error)
 	// Gives a job up: a key change in PHASE_PREPARING, which leaves the domain as
 	// it was before, or a job of another kind at any time. The grants made for a key
@@ -263,9 +267,13 @@ type ReencryptionServiceServer interface {
 	// Lets a paused job go on, lets a blocked one look again at once, and takes a
 	// failed one up again: the rows that KMS refused are tried anew, except those
 	// acknowledged. A job that is blocked by CONTEXT_OR_KEY_MISMATCH goes on over
-	// the rows that KMS refuses. A running job is answered as it is.
+	// the rows that KMS refuses. With a reason, a job that is blocked by
+	// KEY_ACCESS_DENIED gets the broker's own grants made again, where the key's
+	// owner has revoked them: that is never done unasked. A running job is answered
+	// as it is.
 	// Errors: JOB_NOT_FOUND, JOB_ENDED, KEY_CHANGE_IN_PROGRESS, ETAG_MISMATCH,
-	// REQUEST_ID_REUSED.
+	// REQUEST_ID_REUSED; and where grants are made again, of KMS's what RenewGrant
+	// lists: the job is resumed all the same.
 	ResumeReencryptionJob(context.Context, *ResumeReencryptionJobRequest) (*ReencryptionJob, error)
 	// Gives a job up: a key change in PHASE_PREPARING, which leaves the domain as
 	// it was before, or a job of another kind at any time. The grants made for a key
