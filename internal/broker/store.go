@@ -79,6 +79,9 @@ type Tx interface {
 	// DueGrants gives up to limit live grants, of all domains, whose ExpireTime
 	// has come, longest due first.
 	DueGrants(ctx context.Context, limit int) ([]Grant, error)
+	// UnmadeGrants gives up to limit grants, of all domains, that are CREATING and
+	// were created at t or before, oldest first.
+	UnmadeGrants(ctx context.Context, t time.Time, limit int) ([]Grant, error)
 
 	InsertKMSGrant(ctx context.Context, g KMSGrant) error // ErrConflict for a used identity or Name
 	UpdateKMSGrant(ctx context.Context, g KMSGrant) error // by (Domain, Grant, Epoch, Kind, Attempt)
@@ -102,9 +105,12 @@ type Tx interface {
 
 	// RequestRecord gives the record of a request id, ErrNotFound if none.
 	RequestRecord(ctx context.Context, k RequestKey) (RequestRecord, error)
-	// PutRequestRecord inserts or replaces a record, and forgets some that are
-	// done and whose Until has come.
+	// PutRequestRecord inserts or replaces a record.
 	PutRequestRecord(ctx context.Context, r RequestRecord) error
+	// ForgetRequests removes up to limit records, and gives their number: those that
+	// are done and whose Until has come, and those in flight whose Until was at t or
+	// before.
+	ForgetRequests(ctx context.Context, t time.Time, limit int) (int, error)
 
 	// Audit appends an event; its time is Now.
 	Audit(ctx context.Context, e AuditEvent) error

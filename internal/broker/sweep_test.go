@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -164,4 +165,78 @@ func TestAnswersThatComeLate(t *testing.T) {
 			t.Errorf("%d grants outlived the TTL (I7)", len(left))
 		}
 	})
+}
+
+// A grant that a crash left half made, and that nobody goes on with, is given up
+// when its request would be forgotten: it does not stay CREATING for ever, and
+// what was made of it at KMS is retired.
+func TestSweepGivesUpWhatNobodyFinishes(t *testing.T) {
+	b := newActive(t)
+	key := b.domain("acme").KMSKey
+	in := newGrant("r1")
+	in.TTL = 30 * 24 * time.Hour
+	b.road.lose("CreateGrant")
+	_, err := b.createGrant(in)
+	wantReason(t, err, broker.ReasonKMSUnavailable)
+	b.road.open()
+	begun := b.now()
+	b.sweep()
+	b.Clock.Advance(begun.Add(24*time.Hour - time.Microsecond).Sub(b.now()))
+	b.sweep()
+	if got := b.grantState("orders"); got != broker.GrantCreating {
+		t.Fatalf("%s within 24 hours, in which a repeat may go on with it", got)
+	}
+	b.Clock.Advance(time.Microsecond)
+	b.sweep()
+	if got := b.grantState("orders"); got != broker.GrantFailed {
+		t.Errorf("%s after 24 hours", got)
+	}
+	if left := b.serviceGrants(key); len(left) != 0 {
+		t.Errorf("%d grants are left at KMS", len(left))
+	}
+	if open := b.query(`select name from kms_grant where not worker and state not in ('RETIRED', 'FAILED')`); len(open) != 0 {
+		t.Errorf("still open: %v", open)
+	}
+}
+
+// The time that a half made grant was asked for ends it too, if that is shorter.
+func TestSweepEndsAHalfMadeGrantInTime(t *testing.T) {
+	b := newActive(t)
+	b.road.lose("CreateGrant")
+	_, err := b.createGrant(newGrant("r1"))
+	wantReason(t, err, broker.ReasonKMSUnavailable)
+	b.road.open()
+	b.Clock.Advance(newGrant("").TTL)
+	b.sweep()
+	if got := b.grantState("orders"); got != broker.GrantExpired {
+		t.Errorf("%s at its end", got)
+	}
+}
+
+// Requests are remembered for 24 hours (the API's promise), and no longer,
+// finished or not.
+func TestSweepForgetsRequests(t *testing.T) {
+	b := newActive(t)
+	for i := range 3 {
+		in := broker.NewDataKey{Request: request("CreateDataKey", fmt.Sprint("r", i), "body"), Domain: "acme", ID: broker.DataKeyID(fmt.Sprint("k", i))}
+		if _, err := b.Broker.CreateDataKey(t.Context(), harness.Caller, in); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.road.lose("CreateGrant")
+	_, err := b.createGrant(newGrant("unfinished"))
+	wantReason(t, err, broker.ReasonKMSUnavailable)
+	b.road.open()
+	begun := b.now()
+	count := func() string { return b.query(`select count(*) from request`)[0] }
+	b.Clock.Advance(24*time.Hour - time.Second)
+	b.sweep()
+	if got := count(); got != "4" {
+		t.Errorf("%s requests are remembered within 24 hours, want 4", got)
+	}
+	b.Clock.Advance(begun.Add(24*time.Hour + time.Second).Sub(b.now()))
+	b.sweep()
+	if got := count(); got != "0" {
+		t.Errorf("%s requests are remembered after 24 hours, want none", got)
+	}
 }

@@ -162,6 +162,42 @@ func testDueGrants(t *testing.T, b *storeBench) {
 	due("all but the ended and the unlimited one", 10, "first", "second", "third")
 }
 
+func testUnmadeGrants(t *testing.T, b *storeBench) {
+	alpha, beta := b.domain("alpha"), b.domain("beta")
+	now := b.clock.Now()
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		for i, c := range []struct {
+			d     broker.DomainUID
+			id    broker.GrantID
+			state broker.GrantState
+		}{
+			{beta.UID, "first", broker.GrantCreating},
+			{alpha.UID, "made", broker.GrantActive},
+			{alpha.UID, "second", broker.GrantCreating},
+			{alpha.UID, "refused", broker.GrantFailed},
+			{beta.UID, "third", broker.GrantCreating},
+		} {
+			g := newGrant(c.d, c.id, now.Add(time.Duration(i)*time.Minute))
+			g.State = c.state
+			if err := tx.InsertGrant(ctx, g); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	unmade := func(what string, at time.Time, limit int, want ...broker.GrantID) {
+		t.Helper()
+		b.update(func(ctx context.Context, tx rotation.Tx) error {
+			got, err := tx.UnmadeGrants(ctx, at, limit)
+			equal(t, what, grantIDs(got), want)
+			return err
+		})
+	}
+	unmade("none is that old", now.Add(-time.Microsecond), 10)
+	unmade("those up to a moment, oldest first", now.Add(2*time.Minute), 10, "first", "second")
+	unmade("a limit", now.Add(time.Hour), 2, "first", "second")
+}
+
 func testKMSGrants(t *testing.T, b *storeBench) {
 	alpha, beta := b.domain("alpha"), b.domain("beta")
 	now := b.clock.Now()

@@ -47,41 +47,54 @@ func testRequests(t *testing.T, b *storeBench) {
 	}
 }
 
-// testRequestsAreForgotten: records whose time has come may go, and only those;
-// the table must not grow for ever.
-func testRequestsAreForgotten(t *testing.T, b *storeBench) {
-	record := func(id string, done bool, life time.Duration) broker.RequestRecord {
-		return broker.RequestRecord{RequestKey: broker.RequestKey{Caller: "alice", Method: "m", ID: id}, Done: done, Until: b.clock.Now().Add(life)}
-	}
-	put := func(r broker.RequestRecord) {
+// testForgetRequests: finished records go when their time has come, unfinished ones
+// later, those of longest ago first, and no others.
+func testForgetRequests(t *testing.T, b *storeBench) {
+	now := b.clock.Now()
+	put := func(id string, done bool, until time.Time) {
 		t.Helper()
-		b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.PutRequestRecord(ctx, r) })
+		b.update(func(ctx context.Context, tx rotation.Tx) error {
+			return tx.PutRequestRecord(ctx, broker.RequestRecord{
+				RequestKey: broker.RequestKey{Caller: "alice", Method: "m", ID: id}, Done: done, Until: until, Resource: "domains/alpha",
+			})
+		})
 	}
-	const old = 10
-	for i := range old {
-		put(record(fmt.Sprint("old-", i), true, time.Minute))
+	put("oldest", true, now.Add(time.Minute))
+	put("old", true, now.Add(2*time.Minute))
+	put("due", true, now.Add(time.Hour))
+	put("young", true, now.Add(time.Hour+time.Microsecond))
+	put("stuck", false, now.Add(3*time.Minute))
+	put("slow", false, now.Add(3*time.Minute+time.Microsecond))
+	b.clock.Advance(time.Hour)
+	forget := func(limit, want int) {
+		t.Helper()
+		b.update(func(ctx context.Context, tx rotation.Tx) error {
+			got, err := tx.ForgetRequests(ctx, now.Add(3*time.Minute), limit)
+			equal(t, fmt.Sprintf("forgotten of up to %d", limit), got, want)
+			return err
+		})
 	}
-	put(record("in-flight", false, time.Minute))
-	put(record("young", true, time.Hour))
-	b.clock.Advance(2 * time.Minute)
-	for i := range old {
-		put(record(fmt.Sprint("new-", i), true, time.Hour))
-	}
-	kept := map[string]bool{}
-	b.view(func(ctx context.Context, tx rotation.Tx) error {
-		for _, id := range []string{"in-flight", "young", "new-0", "new-9"} {
-			_, err := tx.RequestRecord(ctx, broker.RequestKey{Caller: "alice", Method: "m", ID: id})
-			kept[id] = err == nil
-		}
-		for i := range old {
-			_, err := tx.RequestRecord(ctx, broker.RequestKey{Caller: "alice", Method: "m", ID: fmt.Sprint("old-", i)})
-			if !errors.Is(err, broker.ErrNotFound) {
-				kept["old"] = true
+	kept := func(what string, want ...string) {
+		t.Helper()
+		var got []string
+		b.view(func(ctx context.Context, tx rotation.Tx) error {
+			for _, id := range []string{"due", "old", "oldest", "slow", "stuck", "young"} {
+				_, err := tx.RequestRecord(ctx, broker.RequestKey{Caller: "alice", Method: "m", ID: id})
+				if err == nil {
+					got = append(got, id)
+				} else if !errors.Is(err, broker.ErrNotFound) {
+					return err
+				}
 			}
-		}
-		return nil
-	})
-	equal(t, "which records are kept", kept, map[string]bool{"in-flight": true, "young": true, "new-0": true, "new-9": true})
+			return nil
+		})
+		equal(t, what, got, want)
+	}
+	forget(2, 2)
+	kept("after the two of longest ago", "due", "slow", "stuck", "young")
+	forget(10, 2)
+	kept("after all that may go", "slow", "young")
+	forget(10, 0)
 }
 
 func testAudit(_ *testing.T, b *storeBench) {

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
 )
@@ -101,4 +102,14 @@ func (t *txn) DueGrants(ctx context.Context, limit int) ([]broker.Grant, error) 
 		where state in ('CREATING', 'ACTIVE') and expire_time > 0 and expire_time <= $1
 		order by expire_time, domain_uid, grant_id
 		limit $2`+t.holding(skipping), micros(t.now), limit)
+}
+
+// UnmadeGrants implements broker.Tx, and holds as DueGrants does.
+func (t *txn) UnmadeGrants(ctx context.Context, before time.Time, limit int) ([]broker.Grant, error) {
+	return all(ctx, t, "list unmade grants", scanGrant, `
+		select `+grantColumns+`
+		from domain_grant
+		where state = 'CREATING' and create_time <= $1
+		order by create_time, domain_uid, grant_id
+		limit $2`+t.holding(skipping), micros(before), limit)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
 )
@@ -34,12 +35,8 @@ func (t *txn) RequestRecord(ctx context.Context, k broker.RequestKey) (broker.Re
 		where caller = $1 and method = $2 and request_id = $3`, k.Caller, k.Method, k.ID)
 }
 
-// PutRequestRecord implements broker.Tx. On the way it forgets a few records
-// that are done and whose time has come, so that the table needs no sweep.
+// PutRequestRecord implements broker.Tx.
 func (t *txn) PutRequestRecord(ctx context.Context, r broker.RequestRecord) error {
-	if err := t.forgetRequests(ctx); err != nil {
-		return err
-	}
 	_, err := t.exec(ctx, "store request", `
 		insert into request (caller, method, request_id, hash, resource, done, until_time)
 		values ($1, $2, $3, $4, $5, $6, $7)
@@ -49,32 +46,19 @@ func (t *txn) PutRequestRecord(ctx context.Context, r broker.RequestRecord) erro
 	return err
 }
 
-// forgetRequests forgets up to two records: one more than the caller adds, so
-// that the table shrinks as fast as it grew. It reads first, since mostly there
-// is nothing to forget, and leaves to other transactions what they are forgetting.
-// The limit is a literal, since SQLite compiles a statement anew whenever a bound
-// limit changes.
-func (t *txn) forgetRequests(ctx context.Context) error {
-	old, err := all(ctx, t, "list old requests", func(r row) (k broker.RequestKey, err error) {
-		err = r.Scan(&k.Caller, &k.Method, &k.ID)
-		return k, err
-	}, `
-		select caller, method, request_id
-		from request
-		where done and until_time <= $1
-		order by until_time
-		limit 2`+t.holding(skipping), micros(t.now))
-	if err != nil {
-		return err
-	}
-	for _, k := range old {
-		if _, err := t.exec(ctx, "forget request", `
-			delete from request
-			where caller = $1 and method = $2 and request_id = $3`, k.Caller, k.Method, k.ID); err != nil {
-			return err
-		}
-	}
-	return nil
+// ForgetRequests implements broker.Tx. It leaves to other transactions what they
+// are forgetting.
+func (t *txn) ForgetRequests(ctx context.Context, before time.Time, limit int) (int, error) {
+	n, err := t.exec(ctx, "forget requests", `
+		delete from request
+		where (caller, method, request_id) in (
+			select caller, method, request_id
+			from request
+			where until_time <= $1 and (done or until_time <= $2)
+			order by until_time
+			limit $3`+t.holding(skipping)+`
+		)`, micros(t.now), micros(before), limit)
+	return int(n), err
 }
 
 // Audit implements broker.Tx.

@@ -30,8 +30,9 @@ type Grant_State int32
 const (
 	// Never answered.
 	Grant_STATE_UNSPECIFIED Grant_State = 0
-	// Accepted; the KMS grants behind it are not all confirmed. Resolves by
-	// itself, also after a crash.
+	// Accepted; the KMS grants behind it are not all confirmed. CreateGrant with
+	// the same request_id goes on with it; after 24 hours, or at expire_time if that
+	// comes first, it ends by itself, and what was made of it is retired.
 	Grant_STATE_CREATING Grant_State = 1
 	// Live at KMS on each key in kms_keys.
 	Grant_STATE_ACTIVE Grant_State = 2
@@ -42,7 +43,8 @@ const (
 	// The key's owner removed a KMS grant behind it. Only RenewGrant brings it
 	// back, and only if the key policy still lets it.
 	Grant_STATE_REVOKED_BY_CUSTOMER Grant_State = 5
-	// KMS refused it for good, for instance for a role that does not exist.
+	// KMS refused it for good, for instance for a role that does not exist, or
+	// nobody finished it in 24 hours.
 	// Final; create another one.
 	Grant_STATE_FAILED Grant_State = 6
 )
