@@ -43,12 +43,16 @@ func (k *KMS) authorizeOwner(r *request, key resolved, operation string, also ..
 // authorizeAccount decides about an operation that uses no key: identity policies
 // alone do. resource is "*", or the ARN of an alias.
 func (k *KMS) authorizeAccount(r *request, operation, resource string, also ...attribute) error {
-	q := &query{
+	q := k.accountQuery(r, operation, resource, also)
+	v, o := q.decideAlone()
+	return k.conclude(q, conclusion{verdict: v, opinions: o})
+}
+
+func (k *KMS) accountQuery(r *request, operation, resource string, also []attribute) *query {
+	return &query{
 		kms: k, r: r, action: "kms:" + fold(operation), resource: resource, owner: r.caller.account,
 		access: &access{operation: operation, also: also},
 	}
-	v, o := q.decideAlone()
-	return k.conclude(q, conclusion{verdict: v, opinions: o})
 }
 
 func errDenied(caller, operation, resource, why string) error {

@@ -167,11 +167,13 @@ func (c *condition) met(q *query) bool {
 
 // accepts tests one value of the request.
 func (c *condition) accepts(q *query, value string) bool {
-	matched := slices.ContainsFunc(c.values, func(want pattern) bool {
-		filled, ok := want.fill(q, c.operator.wildcards)
-		return ok && c.operator.match(filled, value)
-	})
-	return matched != c.operator.negated
+	for i := range c.values {
+		filled, ok := c.values[i].fill(q, c.operator.wildcards)
+		if ok && c.operator.match(filled, value) {
+			return !c.operator.negated
+		}
+	}
+	return c.operator.negated
 }
 
 // conditionValue is a value in a policy: a string, or a number or boolean that

@@ -47,9 +47,9 @@ func (s *statement) applies(q *query) (naming, miss, *condition) {
 	switch {
 	case named == notNamed:
 		return notNamed, missPrincipal, nil
-	case slices.ContainsFunc(s.actions, func(action string) bool { return wildcard(action, q.action) }) == s.notActions:
+	case s.listsAction(q) == s.notActions:
 		return named, missAction, nil
-	case slices.ContainsFunc(s.resources, func(p pattern) bool { return p.like(q, q.resource) }) == s.notResources:
+	case s.listsResource(q) == s.notResources:
 		return named, missResource, nil
 	}
 	for i := range s.conditions {
@@ -58,6 +58,24 @@ func (s *statement) applies(q *query) (naming, miss, *condition) {
 		}
 	}
 	return named, applies, nil
+}
+
+func (s *statement) listsAction(q *query) bool {
+	for _, action := range s.actions {
+		if wildcard(action, q.action) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *statement) listsResource(q *query) bool {
+	for i := range s.resources {
+		if s.resources[i].like(q, q.resource) {
+			return true
+		}
+	}
+	return false
 }
 
 // opinion is what policies of one kind say: a statement that denies, or else the

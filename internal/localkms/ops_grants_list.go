@@ -156,8 +156,9 @@ func (k *KMS) listRetirableGrants(r *request, in *listRetirableGrantsInput) (*li
 		return nil, errInvalidPrincipal(*in.RetiringPrincipal)
 	case r.caller.account:
 	default:
-		return nil, errDenied(r.caller.arn, "ListRetirableGrants", *in.RetiringPrincipal,
-			"because no resource-based policy allows the kms:ListRetirableGrants action")
+		return nil, k.conclude(k.accountQuery(r, "ListRetirableGrants", *in.RetiringPrincipal, nil), conclusion{
+			verdict: verdict{kind: keyPolicy}, also: "the retiring principal belongs to another account",
+		})
 	}
 	if err := k.authorizeAccount(r, "ListRetirableGrants", "*"); err != nil {
 		return nil, err

@@ -172,6 +172,11 @@ func (k *KMS) createKey(r *request, in *createKeyInput) (*keyMetadataOutput, err
 		document = *in.Policy
 	}
 	ref := keyRef{r.caller.account, r.region, newUUID()}
+	if len(tags) > 0 { // AWS KMS API Reference, CreateKey, Required permissions
+		if err := k.authorizeAccount(r, "TagResource", ref.arn(), tagAttributes(in.Tags)...); err != nil {
+			return nil, err
+		}
+	}
 	if err := k.checkPolicy(r, ref, document, in.BypassPolicyLockoutSafetyCheck); err != nil {
 		return nil, err
 	}

@@ -103,7 +103,8 @@ func bypassAttribute(bypass bool) []attribute {
 
 // checkPolicy refuses a policy that is malformed, or that would lock its author
 // out of the key (AWS KMS API Reference, PutKeyPolicy,
-// BypassPolicyLockoutSafetyCheck).
+// BypassPolicyLockoutSafetyCheck). The policy is all it looks at: who names the
+// account leaves the rest to the account.
 func (k *KMS) checkPolicy(r *request, ref keyRef, document string, bypass bool) error {
 	p, err := parseKeyPolicy(document)
 	if err != nil || bypass {
@@ -113,7 +114,7 @@ func (k *KMS) checkPolicy(r *request, ref keyRef, document string, bypass bool) 
 		kms: k, r: r, action: "kms:putkeypolicy", resource: ref.arn(), owner: ref.Account,
 		access: &access{operation: "PutKeyPolicy"},
 	}
-	if v, _ := again.decide(p); !v.allowed {
+	if o := opine([]*policy{p}, again); o.denies != nil || o.allows == nil {
 		return malformed(lockoutExplanation)
 	}
 	return nil

@@ -125,6 +125,17 @@ func lists(t *testing.T, s *scene) error {
 	return err
 }
 
+func creates(tags ...string) func(*testing.T, *scene) error {
+	return func(t *testing.T, s *scene) error {
+		in := &kms.CreateKeyInput{}
+		for _, tag := range tags {
+			in.Tags = append(in.Tags, types.Tag{TagKey: aws.String(tag), TagValue: aws.String("x")})
+		}
+		_, err := s.kms.CreateKey(t.Context(), in)
+		return err
+	}
+}
+
 func makesAlias(t *testing.T, s *scene) error {
 	_, err := s.kms.CreateAlias(t.Context(), &kms.CreateAliasInput{AliasName: aws.String("alias/a"), TargetKeyId: &s.key})
 	return err
