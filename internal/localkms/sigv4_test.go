@@ -110,7 +110,7 @@ func TestPublishedSigningKey(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 	v := newVerifier()
-	if v.signing(&s, exampleSecret) != v.signing(&s, exampleSecret) {
+	if first := v.signing(&s, exampleSecret); v.signing(&s, exampleSecret) != first {
 		t.Error("derived again for the same day")
 	}
 	for day := range 3 * maxSigningKeys {

@@ -184,6 +184,7 @@ type assumeRoleOutput struct {
 	SessionToken    string   `xml:"AssumeRoleResult>Credentials>SessionToken"`
 	Expiration      string   `xml:"AssumeRoleResult>Credentials>Expiration"`
 	PackedSize      int      `xml:"AssumeRoleResult>PackedPolicySize,omitempty"` // percent of what a policy may have
+	TokenSize       int      `xml:"AssumeRoleResult>SessionTokenSize"`           // bytes
 	responseMetadata
 }
 
@@ -216,6 +217,7 @@ func (k *KMS) assumeRole(r *request, form url.Values) (*assumeRoleOutput, error)
 		AccessKeyID: made.accessKeyID, SecretAccessKey: made.secret, SessionToken: made.token,
 		Expiration:       expires.Format(time.RFC3339),
 		PackedSize:       (len(text(in.policy))*100 + maxSessionPolicy - 1) / maxSessionPolicy,
+		TokenSize:        len(made.token),
 		responseMetadata: responseMetadata{r.call.RequestID},
 	}, nil
 }

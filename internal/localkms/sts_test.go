@@ -110,8 +110,9 @@ func TestAssumeRole(t *testing.T) {
 		!c.Expiration.Equal(clock.Now().Add(2*time.Hour).Truncate(time.Second)) {
 		t.Errorf("credentials %s, %d characters of secret, until %s", *c.AccessKeyId, len(*c.SecretAccessKey), c.Expiration)
 	}
-	if *out.AssumedRoleUser.Arn != sessionOfBob || !strings.HasSuffix(*out.AssumedRoleUser.AssumedRoleId, ":bob") || out.PackedPolicySize != nil {
-		t.Errorf("assumed %s, %s, %v", *out.AssumedRoleUser.Arn, *out.AssumedRoleUser.AssumedRoleId, out.PackedPolicySize)
+	if *out.AssumedRoleUser.Arn != sessionOfBob || !strings.HasSuffix(*out.AssumedRoleUser.AssumedRoleId, ":bob") ||
+		int(*out.SessionTokenSize) != len(*out.Credentials.SessionToken) {
+		t.Errorf("assumed %s, %s, token of %d bytes", *out.AssumedRoleUser.Arn, *out.AssumedRoleUser.AssumedRoleId, *out.SessionTokenSize)
 	}
 	session := temporaryOf(out.Credentials)
 	chained := assume(t, stsOf(h, session), brokerRole, "chained", withExternalID)
