@@ -177,7 +177,9 @@ func (k *KMS) createKey(r *request, in *createKeyInput) (*keyMetadataOutput, err
 			return nil, err
 		}
 	}
-	if err := k.checkPolicy(r, ref, document, in.BypassPolicyLockoutSafetyCheck); err != nil {
+	// Only a policy that the request brings can lock its author out (AWS KMS API
+	// Reference, CreateKey, Policy).
+	if err := k.checkPolicy(r, ref, document, in.BypassPolicyLockoutSafetyCheck || in.Policy == nil); err != nil {
 		return nil, err
 	}
 	e := &keyEvent{
