@@ -102,6 +102,10 @@ func resolveIntent(ctx context.Context, tx Tx, k KMSGrant, id string) (needless 
 	if err := tx.LockDomain(ctx, k.Domain, Shared); err != nil {
 		return nil, err
 	}
+	g, err := tx.GrantByUID(ctx, k.Domain, k.Grant)
+	if err != nil {
+		return nil, err
+	}
 	now, err := tx.KMSGrantByName(ctx, k.Name)
 	if err != nil || now.State != KMSGrantIntended || !now.IntendTime.Equal(k.IntendTime) {
 		return nil, err
@@ -118,10 +122,6 @@ func resolveIntent(ctx context.Context, tx Tx, k KMSGrant, id string) (needless 
 		return nil, err
 	}
 	if err := tx.Audit(ctx, kmsGrantEvent(System, "kms.CreateGrant", AuditDone, now)); err != nil {
-		return nil, err
-	}
-	g, err := tx.GrantByUID(ctx, k.Domain, k.Grant)
-	if err != nil {
 		return nil, err
 	}
 	keys, err := tx.DomainKeys(ctx, k.Domain)

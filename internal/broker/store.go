@@ -10,7 +10,9 @@ import (
 // after a transient conflict of the engine, again from the start (so fn has no
 // effect outside its transaction), and roll back if fn fails.
 type Store interface {
-	// Update runs fn in a read-write transaction and commits it durably.
+	// Update runs fn in a read-write transaction and commits it durably. An error
+	// means that nothing was stored, but for one ErrUnavailable: where the engine
+	// did not answer the commit, nobody knows. That is what a crash would have left.
 	Update(ctx context.Context, fn func(tx Tx) error) error
 	// View runs fn in a read-only transaction: one snapshot.
 	View(ctx context.Context, fn func(tx Tx) error) error
@@ -28,6 +30,14 @@ const (
 // Tx is one transaction. Absent things are ErrNotFound with the resource's own
 // reason left to the caller (a plain ErrNotFound kind); an Update… or Delete…
 // that finds another version than given is ErrConflict. Lists are in key order.
+//
+// Other transactions may run beside an Update. What it reads may be changed by
+// others before it ends, but for what is held: the domain after LockDomain, as far
+// as whoever changes it locks it too; a grant that GrantByUID or DueGrants read; a
+// KMS grant that KMSGrantByName, KMSGrants of one grant or StaleKMSGrants read; a
+// request that RequestRecord looked up, also in vain. What is compared by a
+// Version needs no hold. Read a grant before its KMS grants: two that hold them in
+// another order wait for each other until the engine stops one, which is run again.
 type Tx interface {
 	// Now is the database's clock, or the injected process clock on SQLite; the
 	// one judge of every stored time and deadline. UTC, microseconds.
@@ -103,7 +113,8 @@ type Tx interface {
 	// and that was used last before t; its next use brings it back.
 	ForgetListing(ctx context.Context, key KeyARN, t time.Time) error
 
-	// RequestRecord gives the record of a request id, ErrNotFound if none.
+	// RequestRecord gives the record of a request id, ErrNotFound if none. Of two
+	// transactions that look one up, the second waits for the first.
 	RequestRecord(ctx context.Context, k RequestKey) (RequestRecord, error)
 	// PutRequestRecord inserts or replaces a record.
 	PutRequestRecord(ctx context.Context, r RequestRecord) error
