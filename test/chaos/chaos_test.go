@@ -1,9 +1,11 @@
 //go:build unix
 
 // Package chaos_test kills a real `broker serve --dev`, again and again, while
-// keys change, and then asks KMS and the database whether anything is missing.
+// keys change, and then asks KMS and the database whether anything is missing. It
+// does the same, and worse, to three replicas on PostgreSQL.
 //
-//	go test ./test/chaos -timeout=0 -v -run Nemesis -chaos.cycles=500 -chaos.nemesis=mix -chaos.seed=7
+//	go test ./test/chaos -timeout=0 -v -run TestKeyChanges -chaos.cycles=500 -chaos.nemesis=mix -chaos.seed=7
+//	go test ./test/chaos -timeout=0 -v -run TestReplicas -chaos.pgcycles=100 -chaos.seed=7
 package chaos_test
 
 import (

@@ -149,13 +149,13 @@ const attemptTime = 2 * time.Second
 // attempt makes a call to one replica that is not known to be dead.
 func (c *cluster) attempt(ctx context.Context, call func(context.Context, *running) error) error {
 	for {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
 		if r := c.member(int(c.turn.Add(1) % replicas)); !r.isDown() {
 			limited, cancel := context.WithTimeout(ctx, attemptTime)
 			defer cancel()
 			return call(limited, r)
+		}
+		if err := wait(ctx, 5*time.Millisecond); err != nil {
+			return err
 		}
 	}
 }
