@@ -7,11 +7,9 @@ package harness
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"log/slog"
-	mathrand "math/rand/v2"
+	"math/rand/v2"
 	"net/http"
 	"sync"
 	"time"
@@ -20,22 +18,22 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 
-	"github.com/keybroker/keybroker/internal/awskms"
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/localkms"
-	"github.com/keybroker/keybroker/internal/pacer"
 	"github.com/keybroker/keybroker/internal/rotation"
 	"github.com/keybroker/keybroker/internal/sqlstore"
 )
 
 // The actors, each in an account of its own.
 const (
+	Deployment      = "test"
 	Region          = "us-east-1"
 	CustomerAccount = "111122223333"
 	ServiceAccount  = "222233334444"
 	BrokerAccount   = "999999999999"
 	CustomerRoot    = "arn:aws:iam::111122223333:root"
 	ServiceRole     = "arn:aws:iam::222233334444:role/orders"
+	ReportsRole     = "arn:aws:iam::222233334444:role/reports"
 	RegistrarRole   = "arn:aws:iam::999999999999:role/keybroker-registrar"
 	WorkerRole      = "arn:aws:iam::999999999999:role/keybroker-worker"
 )
@@ -43,21 +41,31 @@ const (
 // Caller is who calls in tests.
 var Caller = broker.Caller{Subject: "test"}
 
-// A Clock is moved by the test alone. It is safe for concurrent use.
+// A Clock is moved by the test alone or, in a bubble of testing/synctest, is the
+// bubble's own. It is safe for concurrent use.
 type Clock struct {
-	mu  sync.Mutex
-	now time.Time
+	bubble bool
+	mu     sync.Mutex
+	now    time.Time
 }
 
 // Now tells the time.
 func (c *Clock) Now() time.Time {
+	if c.bubble {
+		return time.Now()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.now
 }
 
-// Advance moves the clock forward.
+// Advance moves the clock forward; in a bubble it sleeps, and every timer that is
+// due meanwhile goes off.
 func (c *Clock) Advance(d time.Duration) {
+	if c.bubble {
+		time.Sleep(d)
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.now = c.now.Add(d)
@@ -66,36 +74,40 @@ func (c *Clock) Advance(d time.Duration) {
 // Config says what differs from the defaults.
 type Config struct {
 	// Engine is SQLite or Postgres; "" is what the environment says.
-	Engine     string
-	Dir        string // for SQLite's file; localkms stays in memory
+	Engine string
+	Dir    string // for SQLite's file; localkms stays in memory
+	// Bubble says that the test runs in a bubble of testing/synctest. Then the
+	// bubble's clock is everybody's, and every timer is real.
+	Bubble     bool
 	GrantDelay time.Duration
 	Windows    broker.Windows
 	// BatchRows and Shards of the engine; 0 takes small numbers, so that even
-	// small domains are moved in many steps.
-	BatchRows, Shards int
+	// small domains are moved in many steps. RowsPerShard is the engine's.
+	BatchRows, Shards, RowsPerShard int
 	// ReservedKey and ReservedValue are the reserved pair's; "" takes the defaults.
 	ReservedKey, ReservedValue string
 	// KeepOrphans turns the broker's orphan sweep off, as after a restore.
 	KeepOrphans bool
-	// At is called at the points where a crash is told from none; see
-	// rotation.Config.
-	At func(point string)
+	// At is called at the points of broker.Config and rotation.Config where a crash
+	// is told from none, with the replica that has come there.
+	At func(r *Replica, point string)
+	// Observe is told of each KMS call, by anyone, before it is answered.
+	Observe func(localkms.Call)
 	// Transport wraps the road to KMS for the broker's calls, for faults.
 	Transport func(http.RoundTripper) http.RoundTripper
 }
 
-// A Bench is a running system.
+// A Bench is a running system: two replicas on one database and one KMS.
 type Bench struct {
-	Clock  *Clock
-	KMS    *localkms.KMS
-	Store  *sqlstore.Store
-	Broker *broker.Broker
-	Engine *rotation.Engine
-	// Other is a second replica's engine on the same database.
-	Other *rotation.Engine
-	// Customer and Service are AWS clients in those roles; WorkerKMS and
-	// RegistrarKMS are the broker's own, for checkers.
-	Customer, Service *kms.Client
+	Clock *Clock
+	KMS   *localkms.KMS
+	Store *sqlstore.Store
+	// Replicas are the two; Broker and Engine are the first one's.
+	Replicas [2]*Replica
+	Broker   *broker.Broker
+	Engine   *rotation.Engine
+	// Customer, Service and Reports are AWS clients in those roles.
+	Customer, Service, Reports *kms.Client
 
 	reader reader
 	ids    ids
@@ -106,7 +118,7 @@ type Bench struct {
 
 // New wires a Bench. Close it when done.
 func New(ctx context.Context, cfg Config) (*Bench, error) {
-	b := &Bench{Clock: &Clock{now: time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)}}
+	b := &Bench{ids: ids{random: rand.New(rand.NewPCG(1, 2))}, Clock: &Clock{bubble: cfg.Bubble, now: time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)}}
 	if err := b.openKMS(cfg); err != nil {
 		return nil, err
 	}
@@ -121,10 +133,11 @@ func (b *Bench) openKMS(cfg Config) (err error) {
 		Principals: []localkms.Principal{
 			{ARN: CustomerRoot, AccessKeyID: "AKIACUSTOMER", SecretAccessKey: "customer"},
 			{ARN: ServiceRole, AccessKeyID: "AKIASERVICE", SecretAccessKey: "service"},
+			{ARN: ReportsRole, AccessKeyID: "AKIAREPORTS", SecretAccessKey: "reports"},
 			{ARN: RegistrarRole, AccessKeyID: "AKIAREGISTRAR", SecretAccessKey: "registrar"},
 			{ARN: WorkerRole, AccessKeyID: "AKIAWORKER", SecretAccessKey: "worker"},
 		},
-		GrantDelay: cfg.GrantDelay, Now: b.Clock.Now, Observe: b.observe,
+		GrantDelay: cfg.GrantDelay, Now: b.Clock.Now, Observe: func(c localkms.Call) { b.observe(cfg, c) },
 		ClockSkew: -1, // the SDK signs by the clock of the machine
 	})
 	if err != nil {
@@ -133,6 +146,7 @@ func (b *Bench) openKMS(cfg Config) (err error) {
 	b.close = append(b.close, b.KMS.Close)
 	b.Customer = b.client("AKIACUSTOMER", "customer")
 	b.Service = b.client("AKIASERVICE", "service")
+	b.Reports = b.client("AKIAREPORTS", "reports")
 	return nil
 }
 
@@ -143,56 +157,18 @@ func (b *Bench) client(id, secret string) *kms.Client {
 }
 
 func (b *Bench) wire(cfg Config) error {
-	// Nothing here is about pace: the budgets are larger than any use of them.
-	pace, err := pacer.New(pacer.Config{Now: time.Now, Quota: func(pacer.Budget) float64 { return 1e9 }})
-	if err != nil {
-		return err
-	}
 	if cfg.ReservedKey == "" {
 		cfg.ReservedKey, cfg.ReservedValue = broker.DefaultReservedKey, broker.DefaultReservedValue
 	}
-	transport := localkms.RoundTripper(b.KMS)
-	if cfg.Transport != nil {
-		transport = cfg.Transport(transport)
+	for i := range b.Replicas {
+		r, err := b.newReplica(cfg, "replica-"+b.ids.next())
+		if err != nil {
+			return err
+		}
+		b.Replicas[i] = r
 	}
-	noWait := func(ctx context.Context, _ time.Duration) error { return ctx.Err() }
-	adapter := awskms.Config{
-		Registrar:   credentials.NewStaticCredentialsProvider("AKIAREGISTRAR", "registrar", ""),
-		Worker:      credentials.NewStaticCredentialsProvider("AKIAWORKER", "worker", ""),
-		ReservedKey: cfg.ReservedKey, ReservedValue: cfg.ReservedValue, BaseEndpoint: "http://kms.test", Region: Region, Transport: transport,
-		Jitter: mathrand.Float64, Sleep: noWait, Pacer: pace,
-	}
-	foreground, err := awskms.New(adapter, pacer.Foreground)
-	if err != nil {
-		return err
-	}
-	background, err := awskms.New(adapter, pacer.Background)
-	if err != nil {
-		return err
-	}
-	b.close = append(b.close, func() error { foreground.Close(); background.Close(); return nil })
-	b.Broker, err = broker.New(broker.Config{Deployment: "test", RegistrarRole: RegistrarRole, WorkerRole: WorkerRole,
-		GranteeAccounts: []string{ServiceAccount}, Windows: cfg.Windows, KMSCallTimeout: 10 * time.Second,
-		ReservedKey: cfg.ReservedKey, ReservedValue: cfg.ReservedValue, SweepOrphans: !cfg.KeepOrphans,
-		NewID: b.ids.next, NewUID: rand.Text}, b.Store.Broker(), foreground, foreground)
-	if err != nil {
-		return err
-	}
-	engine := rotation.Config{Owner: "bench", RegistrarRole: RegistrarRole, WorkerRole: WorkerRole,
-		BatchRows: cfg.BatchRows, Shards: cfg.Shards, CallsPerShard: 4, Sleep: noWait, Rand: mathrand.Float64,
-		NewID: b.ids.next, NewProbe: rand.Text, At: cfg.At, Logger: slog.New(slog.DiscardHandler)}
-	if engine.BatchRows == 0 {
-		engine.BatchRows = 5
-	}
-	if engine.Shards == 0 {
-		engine.Shards = 3
-	}
-	if b.Engine, err = rotation.New(engine, b.Store.Rotation(), b.Broker, background, background); err != nil {
-		return err
-	}
-	engine.Owner = "other"
-	b.Other, err = rotation.New(engine, b.Store.Rotation(), b.Broker, background, background)
-	return err
+	b.Broker, b.Engine = b.Replicas[0].Broker, b.Replicas[0].Engine
+	return nil
 }
 
 // Close ends everything.
@@ -205,7 +181,10 @@ func (b *Bench) Close() error {
 	return nil
 }
 
-func (b *Bench) observe(c localkms.Call) {
+func (b *Bench) observe(cfg Config, c localkms.Call) {
+	if cfg.Observe != nil {
+		cfg.Observe(c)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.calls = append(b.calls, c)
@@ -220,12 +199,14 @@ func (b *Bench) Calls() []localkms.Call {
 	return calls
 }
 
-// ids mints 26 characters in the order of the calls.
+// ids mints what is random in production. It is the same in every run.
 type ids struct {
-	mu sync.Mutex
-	n  int
+	mu     sync.Mutex
+	n      int
+	random *rand.Rand
 }
 
+// next gives 26 characters in the order of the calls.
 func (i *ids) next() string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -233,6 +214,26 @@ func (i *ids) next() string {
 	return fmt.Sprintf("%026d", i.n)
 }
 
-// Restart wires a new broker and engine on the same database and KMS, as after
-// a crash: nothing that was in memory is left.
-func (b *Bench) Restart(cfg Config) error { return b.wire(cfg) }
+// uid gives 26 characters in no order.
+func (i *ids) uid() string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return fmt.Sprintf("%026X", i.random.Uint64())
+}
+
+// float gives a number in [0,1).
+func (i *ids) float() float64 {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.random.Float64()
+}
+
+// Restart ends the replicas and wires new ones on the same database and KMS, as
+// after a crash: nothing that was in memory is left, and what is still under way
+// in the old ones does nothing any more.
+func (b *Bench) Restart(cfg Config) error {
+	for _, r := range b.Replicas {
+		r.Kill()
+	}
+	return b.wire(cfg)
+}

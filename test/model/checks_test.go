@@ -2,126 +2,193 @@ package model_test
 
 import (
 	"bytes"
+	"context"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"pgregory.net/rapid"
 
 	"github.com/keybroker/keybroker/internal/broker"
-	"github.com/keybroker/keybroker/internal/rotation"
+	"github.com/keybroker/keybroker/internal/localkms"
 	"github.com/keybroker/keybroker/test/harness"
 )
 
+// check holds what is there after an action against every invariant, and against
+// what was there before.
 func (m *machine) check(t *rapid.T) {
-	m.checkRows(t)
-	m.checkReads(t)
-	m.checkCalls(t)
-	other, err := m.bench.Broker.GetDataKey(m.ctx, harness.Caller, bystander, "only")
-	fatal(t, err)
-	if !bytes.Equal(m.decryptAsOwner(t, other), m.otherPlain) {
-		t.Fatal("the bystander's data key changed")
+	now := m.look(t)
+	for _, tn := range m.tenants {
+		before, after := m.before.of(tn), now.of(tn)
+		m.noteEnds(t, tn, after)
+		m.checkRows(t, tn, before, after)
+		m.checkDomain(t, tn, before, after)
+		m.checkJobs(t, tn, before, after)
+		m.checkGrants(t, tn, after)
+		m.checkReads(t, tn)
 	}
+	m.checkListed(t, now)
+	m.checkSafe(t, now)
+	m.checkCalls(t, now)
+	m.before = now
 }
 
-// checkRows is I1, I2 and I9: what was acknowledged is there, decrypts under
+// checkRows is I1, I2, I9 and I14: what was acknowledged is there, decrypts under
 // exactly the key recorded for it, and is still the same.
-func (m *machine) checkRows(t *rapid.T) {
-	views, err := m.bench.Broker.ListDataKeys(m.ctx, harness.Caller, domain, broker.DataKeyCursor{}, 10000)
-	fatal(t, err)
-	found := map[broker.DataKeyID]bool{}
-	for _, v := range views {
-		found[v.ID] = true
-		want, ok := m.plain[v.ID]
-		got := m.decryptAsOwner(t, v)
-		if ok && !bytes.Equal(got, want) {
-			t.Fatalf("I9: the plaintext of data key %s changed", v.ID)
-		}
-		if m.safe[v.KMSKey] && v.KMSKey != m.present(t) {
-			t.Fatalf("I6: data key %s is under %s, which a report called safe", v.ID, v.KMSKey)
-		}
-	}
-	for id := range m.plain {
-		if !found[id] {
+func (m *machine) checkRows(t *rapid.T, tn *tenant, before, after *domainState) {
+	for id := range tn.plain {
+		if _, there := after.row(id); !there && !tn.deleting {
 			t.Fatalf("I2: acknowledged data key %s is gone", id)
 		}
 	}
+	for _, row := range after.rows {
+		if was, there := before.row(row.ID); there {
+			if was.UID != row.UID {
+				t.Fatalf("I14: the id of data key %s stands for another one now", row.ID)
+			}
+			if row.Version < was.Version || row.Epoch < was.Epoch {
+				t.Fatalf("I2: data key %s went back from version %d in epoch %d to %d in %d", row.ID, was.Version, was.Epoch, row.Version, row.Epoch)
+			}
+		}
+		key := after.key(row.Epoch)
+		if p, bad := tn.poison[row.ID]; bad && string(row.Ciphertext) == p.blob {
+			continue // nobody can read it, and nobody made anything else of it
+		} else if bad {
+			t.Fatalf("I1: data key %s was damaged, and became something else", row.ID)
+		}
+		if row.Abandoned {
+			t.Fatalf("I2: data key %s was given up, and is whole", row.ID)
+		}
+		m.prove(t, tn, key.KMSKey, row)
+	}
 }
 
-func (m *machine) present(t *rapid.T) broker.KeyARN {
-	d, _, err := m.bench.Broker.GetDomain(m.ctx, harness.Caller, domain)
-	fatal(t, err)
-	return d.KMSKey
+// prove has the row's key's owner decrypt it, once for each form of the row.
+func (m *machine) prove(t *rapid.T, tn *tenant, key broker.KeyARN, row broker.DataKey) {
+	if was, ok := tn.proved[row.ID]; ok && was.UID == row.UID && was.Epoch == row.Epoch && bytes.Equal(was.Ciphertext, row.Ciphertext) &&
+		maps.Equal(was.Context, row.Context) && was.KeyMaterialID == row.KeyMaterialID {
+		return
+	}
+	got := m.decryptAsOwner(t, broker.DataKeyView{DataKey: row, DomainID: tn.id, KMSKey: key, EncryptionContext: row.Context.With(tn.reserved)})
+	if want, ok := tn.plain[row.ID]; ok && !bytes.Equal(got, want) {
+		t.Fatalf("I9: the plaintext of data key %s changed", row.ID)
+	}
+	tn.proved[row.ID] = row
 }
 
 // checkReads: whatever a service read within max_read_delay, it can unwrap.
-func (m *machine) checkReads(t *rapid.T) {
-	now := m.bench.Clock.Now()
-	m.reads = slices.DeleteFunc(m.reads, func(r heldRead) bool { return now.After(r.until) })
-	for _, r := range m.reads {
-		if m.disabled[r.view.KMSKey] {
+func (m *machine) checkReads(t *rapid.T, tn *tenant) {
+	now := m.now()
+	tn.reads = slices.DeleteFunc(tn.reads, func(r heldRead) bool { return now.After(r.until) })
+	if tn.deleting || len(tn.reads) == 0 {
+		return
+	}
+	for _, h := range tn.held {
+		if !m.good(tn, h) || !h.may("Decrypt") {
 			continue
 		}
-		out, err := m.bench.Service.Decrypt(m.ctx, &kms.DecryptInput{CiphertextBlob: r.view.Ciphertext,
-			EncryptionContext: r.view.EncryptionContext, GrantTokens: m.usable(t)})
-		if err != nil {
-			t.Fatalf("service cannot unwrap data key %s, read %s ago, under %s: %v", r.view.ID, readDelay-r.until.Sub(now), r.view.KMSKey, err)
-		}
-		if want := m.plain[r.view.ID]; want != nil && !bytes.Equal(out.Plaintext, want) {
-			t.Fatalf("I9: data key %s unwraps to something else", r.view.ID)
+		for _, r := range tn.reads {
+			if m.unusable[r.view.KMSKey] != "" {
+				continue
+			}
+			out, err := m.client(h).Decrypt(m.ctx, &kms.DecryptInput{CiphertextBlob: r.view.Ciphertext,
+				EncryptionContext: r.view.EncryptionContext, GrantTokens: h.tokens})
+			if err != nil {
+				t.Fatalf("service cannot unwrap data key %s, read %s ago, under %s by %s: %v", r.view.ID, readDelay-r.until.Sub(now), r.view.KMSKey, h.id, err)
+			}
+			if !bytes.Equal(out.Plaintext, r.plain) {
+				t.Fatalf("I9: data key %s unwraps to something else", r.view.ID)
+			}
 		}
 	}
 }
 
-// usable are the service's tokens: those of its last answer.
-func (m *machine) usable(*rapid.T) []string { return m.tokens }
+// A watch looks on as KMS is called. A violation waits there for the next check.
+type watch struct {
+	store broker.Store
 
-// checkCalls is I4: every KMS call of the broker that makes ciphertext or a
-// grant carries the reserved pair of one of the domains, and every call that
+	mu    sync.Mutex
+	wrong []string
+}
+
+// call is I7's first half: whoever asks KMS for a grant has committed before that
+// he will.
+func (w *watch) call(c localkms.Call) {
+	if c.Operation != "CreateGrant" || c.Principal != harness.RegistrarRole || c.DryRun || c.ErrorCode != "" {
+		return
+	}
+	var row broker.KMSGrant
+	err := w.store.View(context.Background(), func(tx broker.Tx) (err error) {
+		row, err = tx.KMSGrantByName(context.Background(), c.GrantName)
+		return err
+	})
+	if err != nil || row.KMSKey != broker.KeyARN(c.KeyARN) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.wrong = append(w.wrong, "I7: CreateGrant "+c.GrantName+" without an intent")
+	}
+}
+
+// checkCalls is I4: every KMS call of the broker that makes ciphertext or a grant
+// carries the reserved pair of the one domain it is for, and every call that
 // reads one too, the source side of an import excepted. Dry runs with a random
 // value are the ownership probe.
-func (m *machine) checkCalls(t *rapid.T) {
-	own := map[string]bool{m.acme.Reserved.Value: true, m.other.Reserved.Value: true}
+func (m *machine) checkCalls(t *rapid.T, now *state) {
+	m.watched.mu.Lock()
+	wrong := m.watched.wrong
+	m.watched.mu.Unlock()
+	if len(wrong) > 0 {
+		t.Fatal(strings.Join(wrong, "\n"))
+	}
 	for _, c := range m.bench.Calls() {
-		if !strings.Contains(c.Principal, "keybroker-") || c.DryRun {
+		if c.Principal != harness.RegistrarRole && c.Principal != harness.WorkerRole {
 			continue
 		}
 		switch c.Operation {
-		case "GenerateDataKeyWithoutPlaintext", "ReEncrypt":
-			if !own[c.EncryptionContext[m.acme.Reserved.Key]] {
-				t.Fatalf("I4: %s without the reserved pair", c.Operation)
-			}
-			imports := c.SourceKeyARN == string(m.legacy)
-			if c.Operation == "ReEncrypt" && !imports && !own[c.SourceEncryptionContext[m.acme.Reserved.Key]] {
-				t.Fatalf("I4: ReEncrypt from %s without the reserved pair", c.SourceKeyARN)
-			}
-		case "CreateGrant":
-			if !own[c.Constraint.Subset[m.acme.Reserved.Key]] && !own[c.Constraint.Equals[m.acme.Reserved.Key]] {
-				t.Fatalf("I4: CreateGrant %s without the reserved pair", c.GrantName)
-			}
 		case "GenerateDataKey", "Decrypt", "Encrypt":
 			t.Fatalf("the broker called %s", c.Operation)
+		case "GenerateDataKeyWithoutPlaintext", "ReEncrypt":
+			if !c.DryRun {
+				m.checkPairs(t, c)
+			}
+		case "CreateGrant":
+			if !c.DryRun && c.ErrorCode == "" {
+				m.checkGrantCall(t, now, c)
+			}
 		}
 	}
 }
 
-// drainOut lets the open jobs end: whatever happened, the newest change that was
-// not taken back must succeed.
-func (m *machine) drainOut(t *rapid.T) {
-	m.calm(t)
-	for _, id := range slices.Clone(m.jobs) {
-		_, err := m.bench.Engine.ResumeJob(m.ctx, harness.Caller, rotation.JobAct{Domain: domain, Job: id})
-		if err != nil && broker.ReasonOf(err) != broker.ReasonJobEnded {
-			t.Fatal(err)
-		}
+func (m *machine) checkPairs(t *rapid.T, c localkms.Call) {
+	key := m.tenants[0].reserved.Key
+	value := c.EncryptionContext[key]
+	if !slices.ContainsFunc(m.tenants, func(tn *tenant) bool { return tn.reserved.Value == value }) {
+		t.Fatalf("I4: %s without the reserved pair", c.Operation)
 	}
-	for _, id := range slices.Clone(m.jobs) {
-		view, err := m.bench.Finish(m.ctx, domain, id)
-		fatal(t, err)
-		if view.State == rotation.Failed && view.FailReason != broker.ReasonKeyUnchanged {
-			t.Fatalf("the job did not end well: %s in %s: %s %s", view.State, view.Phase, view.FailReason, view.FailMessage)
-		}
+	imports := c.SourceKeyARN == string(m.legacy)
+	if source := c.SourceEncryptionContext[key]; c.Operation == "ReEncrypt" && !imports && source != value {
+		t.Fatalf("I4: ReEncrypt from %s with the reserved pair of %q", c.SourceKeyARN, source)
 	}
-	m.sawJobs(t)
-	m.report(t)
+}
+
+// checkGrantCall also sees that nothing is made again which the customer took
+// away, until somebody asks for it.
+func (m *machine) checkGrantCall(t *rapid.T, now *state, c localkms.Call) {
+	row, known := now.kmsGrant(c.GrantName)
+	tn := m.tenantOf(row.Domain)
+	if !known || tn == nil {
+		t.Fatalf("I7: CreateGrant %q is of no domain", c.GrantName)
+	}
+	pairs := c.Constraint.Subset
+	if len(pairs) == 0 {
+		pairs = c.Constraint.Equals
+	}
+	if pairs[tn.reserved.Key] != tn.reserved.Value {
+		t.Fatalf("I4: CreateGrant %s without the reserved pair of %s", c.GrantName, tn.id)
+	}
+	if m.stolen.forbids(row) {
+		t.Fatalf("%s was made again unasked: the customer took it away", c.GrantName)
+	}
 }

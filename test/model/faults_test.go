@@ -6,52 +6,151 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
+
+	"pgregory.net/rapid"
 )
 
-// faults is a road to KMS that can lose an answer after the work was done.
-type faults struct {
-	mu   sync.Mutex
-	next int // answers until the lost one; below 0 loses none
-	held bool
-	used bool
+// The kinds of mishaps on the broker's road to KMS.
+const (
+	lost      = "lost answer" // after the work was done
+	throttled = "throttled"
+	failing   = "KMS failed" // before any work was done
+	denied    = "denied"
+	slow      = "slow"
+	timedOut  = "timed out" // by what happened meanwhile
+)
 
-	crashAt   string // the point at which the process ends, "" for none
-	throttled int    // calls to come that KMS throttles
-
-	hookOn string // the operation after whose next answer hook runs, once
-	hook   func()
+// A mishap befalls some calls, after some others.
+type mishap struct {
+	kind         string
+	after, calls int
+	delay        time.Duration // of slow
 }
 
-// amid runs hook once, after KMS has done the next call of an operation that is
-// no dry run and before its caller gets the answer.
-func (f *faults) amid(operation string, hook func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.hookOn, f.hook = operation, hook
+// A road is the broker's way to KMS. The customers and services have theirs to
+// themselves.
+type road struct {
+	mu      sync.Mutex
+	mishaps []mishap
+	strikes map[string]bool // in this action
+	ever    map[string]bool
+	hold    *hold
+	crashAt string // the point at which a replica ends, "" for none
 }
 
-func (f *faults) takeHook(r *http.Request, dry bool) func() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.hook == nil || dry || r.Header.Get("X-Amz-Target") != "TrentService."+f.hookOn {
-		return nil
+// A hold stops one call on its way, until somebody lets it go on.
+type hold struct {
+	operation string // "" is any
+	after     int    // calls of it
+	before    bool   // KMS has done the work; else it has yet to
+	reached   chan struct{}
+	release   chan struct{}
+}
+
+func newRoad() *road { return &road{strikes: map[string]bool{}, ever: map[string]bool{}} }
+
+// begin forgets what struck in the last action.
+func (r *road) begin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.strikes)
+}
+
+func (r *road) strike(kind string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.strikes[kind], r.ever[kind] = true, true
+}
+
+// struck says whether a mishap of a kind befell the present action.
+func (r *road) struck(kind string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.strikes[kind]
+}
+
+func (r *road) struckAny() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.strikes) > 0
+}
+
+// happened says whether a mishap of a kind ever befell a call.
+func (r *road) happened(kind string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ever[kind]
+}
+
+func (r *road) arm(m mishap) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mishaps = append(r.mishaps, m)
+}
+
+// calm ends all faults.
+func (r *road) calm() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mishaps, r.crashAt = nil, ""
+	clear(r.strikes)
+}
+
+// next gives the mishap that befalls the present call, if one does.
+func (r *road) next() (befalls mishap) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var left []mishap
+	for _, m := range r.mishaps {
+		switch {
+		case m.after > 0:
+			m.after--
+		case befalls.kind == "":
+			befalls = m
+			m.calls--
+			r.strikes[m.kind], r.ever[m.kind] = true, true
+		}
+		if m.calls > 0 {
+			left = append(left, m)
+		}
 	}
-	hook := f.hook
-	f.hook = nil
-	return hook
+	r.mishaps = left
+	return befalls
 }
 
-func (f *faults) wrap(road http.RoundTripper) http.RoundTripper {
-	return roundTrip(func(r *http.Request) (*http.Response, error) {
-		if f.throttle() {
+func (r *road) wrap(on http.RoundTripper) http.RoundTripper {
+	return roundTrip(func(req *http.Request) (*http.Response, error) {
+		m := r.next()
+		switch m.kind {
+		case throttled:
 			return refusal("ThrottlingException"), nil
+		case failing:
+			return refusal("KMSInternalException"), nil
+		case denied:
+			return refusal("AccessDeniedException"), nil
+		case slow:
+			select {
+			case <-time.After(m.delay):
+			case <-req.Context().Done():
+			}
 		}
-		resp, err := road.RoundTrip(r)
-		// A dry run never succeeds (AWS answers DryRunOperationException).
-		if hook := f.takeHook(r, err != nil || resp.StatusCode != http.StatusOK); hook != nil {
-			hook()
+		held := r.takeHold(req)
+		if held != nil && !held.before {
+			held.wait()
 		}
-		if err != nil || !f.lose() {
+		if err := req.Context().Err(); err != nil { // it was never sent
+			r.strike(timedOut)
+			return nil, err
+		}
+		resp, err := on.RoundTrip(req)
+		if held != nil && held.before {
+			held.wait()
+		}
+		if req.Context().Err() != nil {
+			r.strike(timedOut)
+		}
+		if err != nil || m.kind != lost {
 			return resp, err
 		}
 		_, _ = io.Copy(io.Discard, resp.Body)
@@ -60,51 +159,55 @@ func (f *faults) wrap(road http.RoundTripper) http.RoundTripper {
 	})
 }
 
-// A crash is what is thrown at a point where the process ends.
-type crash string
+// holdNext stops a call, which tells by reached that it has stopped.
+func (r *road) holdNext(h *hold) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hold = h
+}
 
-// at is called by the broker and the engine at each of their points.
-func (f *faults) at(point string) {
-	f.mu.Lock()
-	hit := f.crashAt == point
+func (r *road) takeHold(req *http.Request) *hold {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := r.hold
+	if h == nil || h.operation != "" && req.Header.Get("X-Amz-Target") != "TrentService."+h.operation {
+		return nil
+	}
+	if h.after > 0 {
+		h.after--
+		return nil
+	}
+	r.hold = nil
+	return h
+}
+
+func (h *hold) wait() {
+	close(h.reached)
+	<-h.release
+}
+
+func (r *road) armCrash(point string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.crashAt = point
+}
+
+// crashes says, once, that a replica is to end at a point.
+func (r *road) crashes(point string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	hit := r.crashAt == point
 	if hit {
-		f.crashAt = ""
+		r.crashAt = ""
 	}
-	f.mu.Unlock()
-	if hit {
-		panic(crash(point))
-	}
-}
-
-func (f *faults) armCrash(point string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.crashAt = point
-}
-
-// throttleNext has KMS throttle the broker's next n calls, before it does any work.
-func (f *faults) throttleNext(n int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.throttled = n
-}
-
-func (f *faults) throttle() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.throttled == 0 {
-		return false
-	}
-	f.throttled--
-	f.held = true
-	return true
+	return hit
 }
 
 // refusal is an error in the form that KMS gives it.
 func refusal(code string) *http.Response {
-	body := `{"__type":"` + code + `","message":"Rate exceeded"}`
+	body := `{"__type":"` + code + `","message":"a mishap"}`
 	return &http.Response{StatusCode: http.StatusBadRequest, Body: io.NopCloser(strings.NewReader(body)),
-		Header: http.Header{"Content-Type": {"application/x-amz-json-1.1"}, "X-Amzn-Requestid": {"throttled"}}}
+		Header: http.Header{"Content-Type": {"application/x-amz-json-1.1"}, "X-Amzn-Requestid": {"mishap"}}}
 }
 
 var errLost = errors.New("connection reset by peer")
@@ -113,34 +216,15 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// loseNext arranges for an answer to be lost, after some others; -1 for none.
-func (f *faults) loseNext(after int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.next, f.used = after, after >= 0
+// loseAnswer loses three in a row, so that the foreground's own retries do not
+// hide the loss.
+func (m *machine) loseAnswer(t *rapid.T) {
+	m.road.arm(mishap{kind: lost, after: rapid.IntRange(0, 6).Draw(t, "after"), calls: 3})
 }
 
-func (f *faults) lose() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.used {
-		return false
-	}
-	f.next--
-	// Three in a row, so that the foreground's own retries do not hide the loss.
-	if f.next < 0 {
-		f.held = true
-		f.used = f.next > -3
-		return true
-	}
-	return false
-}
-
-// tookHold reports, once, that an answer was lost since it was last asked.
-func (f *faults) tookHold() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	held := f.held
-	f.held = false
-	return held
+func (m *machine) mishap(t *rapid.T) {
+	h := mishap{kind: rapid.SampledFrom([]string{lost, throttled, failing, denied, slow}).Draw(t, "kind"),
+		after: rapid.IntRange(0, 6).Draw(t, "after"), calls: rapid.IntRange(1, 10).Draw(t, "calls")}
+	h.delay = rapid.SampledFrom([]time.Duration{time.Second, 6 * time.Second, 11 * time.Second}).Draw(t, "delay")
+	m.road.arm(h)
 }
