@@ -128,7 +128,7 @@ func serveReplica(ctx context.Context, l net.Listener, r replica) error {
 	if err != nil {
 		return err
 	}
-	defer store.Close() //nolint:errcheck // the process ends
+	defer store.Close()
 	b, engine, err := r.wire(store, log)
 	if err != nil {
 		return err
