@@ -21,9 +21,9 @@ import (
 )
 
 // connections is how many connections of PostgreSQL a store holds at most,
-// unless the URL says pool_max_conns: what was measured to be enough for the
-// machine of docs/performance.md. A server's max_connections must hold that many
-// for each replica.
+// unless the URL says pool_max_conns; a choice of ours, not measured: four shard
+// workers, eight jobs, and calls. A server's max_connections must hold that many for
+// each replica.
 const connections = 16
 
 // How long PostgreSQL lets a session be. Every wait ends: a transaction that
