@@ -271,7 +271,7 @@ func (c Config) pace() pacer.Config {
 	return pacer.Config{
 		Ceiling: *c.KMSBudget.Share, Floor: *c.KMSBudget.Floor,
 		Quota: func(b pacer.Budget) float64 {
-			if quota, set := c.KMSBudget.RequestsPerSecond[b.Region]; set && awskms.Cryptographic(b) {
+			if quota, set := c.KMSBudget.RequestsPerSecond[b.Region]; set && b.Quota == awskms.Symmetric {
 				return quota
 			}
 			return awskms.DefaultQuota(b)

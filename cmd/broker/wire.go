@@ -63,6 +63,7 @@ type app struct {
 	log                    *slog.Logger
 	does                   roles
 	store                  *sqlstore.Store
+	pacer                  *pacer.Pacer
 	foreground, background *awskms.KMS
 	engine                 *rotation.Engine
 	server                 *grpcapi.Server // nil without the role
@@ -95,6 +96,7 @@ func newApp(ctx context.Context, w wiring) (_ *app, err error) {
 		Owner: w.owner, RegistrarRole: w.broker.RegistrarRole, WorkerRole: w.broker.WorkerRole,
 		MayBeBroad: w.mayBeBroad, At: w.at,
 		LeaseTTL: w.lease, Probe: w.probe, Poll: w.poll, Sweep: w.sweep,
+		Pacer: a.pacer, RowBudget: rowBudget(w.broker.WorkerRole),
 		Rand: mathrand.Float64, NewID: ids.next, NewProbe: rand.Text, Logger: w.log, Observe: w.telemetry.metrics,
 	}, a.store.Rotation(), b, a.background, a.background); err != nil {
 		return nil, err
@@ -113,20 +115,28 @@ func newApp(ctx context.Context, w wiring) (_ *app, err error) {
 	return a, err
 }
 
+// rowBudget is what a ReEncrypt in the worker's role is charged to.
+func rowBudget(workerRole string) func(region string) pacer.Budget {
+	account := broker.RoleAccount(workerRole)
+	return func(region string) pacer.Budget {
+		return pacer.Budget{Account: account, Region: region, Quota: awskms.Symmetric}
+	}
+}
+
 // wireKMS makes both adapters: for callers who wait, and for jobs. They share
 // one pacer.
 func (a *app) wireKMS(w wiring) error {
 	w.pace.Now = time.Now
-	pace, err := pacer.New(w.pace)
-	if err != nil {
+	var err error
+	if a.pacer, err = pacer.New(w.pace); err != nil {
 		return err
 	}
-	w.telemetry.metrics.watchPacer(pace)
+	w.telemetry.metrics.watchPacer(a.pacer)
 	config := awskms.Config{
 		Registrar: w.roles.Registrar, Worker: w.roles.Worker, ReservedKey: w.broker.ReservedKey, ReservedValue: w.broker.ReservedValue,
 		RegistrarAccount: broker.RoleAccount(w.broker.RegistrarRole), WorkerAccount: broker.RoleAccount(w.broker.WorkerRole),
 		BaseEndpoint: w.kmsEndpoint, FIPS: w.fips, Region: w.region, Regions: w.regions,
-		CallTimeout: w.broker.KMSCallTimeout, Jitter: mathrand.Float64, Pacer: pace,
+		CallTimeout: w.broker.KMSCallTimeout, Jitter: mathrand.Float64, Pacer: a.pacer,
 		Observe: w.telemetry.metrics.kms, Now: time.Now, Tracer: w.telemetry.tracers.Tracer(scope),
 	}
 	if a.foreground, err = awskms.New(config, pacer.Foreground); err != nil {
@@ -151,6 +161,7 @@ func (a *app) run(ctx context.Context, l net.Listener) error {
 	group.Go(func() error {
 		defer close(engineDone)
 		if !a.does.worker {
+			a.engine.Heartbeat(engineCtx) // workers leave it what its callers take
 			return nil
 		}
 		if err := a.engine.Run(engineCtx); engineCtx.Err() == nil {

@@ -4,16 +4,16 @@ import (
 	"github.com/keybroker/keybroker/internal/pacer"
 )
 
-// symmetric is the quota that the cryptographic operations on symmetric keys
+// Symmetric is the quota that the cryptographic operations on symmetric keys
 // share; every other operation has one of its own, named like it. DryRun counts
 // like the call itself (AWS KMS Developer Guide, Request quotas, and Testing your
 // permissions).
-const symmetric = "cryptographic"
+const Symmetric = "cryptographic"
 
 func quotaOf(operation string) string {
 	switch operation {
 	case "GenerateDataKeyWithoutPlaintext", "ReEncrypt":
-		return symmetric
+		return Symmetric
 	}
 	return operation
 }
@@ -36,7 +36,7 @@ func (k *KMS) budget(r *region, op operation) pacer.Budget {
 // Request quotas, read in 2026). ReEncrypt counts as one request.
 func DefaultQuota(b pacer.Budget) float64 {
 	switch b.Quota {
-	case symmetric:
+	case Symmetric:
 		switch b.Region {
 		case "us-east-1", "us-west-2", "eu-west-1":
 			return 100_000
@@ -53,7 +53,3 @@ func DefaultQuota(b pacer.Budget) float64 {
 	}
 	return 0
 }
-
-// Cryptographic reports whether a budget is that of symmetric cryptographic
-// operations, the one quota that AWS raises on request for all of them.
-func Cryptographic(b pacer.Budget) bool { return b.Quota == symmetric }

@@ -44,6 +44,9 @@ type Grant struct {
 // Etag is the resource's version as callers see it.
 func (g Grant) Etag() string { return strconv.FormatInt(g.Version, 10) }
 
+// Wraps reports whether the grantee may make ciphertext at KMS by itself.
+func (g Grant) Wraps() bool { return len(g.operationsOf(Wrap)) > 0 }
+
 // Live reports whether the grant is in use or about to be.
 func (g Grant) Live() bool { return g.State == GrantActive || g.State == GrantCreating }
 

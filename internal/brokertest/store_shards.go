@@ -69,7 +69,7 @@ func testShards(t *testing.T, b *storeBench) {
 		s, _, _ := b.claim("one")
 		s.Done, s.Relabelled, s.Failed, s.Finished = int64(10+i), 2, 3, i == 0
 		b.update(func(ctx context.Context, tx rotation.Tx) error {
-			_, err := tx.CommitShard(ctx, s, shardTTL)
+			_, _, err := tx.CommitShard(ctx, s, shardTTL)
 			return err
 		})
 	}
@@ -99,7 +99,7 @@ func testReplacedShards(t *testing.T, b *storeBench) {
 	before := b.readShards(j)
 	late.Cursor = "k999"
 	b.refused(broker.ErrConflict, "a commit to a shard that was replaced", func(ctx context.Context, tx rotation.Tx) error {
-		_, err := tx.CommitShard(ctx, late, shardTTL)
+		_, _, err := tx.CommitShard(ctx, late, shardTTL)
 		return err
 	})
 	equal(t, "shards after a late commit", b.readShards(j), before)
@@ -141,7 +141,7 @@ func testClaimShard(t *testing.T, b *storeBench) {
 
 	// One is released, the other runs out: only the second was left behind.
 	b.update(func(ctx context.Context, tx rotation.Tx) error {
-		_, err := tx.CommitShard(ctx, want[0], 0)
+		_, _, err := tx.CommitShard(ctx, want[0], 0)
 		return err
 	})
 	b.clock.Advance(shardTTL - time.Microsecond)
@@ -162,7 +162,7 @@ func testClaimShard(t *testing.T, b *storeBench) {
 	// A finished shard is nobody's.
 	released.Finished = true
 	b.update(func(ctx context.Context, tx rotation.Tx) error {
-		_, err := tx.CommitShard(ctx, released, 0)
+		_, _, err := tx.CommitShard(ctx, released, 0)
 		return err
 	})
 	b.clock.Advance(time.Hour)
@@ -183,7 +183,7 @@ func testCommitShard(t *testing.T, b *storeBench) {
 	commit := func(s rotation.Shard, ttl time.Duration) {
 		t.Helper()
 		b.update(func(ctx context.Context, tx rotation.Tx) error {
-			state, err := tx.CommitShard(ctx, s, ttl)
+			state, _, err := tx.CommitShard(ctx, s, ttl)
 			equal(t, "the job's state", state, rotation.Running)
 			return err
 		})
@@ -197,7 +197,7 @@ func testCommitShard(t *testing.T, b *storeBench) {
 	late := s
 	late.Cursor, late.Lease.Seq = "later", 2
 	b.refused(broker.ErrConflict, "a commit with another fence", func(ctx context.Context, tx rotation.Tx) error {
-		_, err := tx.CommitShard(ctx, late, shardTTL)
+		_, _, err := tx.CommitShard(ctx, late, shardTTL)
 		return err
 	})
 	equal(t, "shards after a refused commit", b.readShards(j), []rotation.Shard{want, untouched})
@@ -227,7 +227,7 @@ func testCommitShard(t *testing.T, b *storeBench) {
 		}}); err != nil {
 			return err
 		}
-		_, err := tx.CommitShard(ctx, former, shardTTL)
+		_, _, err := tx.CommitShard(ctx, former, shardTTL)
 		return err
 	})
 	equal(t, "shards after a takeover", b.readShards(j), before)
@@ -253,7 +253,7 @@ func testCommitShardByJobState(t *testing.T, b *storeBench) {
 		b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.UpdateJob(ctx, j) })
 		s.Cursor = "k5"
 		commit := func(ctx context.Context, tx rotation.Tx) error {
-			state, err := tx.CommitShard(ctx, s, shardTTL)
+			state, _, err := tx.CommitShard(ctx, s, shardTTL)
 			if err == nil && state != c.state {
 				t.Errorf("%s: the commit tells %s", c.state, state)
 			}
@@ -269,7 +269,7 @@ func testCommitShardByJobState(t *testing.T, b *storeBench) {
 		equal(t, "cursor with the job "+string(c.state), b.readShards(j)[0].Cursor, want)
 	}
 	b.refused(broker.ErrNotFound, "a commit to an absent job", func(ctx context.Context, tx rotation.Tx) error {
-		_, err := tx.CommitShard(ctx, rotation.Shard{Domain: d.UID, Job: "absent"}, shardTTL)
+		_, _, err := tx.CommitShard(ctx, rotation.Shard{Domain: d.UID, Job: "absent"}, shardTTL)
 		return err
 	})
 }
@@ -293,7 +293,7 @@ func testRenewShard(t *testing.T, b *storeBench) {
 	stale.Lease.Seq = 0
 	b.refused(broker.ErrConflict, "a renewal with another fence", renew(stale))
 	b.update(func(ctx context.Context, tx rotation.Tx) error {
-		_, err := tx.CommitShard(ctx, s, 0)
+		_, _, err := tx.CommitShard(ctx, s, 0)
 		return err
 	})
 	b.refused(broker.ErrConflict, "a renewal after the release", renew(s))

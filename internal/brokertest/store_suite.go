@@ -46,6 +46,10 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 		{"Shards", testShards},
 		{"ReplacedShards", testReplacedShards},
 		{"ClaimShard", testClaimShard},
+		{"ClaimsAreFair", testClaimsAreFair},
+		{"ShardWanted", testShardWanted},
+		{"Paces", testPaces},
+		{"Replicas", testReplicas},
 		{"CommitShard", testCommitShard},
 		{"CommitShardByJobState", testCommitShardByJobState},
 		{"RenewShard", testRenewShard},
@@ -216,6 +220,6 @@ func newJob(d broker.DomainUID, id broker.JobID, now time.Time) rotation.Job {
 		Domain: d, ID: id, Kind: rotation.KindKeyChange, Phase: rotation.Preparing, State: rotation.Running,
 		SourceEpoch: 1, TargetEpoch: 2,
 		SourceKey: "arn:aws:kms:eu-west-1:111122223333:key/one", TargetKey: "arn:aws:kms:eu-west-1:111122223333:key/two",
-		TargetGiven: "alias/two", Reason: "yearly", Caller: "tester", Version: 1, CreateTime: now, UpdateTime: now,
+		TargetGiven: "alias/two", Reason: "yearly", Caller: "tester", Priority: rotation.Normal, Version: 1, CreateTime: now, UpdateTime: now,
 	}
 }

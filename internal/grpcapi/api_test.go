@@ -42,7 +42,8 @@ const (
 		"progress":{"totalRows":"10","totalRowsEstimated":true,"doneRows":"5","failedRows":"2","relabelledRows":"1","rowsPerSecond":2.5,
 			"estimatedFinishTime":"2026-05-04T12:06:00Z"},
 		"waiting":{"message":"for grants","until":"2026-05-04T12:04:00Z"},"createTime":"2026-05-04T12:01:00Z","switchTime":"2026-05-04T12:02:00Z",
-		"endTime":"2026-05-04T12:05:00Z","updateTime":"2026-05-04T12:03:00Z","etag":"9"}`
+		"endTime":"2026-05-04T12:05:00Z","updateTime":"2026-05-04T12:03:00Z","etag":"9",
+		"priority":"PRIORITY_HIGH","pace":{"callsPerSecond":4,"throttledShare":0.25,"budgetCallsPerSecond":1800}}`
 	jobJSON     = `{"name":"domains/acme/reencryptionJobs/job1",` + jobTail
 	failureName = "domains/acme/reencryptionJobs/job1/failures/a0000"
 	failureJSON = `{"name":"` + failureName + `","dataKey":"domains/acme/dataKeys/a0000","class":"CLASS_INCORRECT_KEY",
@@ -88,15 +89,16 @@ var rpcs = []rpc{{
 	method: "DomainService/PlanKeyChange", request: `{"name":"domains/acme","kms_key":"` + string(keyNew) + `"}`,
 	asked: []any{broker.DomainID("acme"), string(keyNew)},
 	answer: `{"targetKmsKey":"` + string(keyNew) + `","sources":[{"kmsKey":"` + string(keyOld) + `","rows":"5"}],"grants":"3","selfInventoryGrants":"1",
+		"forecast":{"rows":"5","callsPerSecond":2.5,"reencryptionDuration":"2s","totalDuration":"600s"},
 		"problems":[{"reason":"KEY_DISABLED","side":"SIDE_TO","message":"it is disabled"}]}`,
 }, {
 	method: "DomainService/GenerateKeyPolicy", request: `{"name":"domains/acme","key_account":"111122223333"}`,
 	asked:  []any{broker.KeyPolicyRequest{Domain: "acme", KeyAccount: "111122223333", Profile: broker.PolicyStandard}},
 	answer: `{"policyDocument":"{}","statements":["{}"],"policyVersion":"1"}`,
 }, {
-	method: "DomainService/ChangeKey", request: `{"name":"domains/acme","kms_key":"` + string(keyNew) + `","etag":"7","reason":"yearly change","allow_inaccessible_source":true,"request_id":"r1"}`,
+	method: "DomainService/ChangeKey", request: `{"name":"domains/acme","kms_key":"` + string(keyNew) + `","etag":"7","reason":"yearly change","allow_inaccessible_source":true,"priority":"PRIORITY_HIGH","request_id":"r1"}`,
 	asked: []any{rotation.ChangeKey{Request: requestOf("DomainService/ChangeKey"), Domain: "acme", KMSKey: string(keyNew), Etag: "7", Reason: "yearly change",
-		AllowInaccessibleSource: true}},
+		AllowInaccessibleSource: true, Priority: rotation.High}},
 	answer: jobJSON,
 }, {
 	method:  "GrantService/CreateGrant",

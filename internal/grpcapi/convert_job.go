@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/rotation"
@@ -14,6 +15,22 @@ var jobKinds = map[rotation.Kind]keybrokerv1.ReencryptionJob_Kind{
 	rotation.KindKeyChange:   keybrokerv1.ReencryptionJob_KIND_KEY_CHANGE,
 	rotation.KindKeyMaterial: keybrokerv1.ReencryptionJob_KIND_KEY_MATERIAL,
 	rotation.KindVerify:      keybrokerv1.ReencryptionJob_KIND_VERIFY,
+}
+
+var jobPriorities = map[rotation.Priority]keybrokerv1.ReencryptionJob_Priority{
+	rotation.Normal: keybrokerv1.ReencryptionJob_PRIORITY_NORMAL,
+	rotation.High:   keybrokerv1.ReencryptionJob_PRIORITY_HIGH,
+}
+
+// priorityOf is "" for what a request leaves out.
+func priorityOf(m keybrokerv1.ReencryptionJob_Priority) rotation.Priority {
+	switch m {
+	case keybrokerv1.ReencryptionJob_PRIORITY_NORMAL:
+		return rotation.Normal
+	case keybrokerv1.ReencryptionJob_PRIORITY_HIGH:
+		return rotation.High
+	}
+	return ""
 }
 
 var jobPhases = map[rotation.Phase]keybrokerv1.ReencryptionJob_Phase{
@@ -67,7 +84,7 @@ func jobMessage(j rotation.JobView) *keybrokerv1.ReencryptionJob {
 			DoneRows:            j.Progress.Done,
 			FailedRows:          j.Progress.Failed,
 			RelabelledRows:      j.Progress.Relabelled,
-			RowsPerSecond:       j.RowsPerSecond,
+			RowsPerSecond:       j.Pace.Rows,
 			EstimatedFinishTime: timestamp(j.FinishTime),
 		},
 		CreateTime: timestamp(j.CreateTime),
@@ -75,6 +92,8 @@ func jobMessage(j rotation.JobView) *keybrokerv1.ReencryptionJob {
 		EndTime:    timestamp(j.EndTime),
 		UpdateTime: timestamp(j.UpdateTime),
 		Etag:       j.Etag(),
+		Priority:   jobPriorities[j.Priority],
+		Pace:       paceMessage(j),
 	}
 	if m.TargetKmsKey == "" {
 		m.TargetKmsKey = j.TargetGiven
@@ -89,6 +108,18 @@ func jobMessage(j rotation.JobView) *keybrokerv1.ReencryptionJob {
 		if j.WaitMessage != "" || !j.WaitUntil.IsZero() {
 			m.Waiting = &keybrokerv1.ReencryptionJob_Waiting{Message: j.WaitMessage, Until: timestamp(j.WaitUntil)}
 		}
+	}
+	return m
+}
+
+// paceMessage is nil where rows are not moving.
+func paceMessage(j rotation.JobView) *keybrokerv1.ReencryptionJob_Pace {
+	if j.Pace.Time.IsZero() {
+		return nil
+	}
+	m := &keybrokerv1.ReencryptionJob_Pace{CallsPerSecond: j.Pace.Calls, BudgetCallsPerSecond: j.Budget}
+	if j.Pace.Calls > 0 {
+		m.ThrottledShare = j.Pace.Throttled / j.Pace.Calls
 	}
 	return m
 }
@@ -134,6 +165,11 @@ func planMessage(p rotation.KeyChangePlan) *keybrokerv1.PlanKeyChangeResponse {
 	m := &keybrokerv1.PlanKeyChangeResponse{TargetKmsKey: string(p.TargetKey), Grants: int64(p.Grants), SelfInventoryGrants: int64(p.SelfGrants)}
 	for _, source := range p.Sources {
 		m.Sources = append(m.Sources, &keybrokerv1.PlanKeyChangeResponse_Source{KmsKey: string(source.Key), Rows: source.Rows})
+	}
+	if p.Forecast != nil {
+		m.Forecast = &keybrokerv1.PlanKeyChangeResponse_Forecast{
+			Rows: p.Forecast.Rows, CallsPerSecond: p.Forecast.CallsPerSecond,
+			ReencryptionDuration: durationpb.New(p.Forecast.Moving), TotalDuration: durationpb.New(p.Forecast.Total)}
 	}
 	for _, problem := range p.Problems {
 		m.Problems = append(m.Problems, &keybrokerv1.PlanKeyChangeResponse_Problem{

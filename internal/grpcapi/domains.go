@@ -200,7 +200,7 @@ func (s *domainService) ChangeKey(ctx context.Context, in *keybrokerv1.ChangeKey
 	}
 	job, err := s.jobs.ChangeKey(ctx, s.caller(ctx), rotation.ChangeKey{
 		Request: request, Domain: id, KMSKey: in.GetKmsKey(), Etag: in.GetEtag(), Reason: in.GetReason(),
-		AllowInaccessibleSource: in.GetAllowInaccessibleSource()})
+		AllowInaccessibleSource: in.GetAllowInaccessibleSource(), Priority: priorityOf(in.GetPriority())})
 	if err != nil {
 		return nil, err
 	}

@@ -36,6 +36,8 @@ func TestEveryEnumValue(t *testing.T) {
 			func(f *fakeUseCases, v string) { f.grant.State = broker.GrantState(v) }, "state", nil, ""},
 		{"../rotation", "Kind", keybrokerv1.ReencryptionJob_Kind(0).Descriptor(), "KIND_", "ReencryptionService/GetReencryptionJob", job,
 			func(f *fakeUseCases, v string) { f.job.Kind = rotation.Kind(v) }, "kind", nil, ""},
+		{"../rotation", "Priority", keybrokerv1.ReencryptionJob_Priority(0).Descriptor(), "PRIORITY_", "ReencryptionService/GetReencryptionJob", job,
+			func(f *fakeUseCases, v string) { f.job.Priority = rotation.Priority(v) }, "priority", nil, ""},
 		{"../rotation", "Phase", keybrokerv1.ReencryptionJob_Phase(0).Descriptor(), "PHASE_", "ReencryptionService/GetReencryptionJob", job,
 			func(f *fakeUseCases, v string) { f.job.Phase = rotation.Phase(v) }, "phase", nil, ""},
 		{"../rotation", "State", keybrokerv1.ReencryptionJob_State(0).Descriptor(), "STATE_", "ReencryptionService/GetReencryptionJob", job,

@@ -301,10 +301,10 @@ func newFake() *fakeUseCases {
 			DomainID: "acme", KMSKey: keyNew, EncryptionContext: broker.Context{"invoice": "1"}.With(reserved)},
 		policy: broker.KeyPolicy{Document: "{}", Statements: []string{"{}"}, Version: "1"},
 		job: rotation.JobView{Job: rotation.Job{Domain: "uid1", ID: "job1", Kind: rotation.KindKeyChange, Phase: rotation.Reencrypting,
-			State: rotation.Running, SourceKey: keyOld, TargetKey: keyNew, TargetGiven: "alias", Reason: "yearly change",
+			State: rotation.Running, SourceKey: keyOld, TargetKey: keyNew, TargetGiven: "alias", Reason: "yearly change", Priority: rotation.High,
 			WaitMessage: "for grants", WaitUntil: at(4), SwitchTime: at(2), Version: 9, CreateTime: at(1), UpdateTime: at(3), EndTime: at(5)},
 			DomainID: "acme", Sources: []broker.KeyARN{keyOld, keyNew, keyOld}, Progress: rotation.Progress{Done: 5, Relabelled: 1, Failed: 2},
-			TotalRows: 10, Estimated: true, RowsPerSecond: 2.5, FinishTime: at(6)},
+			TotalRows: 10, Estimated: true, Pace: rotation.Pace{Rows: 2.5, Calls: 4, Throttled: 1, Time: at(3)}, Budget: 1800, FinishTime: at(6)},
 		report: rotation.Report{Domain: "acme", Job: "job1", EvaluateTime: at(8), Canonical: "{}", SHA256: "ab",
 			Keys: []rotation.KeyRetirement{{Key: keyOld, SafeAfter: at(7), GrantsRetired: 2, ListTime: at(5), LastMoveTime: at(4), Confirm: []string{"look"},
 				Blockers: []rotation.Blocker{{Kind: rotation.BlockRows, Resource: "domains/acme", Count: 3, Message: "rows", Until: at(9)}},
@@ -317,6 +317,7 @@ func newFake() *fakeUseCases {
 	f.pass = rotation.PassView{Pass: rotation.Pass{ID: "pass1", Domain: "uid1", Owner: rotation.PassOwner{Grant: "orders"}, Epoch: 2, BeginTime: at(2)},
 		KMSKey: keyNew, Older: []broker.KeyARN{keyOld}, AttestAfter: at(3)}
 	f.plan = rotation.KeyChangePlan{TargetKey: keyNew, Sources: []rotation.PlanSource{{Key: keyOld, Rows: 5}}, Grants: 3, SelfGrants: 1,
+		Forecast: &rotation.Forecast{Rows: 5, CallsPerSecond: 2.5, Moving: 2 * time.Second, Total: 10 * time.Minute},
 		Problems: []rotation.Problem{{Reason: broker.ReasonKeyDisabled, Side: rotation.To, Message: "it is disabled"}}}
 	f.imported = []broker.ImportResult{{Key: f.dataKey}, {Err: &broker.Error{Kind: broker.ErrInvalid,
 		Reason: broker.ReasonCiphertextInvalid, Resource: "domains/acme/dataKeys/k2", Detail: "KMS cannot read the blob"}}}

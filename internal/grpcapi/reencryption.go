@@ -87,7 +87,8 @@ func (s *reencryptionService) CreateReencryptionJob(ctx context.Context, in *key
 		return nil, err
 	}
 	j, err := s.jobs.CreateJob(ctx, s.caller(ctx), rotation.NewJob{Request: request, Domain: domain,
-		Kind: jobKindOf(in.GetReencryptionJob().GetKind()), Reason: in.GetReencryptionJob().GetReason()})
+		Kind: jobKindOf(in.GetReencryptionJob().GetKind()), Reason: in.GetReencryptionJob().GetReason(),
+		Priority: priorityOf(in.GetReencryptionJob().GetPriority())})
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package pacer
 
 import (
 	"context"
+	"math"
 	"sync/atomic"
 )
 
@@ -9,17 +10,24 @@ import (
 // proportion to their weights, whatever number of calls each has waiting.
 type Flow struct {
 	id               string
-	weight           float64
+	weight           atomic.Uint64 // the bits of a float64
 	calls, throttled atomic.Uint64
 }
 
 // NewFlow makes a flow. Flows of the same id share one turn; where their weights
 // differ, the last call's counts. A weight that is not above 0 is 1.
 func NewFlow(id string, weight float64) *Flow {
+	f := &Flow{id: id}
+	f.SetWeight(weight)
+	return f
+}
+
+// SetWeight changes the flow's part, for calls that come to wait from now on.
+func (f *Flow) SetWeight(weight float64) {
 	if !(weight > 0) {
 		weight = 1
 	}
-	return &Flow{id: id, weight: weight}
+	f.weight.Store(math.Float64bits(weight))
 }
 
 // Counts gives the flow's answered calls so far, and those of them that KMS

@@ -37,6 +37,7 @@ type lane struct {
 	wake     *time.Timer // while armed, it lets in who waits for a token
 	armed    bool
 	fore     meter
+	latency  float64 // of answered calls, seconds, smoothed; 0 before the first
 
 	calls, throttled, background uint64
 }
@@ -57,6 +58,7 @@ func newLane(cfg *Config, quota float64) *lane {
 type Ticket struct {
 	lane  *lane
 	flow  *Flow
+	began time.Time
 	round uint64
 	class Class
 }
@@ -69,14 +71,14 @@ func (l *lane) pass() Ticket {
 	l.fore.add(now)
 	l.tokens = max(l.tokens-1, -l.control.rate*debt.Seconds())
 	l.inFlight[Foreground]++
-	return Ticket{lane: l, round: l.control.round, class: Foreground}
+	return Ticket{lane: l, began: now, round: l.control.round, class: Foreground}
 }
 
 // enter admits a background call when it may be made.
 func (l *lane) enter(ctx context.Context, f *Flow) (Ticket, error) {
 	t := Ticket{lane: l, flow: f, class: Background}
 	l.mu.Lock()
-	l.refill()
+	t.began = l.refill()
 	if l.queue.length == 0 && l.takeToken() {
 		t.round = l.control.round
 		l.mu.Unlock()
@@ -91,6 +93,7 @@ func (l *lane) enter(ctx context.Context, f *Flow) (Ticket, error) {
 		l.mu.Lock()
 		l.queue.reuse(w)
 		l.mu.Unlock()
+		t.began = l.cfg.Now()
 		return t, nil
 	case <-ctx.Done():
 		l.mu.Lock()
@@ -131,6 +134,8 @@ func (l *lane) leave(t Ticket, o Outcome) {
 		l.calls++
 		if o == Throttled {
 			l.throttled++
+		} else {
+			l.measure(now.Sub(t.began))
 		}
 		if t.round == l.control.round { // a call of before the last decrease says nothing about the rate since
 			l.control.ceiling = l.ceiling()
@@ -141,6 +146,15 @@ func (l *lane) leave(t Ticket, o Outcome) {
 		}
 	}
 	l.admitWaiting()
+}
+
+// measure smooths over about the last 16 answers. A throttled call says nothing:
+// it is refused before there is work.
+func (l *lane) measure(took time.Duration) {
+	if l.latency == 0 {
+		l.latency = took.Seconds()
+	}
+	l.latency += (took.Seconds() - l.latency) / 16
 }
 
 // refill gives the tokens of the time that has passed.
@@ -236,6 +250,7 @@ func (l *lane) state() State {
 	l.fore.roll(l.cfg.Now())
 	return State{
 		Rate: l.control.rate, Ceiling: l.control.ceiling, ForegroundRate: l.fore.rate,
+		Latency:    time.Duration(l.latency * float64(time.Second)),
 		Foreground: l.inFlight[Foreground], Background: l.inFlight[Background], Waiting: l.queue.length,
 		Calls: l.calls, Throttled: l.throttled, BackgroundCalls: l.background,
 	}

@@ -204,11 +204,25 @@ type State struct {
 	Rate, Ceiling float64
 	// ForegroundRate is foreground calls a second, smoothed over about a second.
 	ForegroundRate float64
-	Foreground     int // calls in flight
-	Background     int // calls in flight
-	Waiting        int // background calls that wait to be admitted
+	// Latency is how long KMS takes to answer, smoothed; 0 before the first answer.
+	Latency    time.Duration
+	Foreground int // calls in flight
+	Background int // calls in flight
+	Waiting    int // background calls that wait to be admitted
 	// Calls and Throttled count answers so far, BackgroundCalls admissions.
 	Calls, Throttled, BackgroundCalls uint64
+}
+
+// Expect gives a budget's state or, for one that was not used yet, that in which
+// it would begin.
+func (p *Pacer) Expect(b Budget) State {
+	l, ok := (*p.lanes.Load())[b]
+	if !ok {
+		l = newLane(&p.cfg, p.cfg.Quota(b))
+	}
+	s := l.state()
+	s.Budget = b
+	return s
 }
 
 // States gives every budget that was used, in a fixed order.

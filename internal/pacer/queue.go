@@ -1,6 +1,9 @@
 package pacer
 
-import "container/heap"
+import (
+	"container/heap"
+	"math"
+)
 
 // fairQueue is the background calls that wait, in lines: one for each flow, first
 // come first served. Between the lines it is start-time fair queueing (Goyal,
@@ -59,7 +62,7 @@ func (q *fairQueue) push(f *Flow) *waiter {
 func (q *fairQueue) lineOf(f *Flow) *line {
 	id, weight := "", 1.0 // calls without a flow share a line
 	if f != nil {
-		id, weight = f.id, f.weight
+		id, weight = f.id, math.Float64frombits(f.weight.Load())
 	}
 	n := q.lines[id]
 	if n == nil {

@@ -16,6 +16,8 @@ type ChangeKey struct {
 	KMSKey string
 	Etag   string // the domain's; needed for every key but the first
 	Reason string
+	// Priority "" is Normal for a new job, and leaves that of an open one.
+	Priority Priority
 	// AllowInaccessibleSource lets the domain switch although an older key cannot
 	// be read: new data is safe at once, and the job waits for the old key.
 	AllowInaccessibleSource bool
@@ -26,6 +28,9 @@ type ChangeKey struct {
 // still PREPARING gives way to the new one.
 func (e *Engine) ChangeKey(ctx context.Context, caller broker.Caller, in ChangeKey) (JobView, error) {
 	if err := broker.ValidateKeyChange(in.KMSKey, in.Reason); err != nil {
+		return JobView{}, err
+	}
+	if err := checkPriority(in.Priority, "reason", in.Reason); err != nil {
 		return JobView{}, err
 	}
 	return e.jobVerb(ctx, caller, in.Request, in.Domain, func(tx Tx, d broker.Domain) (Job, error) {
@@ -43,7 +48,7 @@ func (e *Engine) jobVerb(ctx context.Context, caller broker.Caller, r broker.Req
 			return notFound(err, broker.ReasonDomainNotFound, id.Name())
 		}
 		var done bool
-		if view, done, err = doneBefore(ctx, tx, caller, r, id); done || err != nil {
+		if view, done, err = e.doneBefore(ctx, tx, caller, r, id); done || err != nil {
 			return err
 		}
 		if err := tx.LockDomain(ctx, d.UID, broker.Exclusive); err != nil {
@@ -59,7 +64,7 @@ func (e *Engine) jobVerb(ctx context.Context, caller broker.Caller, r broker.Req
 		if err := broker.Finish(ctx, tx, caller, r, broker.JobName(d.ID, j.ID)); err != nil {
 			return err
 		}
-		view, err = readJob(ctx, tx, d.ID, j.ID)
+		view, err = e.readJob(ctx, tx, d.ID, j.ID)
 		return err
 	})
 	if err != nil {
@@ -70,7 +75,7 @@ func (e *Engine) jobVerb(ctx context.Context, caller broker.Caller, r broker.Req
 }
 
 // doneBefore gives the job that a repeated request ended in.
-func doneBefore(ctx context.Context, tx Tx, caller broker.Caller, r broker.Request, id broker.DomainID) (view JobView, done bool, err error) {
+func (e *Engine) doneBefore(ctx context.Context, tx Tx, caller broker.Caller, r broker.Request, id broker.DomainID) (view JobView, done bool, err error) {
 	name, err := broker.Begin(ctx, tx, caller, r)
 	if name == "" || err != nil {
 		return JobView{}, false, err
@@ -79,7 +84,7 @@ func doneBefore(ctx context.Context, tx Tx, caller broker.Caller, r broker.Reque
 	if err != nil {
 		return JobView{}, false, err
 	}
-	view, err = readJob(ctx, tx, id, job)
+	view, err = e.readJob(ctx, tx, id, job)
 	return view, true, err
 }
 
@@ -93,9 +98,12 @@ func (e *Engine) accept(ctx context.Context, tx Tx, caller broker.Caller, d brok
 	if err == nil && last.Undo == "" && sameKey(last, in.KMSKey) {
 		switch {
 		case last.Open():
-			return last, nil
+			return e.prioritize(ctx, tx, caller, d, last, in)
 		case last.State == Failed && last.Phase != Preparing:
-			return e.resumeFailed(ctx, tx, caller, d, last, in.Reason)
+			if last, err = e.resumeFailed(ctx, tx, caller, d, last, in.Reason); err != nil {
+				return Job{}, err
+			}
+			return e.prioritize(ctx, tx, caller, d, last, in)
 		}
 	}
 	preparing, err := preparingJob(ctx, tx, d)
@@ -166,7 +174,7 @@ func (e *Engine) open(ctx context.Context, tx Tx, caller broker.Caller, d broker
 	j := Job{
 		Domain: d.UID, ID: broker.JobID(e.cfg.NewID()), Kind: KindKeyChange, Phase: Preparing, State: Running,
 		SourceEpoch: d.Epoch, SourceKey: d.KMSKey, TargetEpoch: d.LastEpoch + 1, TargetGiven: in.KMSKey,
-		Reason: in.Reason, Caller: caller.Subject, AllowInaccessibleSource: in.AllowInaccessibleSource,
+		Reason: in.Reason, Caller: caller.Subject, Priority: in.Priority.orNormal(), AllowInaccessibleSource: in.AllowInaccessibleSource,
 		Version: 1, CreateTime: tx.Now(), UpdateTime: tx.Now(),
 	}
 	if err := tx.InsertJob(ctx, j); err != nil {
@@ -178,7 +186,33 @@ func (e *Engine) open(ctx context.Context, tx Tx, caller broker.Caller, d broker
 		return Job{}, err
 	}
 	return j, tx.Audit(ctx, e.event(caller.Subject, "domains.changeKey", d, j, broker.AuditIntended, map[string]string{
-		"kms_key": in.KMSKey, "reason": in.Reason}))
+		"kms_key": in.KMSKey, "reason": in.Reason, "priority": string(j.Priority)}))
+}
+
+// prioritize gives an open job another priority, if the call asks for one.
+func (e *Engine) prioritize(ctx context.Context, tx Tx, caller broker.Caller, d broker.Domain, j Job, in ChangeKey) (Job, error) {
+	if in.Priority == "" || in.Priority == j.Priority {
+		return j, nil
+	}
+	j, err := tx.Job(ctx, j.Ref()) // with its present version
+	if err != nil {
+		return Job{}, err
+	}
+	j.Priority = in.Priority
+	if err := tx.UpdateJob(ctx, j); err != nil {
+		return Job{}, err
+	}
+	return j, tx.Audit(ctx, e.event(caller.Subject, "reencryptionJobs.prioritize", d, j, broker.AuditDone, map[string]string{
+		"priority": string(j.Priority), "reason": in.Reason}))
+}
+
+// checkPriority: a part that others go without needs a reason.
+func checkPriority(p Priority, field, reason string) error {
+	if p == High && strings.TrimSpace(reason) == "" {
+		return &broker.Error{Kind: broker.ErrInvalid, Reason: broker.ReasonFieldInvalid, Detail: "the request is invalid",
+			Violations: []broker.Violation{{Field: field, Description: "must say why the job goes before others, with PRIORITY_HIGH"}}}
+	}
+	return nil
 }
 
 func (e *Engine) event(caller, action string, d broker.Domain, j Job, outcome broker.AuditOutcome, detail map[string]string) broker.AuditEvent {

@@ -18,6 +18,9 @@ func (w *shardWork) commit(ctx context.Context, b *batch) (goOn bool, err error)
 	retryLater, found := w.look(ctx, b)
 	next, tally, lost := w.shard, tally{}, found
 	var state State
+	var priority Priority
+	var wanted bool
+	calls, throttled := w.flow.Counts()
 	var took time.Duration
 	err = w.engine.store.Update(ctx, func(tx Tx) error {
 		next, lost = w.shard, found
@@ -30,14 +33,20 @@ func (w *shardWork) commit(ctx context.Context, b *batch) (goOn bool, err error)
 		next.Done += int64(tally.moved + tally.verified)
 		next.Relabelled += int64(tally.relabelled)
 		next.Failed += int64(tally.failed)
+		next.Pace = next.Pace.add(tx.Now(), uint64(tally.moved+tally.verified+tally.failed), calls-w.calls, throttled-w.throttled)
 		next.Again = next.Again || tally.conflicts > 0 || retryLater
 		next.advance(b)
 		ttl := w.engine.cfg.LeaseTTL
 		if b.release || next.Finished {
 			ttl = 0
 		}
-		if state, err = tx.CommitShard(ctx, next, ttl); err != nil {
+		if state, priority, err = tx.CommitShard(ctx, next, ttl); err != nil {
 			return err
+		}
+		if wanted = false; ttl > 0 {
+			if wanted, err = tx.ShardWanted(ctx, w.job.Ref()); err != nil {
+				return err
+			}
 		}
 		if lost == nil {
 			if lost, err = w.doubt(ctx, tx, tally); err != nil {
@@ -50,7 +59,8 @@ func (w *shardWork) commit(ctx context.Context, b *batch) (goOn bool, err error)
 		return false, err
 	}
 	w.engine.cfg.At("batch.committed")
-	w.shard = next
+	w.shard, w.calls, w.throttled = next, calls, throttled
+	w.flow.SetWeight(priority.part())
 	w.engine.cfg.Observe.Batch(tally.moved, tally.relabelled, tally.failed, tally.conflicts, took)
 	if tally.conflicts > 0 {
 		w.engine.cfg.Logger.InfoContext(ctx, "rows changed during their re-encryption", "job", w.job.ID, "rows", tally.conflicts)
@@ -59,7 +69,7 @@ func (w *shardWork) commit(ctx context.Context, b *batch) (goOn bool, err error)
 	if next.Finished || lost != nil {
 		w.engine.nudge()
 	}
-	return state == Running && lost == nil && !next.Finished && !b.release, nil
+	return state == Running && lost == nil && !next.Finished && !b.release && !wanted, nil
 }
 
 // look says whether rows are left for later, and finds the loss of access that

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/pacer"
 )
 
 // Config is the engine's own part of the rules. The zero value of a field takes
@@ -41,6 +42,12 @@ type Config struct {
 	// CallsPerShard is how many of a shard's rows, or of a pass's items, are at
 	// KMS at a time; the pacer bounds them all together. Default 16.
 	CallsPerShard int
+	// Pacer is where the calls of this replica are paced: Heartbeat shares its
+	// budgets with the other replicas. Nil shares nothing.
+	Pacer *pacer.Pacer
+	// RowBudget gives the budget that a Region's rows are charged to; set with
+	// Pacer.
+	RowBudget func(region string) pacer.Budget
 	// Sweep is how often the periodic tasks run. Default 10 s.
 	Sweep time.Duration
 	// Sleep waits between attempts; it returns early with the context's error.
@@ -92,6 +99,9 @@ type Engine struct {
 func New(cfg Config, store Store, b *broker.Broker, registrar broker.Registrar, worker broker.Worker) (*Engine, error) {
 	if cfg.Owner == "" || cfg.NewID == nil || cfg.NewProbe == nil || cfg.Rand == nil || cfg.Logger == nil {
 		return nil, errors.New("rotation: Owner, NewID, NewProbe, Rand and Logger must be set")
+	}
+	if (cfg.Pacer == nil) != (cfg.RowBudget == nil) {
+		return nil, errors.New("rotation: Pacer and RowBudget go together")
 	}
 	setDefault(&cfg.LeaseTTL, 10*time.Second)
 	setDefault(&cfg.Poll, time.Second)

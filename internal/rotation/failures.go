@@ -14,7 +14,7 @@ import (
 func (e *Engine) ListFailures(ctx context.Context, _ broker.Caller, d broker.DomainID, job broker.JobID, after broker.DataKeyID, limit int) ([]Failure, error) {
 	var failures []Failure
 	err := e.store.View(ctx, func(tx Tx) error {
-		view, err := readJob(ctx, tx, d, job)
+		view, err := e.readJob(ctx, tx, d, job)
 		if err != nil {
 			return err
 		}
@@ -57,7 +57,7 @@ func (e *Engine) AcknowledgeFailures(ctx context.Context, caller broker.Caller, 
 	marked := 0
 	err := e.store.Update(ctx, func(tx Tx) error {
 		marked = 0
-		view, err := readJob(ctx, tx, in.Domain, in.Job)
+		view, err := e.readJob(ctx, tx, in.Domain, in.Job)
 		if err != nil {
 			return err
 		}

@@ -79,6 +79,7 @@ type Job struct {
 	TargetMaterial string
 	Reason         string // the caller's, for people
 	Caller         string
+	Priority       Priority
 	// AllowInaccessibleSource lets the switch happen although an older key cannot
 	// be read; AcceptMismatch goes on although many rows are poison.
 	AllowInaccessibleSource, AcceptMismatch bool
@@ -146,6 +147,7 @@ type Shard struct {
 	Finished bool
 	// Done counts rows moved, Relabelled those of them that needed no call.
 	Done, Relabelled, Failed int64
+	Pace                     Pace
 	Lease                    Lease
 }
 

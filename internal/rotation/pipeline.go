@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/pacer"
 )
 
 // A shardWork is one replica's work on one shard, under one lease.
@@ -20,6 +21,9 @@ type shardWork struct {
 	shard  Shard // as the last commit left it
 	job    Job
 	plan   plan
+	flow   *pacer.Flow
+	// calls and throttled are the flow's counts as the last commit had them.
+	calls, throttled uint64
 }
 
 // A page is rows that are read at once.
@@ -52,7 +56,7 @@ type slot struct {
 
 // sweep passes over the rest of the shard once, or commits most batches of it (0
 // is no limit). goOn is false when the shard is finished, its lease was given
-// back, or the job is not RUNNING.
+// back, the job is not RUNNING, or another has a better claim to the worker.
 func (w *shardWork) sweep(ctx context.Context, most int) (goOn bool, _ error) {
 	// To stop is to take no more rows: the calls under way are seen through and
 	// committed. Where no commit will come, they are abandoned.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/pacer"
 )
 
 // A brokenStore has rows to read, and commits nothing.
@@ -47,7 +48,7 @@ func TestAFailedCommitIsTold(t *testing.T) {
 	for _, batch := range []int{1, 7, 40, 100} {
 		e := &Engine{store: brokenStore{rows}, cfg: Config{BatchRows: batch, BatchTime: time.Minute, CallsPerShard: 4, At: func(string) {}}}
 		// Rows of an older epoch with the target's ARN need no call.
-		w := &shardWork{engine: e, job: Job{Kind: KindKeyChange, TargetKey: key, TargetEpoch: 2},
+		w := &shardWork{engine: e, job: Job{Kind: KindKeyChange, TargetKey: key, TargetEpoch: 2}, flow: pacer.NewFlow("job", 1),
 			plan: plan{keys: []broker.DomainKey{{Epoch: 1, KMSKey: key}}}}
 		for range 100 {
 			if goOn, err := w.sweep(t.Context(), 0); goOn || !errors.Is(err, errBroken) {

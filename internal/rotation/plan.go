@@ -17,6 +17,8 @@ type KeyChangePlan struct {
 	// SelfGrants are those for whose services' word the change would wait.
 	SelfGrants int
 	Problems   []Problem
+	// Forecast is nil where no budget is known.
+	Forecast *Forecast
 }
 
 // A PlanSource is a key that rows would be moved away from.
@@ -56,7 +58,11 @@ func (e *Engine) PlanKeyChange(ctx context.Context, caller broker.Caller, id bro
 	if err := e.planTarget(ctx, p, kmsKey, &out); err != nil {
 		return KeyChangePlan{}, err
 	}
-	return out, e.planSources(ctx, p, &out)
+	if err := e.planSources(ctx, p, &out); err != nil {
+		return KeyChangePlan{}, err
+	}
+	out.Forecast, err = e.forecast(ctx, p, out)
+	return out, err
 }
 
 func (e *Engine) planTarget(ctx context.Context, p plan, kmsKey string, out *KeyChangePlan) error {

@@ -59,7 +59,8 @@ func (e *Engine) StepShard(ctx context.Context) (worked bool, err error) {
 }
 
 // claimAndWork claims a shard and works on it for at most batches batches (0 is
-// no limit), until it is finished, its job stops or its lease is lost.
+// no limit), until it is finished, its job stops, its lease is lost, or a job
+// that has fewer workers waits for one.
 func (e *Engine) claimAndWork(ctx context.Context, batches int) (worked bool, err error) {
 	var s Shard
 	var j Job
@@ -73,8 +74,8 @@ func (e *Engine) claimAndWork(ctx context.Context, batches int) (worked bool, er
 	if err != nil {
 		return false, err
 	}
-	ctx = pacer.WithFlow(ctx, flowOf(j))
-	w := &shardWork{engine: e, shard: s, job: j}
+	w := &shardWork{engine: e, shard: s, job: j, flow: flowOf(j)}
+	ctx = pacer.WithFlow(ctx, w.flow)
 	stop := e.keepAlive(ctx, func(ctx context.Context) error {
 		return e.store.Update(ctx, func(tx Tx) error { return tx.RenewShard(ctx, s, e.cfg.LeaseTTL) })
 	})

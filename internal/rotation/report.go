@@ -18,7 +18,7 @@ import (
 func (e *Engine) RetirementReport(ctx context.Context, caller broker.Caller, d broker.DomainID, id broker.JobID) (Report, error) {
 	var report Report
 	err := e.store.Update(ctx, func(tx Tx) error {
-		view, err := readJob(ctx, tx, d, id)
+		view, err := e.readJob(ctx, tx, d, id)
 		if err != nil {
 			return err
 		}

@@ -21,6 +21,7 @@ const openJobsPage = 1000
 // engine does is idempotent, and the database says where to go on.
 func (e *Engine) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
+	wg.Go(func() { e.Heartbeat(ctx) })
 	wg.Go(func() { e.runJobs(ctx) })
 	for range e.cfg.Workers {
 		wg.Go(func() { e.runShards(ctx) })
@@ -101,8 +102,9 @@ func (e *Engine) runShards(ctx context.Context) {
 }
 
 // flowOf is under which name a job's calls are paced: its domain's, so that
-// every tenant has an equal part of the budget, however many rows and jobs.
-func flowOf(j Job) *pacer.Flow { return pacer.NewFlow(string(j.Domain), 1) }
+// every tenant has an equal part of the budget, however many rows and jobs, but
+// for a job of High priority.
+func flowOf(j Job) *pacer.Flow { return pacer.NewFlow(string(j.Domain), j.Priority.part()) }
 
 // Periodic runs fn every so often, on one replica at a time, until ctx is done.
 // Its calls to KMS are bulk work.

@@ -18,6 +18,8 @@ type NewJob struct {
 	Domain  broker.DomainID
 	Kind    Kind // KindKeyMaterial or KindVerify
 	Reason  string
+	// Priority "" is Normal.
+	Priority Priority
 }
 
 // CreateJob starts a job about the domain's present key: KEY_MATERIAL moves the
@@ -29,13 +31,16 @@ func (e *Engine) CreateJob(ctx context.Context, caller broker.Caller, in NewJob)
 		return JobView{}, &broker.Error{Kind: broker.ErrInvalid, Reason: broker.ReasonFieldInvalid, Detail: "the request is invalid",
 			Violations: []broker.Violation{{Field: "reencryption_job.kind", Description: "must be KIND_KEY_MATERIAL or KIND_VERIFY; a key change begins with ChangeKey"}}}
 	}
+	if err := checkPriority(in.Priority, "reencryption_job.reason", in.Reason); err != nil {
+		return JobView{}, err
+	}
 	d, view, done, err := e.openForJob(ctx, caller, in)
 	if done || err != nil {
 		return view, err
 	}
 	j := Job{Domain: d.UID, ID: broker.JobID(e.cfg.NewID()), Kind: in.Kind, Phase: Reencrypting, State: Running,
 		SourceEpoch: d.Epoch, TargetEpoch: d.Epoch, SourceKey: d.KMSKey, TargetKey: d.KMSKey, TargetGiven: d.KMSKeyGiven,
-		Reason: in.Reason, Caller: caller.Subject, Version: 1}
+		Reason: in.Reason, Caller: caller.Subject, Priority: in.Priority.orNormal(), Version: 1}
 	if in.Kind == KindVerify {
 		j.Phase = Verifying
 	} else {
@@ -62,7 +67,7 @@ func (e *Engine) openForJob(ctx context.Context, caller broker.Caller, in NewJob
 		if d, err = tx.Domain(ctx, in.Domain); err != nil {
 			return notFound(err, broker.ReasonDomainNotFound, in.Domain.Name())
 		}
-		view, done, err = doneBefore(ctx, tx, caller, in.Request, in.Domain)
+		view, done, err = e.doneBefore(ctx, tx, caller, in.Request, in.Domain)
 		return err
 	})
 	if err == nil && !done {
@@ -86,7 +91,7 @@ func (e *Engine) startSideJob(ctx context.Context, tx Tx, caller broker.Caller, 
 		return Job{}, err
 	}
 	return j, tx.Audit(ctx, e.event(caller.Subject, "reencryptionJobs.create", d, j, broker.AuditDone, map[string]string{
-		"kind": string(j.Kind), "reason": j.Reason}))
+		"kind": string(j.Kind), "reason": j.Reason, "priority": string(j.Priority)}))
 }
 
 // alone refuses a job that is no key change while another job is open.

@@ -61,13 +61,22 @@ type Tx interface {
 	// ClaimShard takes one unfinished shard, whose lease has run out, of a job
 	// that is RUNNING in REENCRYPTING, or is of kind VERIFY: Seq is raised and
 	// Until becomes Now + ttl.
-	// If the lease it takes over was not released, Again is set.
+	// If the lease it takes over was not released, Again is set. The job is the one
+	// that has the fewest live leases, each counted highPart times where its
+	// priority is Normal; among equals, one of High priority, then the one that
+	// moved longest ago.
 	// broker.ErrNotFound if there is none.
 	ClaimShard(ctx context.Context, owner string, ttl time.Duration) (Shard, Job, error)
-	// CommitShard stores cursor, counts, Again and Finished and renews the lease
+	// CommitShard stores cursor, counts, pace, Again and Finished and renews the lease
 	// by ttl if s.Lease.Seq still holds (else broker.ErrConflict), and gives the
-	// job's state, which tells the worker whether to go on. ttl 0 releases.
-	CommitShard(ctx context.Context, s Shard, ttl time.Duration) (State, error)
+	// job's state, which tells the worker whether to go on, and its priority. ttl 0
+	// releases.
+	CommitShard(ctx context.Context, s Shard, ttl time.Duration) (State, Priority, error)
+	// ShardWanted says whether a job waits for a worker that has less than r has, by
+	// priority: r's worker should let its shard go then.
+	ShardWanted(ctx context.Context, r JobRef) (bool, error)
+	// Paces gives the paces of a job's shards.
+	Paces(ctx context.Context, r JobRef) ([]Pace, error)
 	// RenewShard only moves Until, if Seq still holds and was not released.
 	RenewShard(ctx context.Context, s Shard, ttl time.Duration) error
 
@@ -116,6 +125,12 @@ type Tx interface {
 	// DeletedDomains gives up to limit DELETED domains that still have rows, or KMS
 	// grants that may exist.
 	DeletedDomains(ctx context.Context, limit int) ([]broker.Domain, error)
+
+	// BeatReplica stores what a replica says of itself, until Now + ttl, and forgets
+	// replicas whose word has run out. Replicas gives those whose word holds, by id.
+	BeatReplica(ctx context.Context, id string, budgets []Beat, ttl time.Duration) error
+	ForgetReplica(ctx context.Context, id string) error
+	Replicas(ctx context.Context) ([]Replica, error)
 
 	// TakePeriodic takes the periodic task name for owner if it is due, that is
 	// every has passed since it was last taken; false if it is not.

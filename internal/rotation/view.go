@@ -18,9 +18,12 @@ type JobView struct {
 	// TotalRows is an estimate until every shard's first sweep has ended.
 	TotalRows int64
 	Estimated bool
-	// RowsPerSecond is the mean since the switch; 0 while nothing was moved.
-	RowsPerSecond float64
-	// FinishTime is when the moving would end at that rate; zero if unknown.
+	// Pace is how fast it moves; zero while it does not.
+	Pace Pace
+	// Budget is the calls a second that KMS's quota allows the replicas that move
+	// rows in this Region, for all their jobs; 0 if that is not known.
+	Budget float64
+	// FinishTime is when the moving would end at that pace; zero if unknown.
 	FinishTime time.Time
 }
 
@@ -28,13 +31,13 @@ type JobView struct {
 func (e *Engine) GetJob(ctx context.Context, _ broker.Caller, d broker.DomainID, id broker.JobID) (JobView, error) {
 	var view JobView
 	err := e.store.View(ctx, func(tx Tx) (err error) {
-		view, err = readJob(ctx, tx, d, id)
+		view, err = e.readJob(ctx, tx, d, id)
 		return err
 	})
 	return view, err
 }
 
-func readJob(ctx context.Context, tx Tx, id broker.DomainID, job broker.JobID) (JobView, error) {
+func (e *Engine) readJob(ctx context.Context, tx Tx, id broker.DomainID, job broker.JobID) (JobView, error) {
 	d, err := tx.Domain(ctx, id)
 	if err != nil {
 		return JobView{}, notFound(err, broker.ReasonDomainNotFound, id.Name())
@@ -43,7 +46,7 @@ func readJob(ctx context.Context, tx Tx, id broker.DomainID, job broker.JobID) (
 	if err != nil {
 		return JobView{}, notFound(err, broker.ReasonJobNotFound, broker.JobName(id, job))
 	}
-	return viewJob(ctx, tx, d, j)
+	return e.viewJob(ctx, tx, d, j)
 }
 
 // A JobCursor is a place in the list of jobs: the last one given.
@@ -63,18 +66,18 @@ func (e *Engine) ListJobs(ctx context.Context, _ broker.Caller, id broker.Domain
 			if err != nil {
 				return notFound(err, broker.ReasonDomainNotFound, id.Name())
 			}
-			return listJobs(ctx, tx, d, after.Job, limit, &views)
+			return e.listJobs(ctx, tx, d, after.Job, limit, &views)
 		}
-		return listAllJobs(ctx, tx, after, limit, &views)
+		return e.listAllJobs(ctx, tx, after, limit, &views)
 	})
 	return views, err
 }
 
-func listAllJobs(ctx context.Context, tx Tx, after JobCursor, limit int, views *[]JobView) error {
+func (e *Engine) listAllJobs(ctx context.Context, tx Tx, after JobCursor, limit int, views *[]JobView) error {
 	const domainsAtATime = 100
 	if after.Domain != "" {
 		if d, err := tx.Domain(ctx, after.Domain); err == nil {
-			if err := listJobs(ctx, tx, d, after.Job, limit, views); err != nil {
+			if err := e.listJobs(ctx, tx, d, after.Job, limit, views); err != nil {
 				return err
 			}
 		}
@@ -85,7 +88,7 @@ func listAllJobs(ctx context.Context, tx Tx, after JobCursor, limit int, views *
 			return err
 		}
 		for _, d := range domains {
-			if err := listJobs(ctx, tx, d, "", limit, views); err != nil || len(*views) >= limit {
+			if err := e.listJobs(ctx, tx, d, "", limit, views); err != nil || len(*views) >= limit {
 				return err
 			}
 			after.Domain = d.ID
@@ -95,13 +98,13 @@ func listAllJobs(ctx context.Context, tx Tx, after JobCursor, limit int, views *
 }
 
 // listJobs appends jobs of a domain until views holds limit.
-func listJobs(ctx context.Context, tx Tx, d broker.Domain, after broker.JobID, limit int, views *[]JobView) error {
+func (e *Engine) listJobs(ctx context.Context, tx Tx, d broker.Domain, after broker.JobID, limit int, views *[]JobView) error {
 	jobs, err := tx.ListJobs(ctx, d.UID, after, limit-len(*views))
 	if err != nil {
 		return err
 	}
 	for _, j := range jobs {
-		view, err := viewJob(ctx, tx, d, j)
+		view, err := e.viewJob(ctx, tx, d, j)
 		if err != nil {
 			return err
 		}
@@ -110,7 +113,7 @@ func listJobs(ctx context.Context, tx Tx, d broker.Domain, after broker.JobID, l
 	return nil
 }
 
-func viewJob(ctx context.Context, tx Tx, d broker.Domain, j Job) (JobView, error) {
+func (e *Engine) viewJob(ctx context.Context, tx Tx, d broker.Domain, j Job) (JobView, error) {
 	p, err := tx.Progress(ctx, j.Ref())
 	if err != nil {
 		return JobView{}, err
@@ -131,15 +134,28 @@ func viewJob(ctx context.Context, tx Tx, d broker.Domain, j Job) (JobView, error
 	} else if settled > view.TotalRows {
 		view.TotalRows = settled
 	}
-	if j.Phase == Reencrypting && j.State == Running && p.Done > 0 {
-		elapsed := tx.Now().Sub(j.SwitchTime).Seconds()
-		if elapsed > 0 {
-			view.RowsPerSecond = float64(p.Done) / elapsed
-			left := float64(view.TotalRows - settled)
-			view.FinishTime = tx.Now().Add(time.Duration(left / view.RowsPerSecond * float64(time.Second)))
-		}
+	if j.State == Running && (j.Phase == Reencrypting || j.Kind == KindVerify) {
+		err = e.viewPace(ctx, tx, d, &view)
 	}
-	return view, nil
+	return view, err
+}
+
+// viewPace tells how fast a job moves, and what it may take.
+func (e *Engine) viewPace(ctx context.Context, tx Tx, d broker.Domain, view *JobView) error {
+	shards, err := tx.Paces(ctx, view.Ref())
+	if err != nil {
+		return err
+	}
+	view.Pace = sumPaces(shards, view.SwitchTime, tx.Now())
+	if view.Pace.Rows > 0 {
+		left := float64(view.TotalRows - view.Progress.Done - view.Progress.Failed)
+		view.FinishTime = tx.Now().Add(time.Duration(left / view.Pace.Rows * float64(time.Second)))
+	}
+	if e.cfg.RowBudget == nil {
+		return nil
+	}
+	view.Budget, _, err = e.allowed(ctx, tx, d.Region)
+	return err
 }
 
 // Ref names the job.

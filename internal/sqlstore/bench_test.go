@@ -30,7 +30,7 @@ func benchStore(b *testing.B) (*sqlstore.Store, rotation.Shard) {
 		if err := tx.InsertDomain(b.Context(), broker.Domain{UID: "u1", ID: "d1", State: broker.DomainActive, Epoch: 1, LastEpoch: 2, Version: 1}); err != nil {
 			return err
 		}
-		if err := tx.InsertJob(b.Context(), rotation.Job{Domain: "u1", ID: "j1", Kind: rotation.KindKeyChange,
+		if err := tx.InsertJob(b.Context(), rotation.Job{Domain: "u1", ID: "j1", Kind: rotation.KindKeyChange, Priority: rotation.Normal,
 			Phase: rotation.Reencrypting, State: rotation.Running, TargetEpoch: 2, Version: 1}); err != nil {
 			return err
 		}
@@ -113,7 +113,7 @@ func BenchmarkMove(b *testing.B) {
 				}
 			}
 			shard.Cursor, shard.Done = moves[batch-1].ID, shard.Done+batch
-			_, err = tx.CommitShard(ctx, shard, time.Hour)
+			_, _, err = tx.CommitShard(ctx, shard, time.Hour)
 			return err
 		})
 		if err != nil {

@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"encoding/json"
 	"errors"
+	"math"
 	"time"
 )
 
@@ -33,6 +34,22 @@ func (a at) Scan(src any) error {
 		return errors.New("a stored time is not a number")
 	}
 	*a.into = fromMicros(us)
+	return nil
+}
+
+// toThousandths is the stored form of a rate.
+func toThousandths(v float64) int64 { return int64(math.Round(v * 1000)) }
+
+// thousandths scans it.
+type thousandths struct{ into *float64 }
+
+// Scan implements sql.Scanner.
+func (s thousandths) Scan(src any) error {
+	n, ok := src.(int64)
+	if !ok {
+		return errors.New("a stored rate is not a number")
+	}
+	*s.into = float64(n) / 1000
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -53,6 +54,14 @@ func TestPostgres(t *testing.T) {
 		func(t *testing.T, text string) []string { return scansOnPostgres(t, url, text) })
 }
 
+// small is what may be read whole: what a statement itself has selected, by the
+// name that it gives it, and a table with a row for each live process.
+func small() []string {
+	return []string{"placed", "wanted", "workers", "mine", "other", aRowPerProcess}
+}
+
+const aRowPerProcess = "replica"
+
 // scanOfTable is a step of SQLite's that reads a table from end to end. A scan
 // that uses an index is one of a partial index, which holds no more than what is
 // asked for.
@@ -84,7 +93,7 @@ func scansOnSQLite(t *testing.T, path, query string) (scans []string) {
 		if err := rows.Scan(&id, &parent, &unused, &detail); err != nil {
 			t.Fatal(err)
 		}
-		if scanOfTable.MatchString(detail) && detail != "SCAN placed" { // a subquery's name
+		if scanOfTable.MatchString(detail) && !slices.Contains(small(), strings.TrimPrefix(detail, "SCAN ")) {
 			scans = append(scans, detail)
 		}
 	}
@@ -129,7 +138,7 @@ func scansOnPostgres(t *testing.T, url, query string) (scans []string) {
 		if err := rows.Scan(&step); err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(step, "Seq Scan") {
+		if strings.Contains(step, "Seq Scan") && !strings.Contains(step, " on "+aRowPerProcess+" ") {
 			scans = append(scans, strings.TrimSpace(step))
 		}
 	}

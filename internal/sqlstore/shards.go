@@ -11,12 +11,14 @@ import (
 const shardColumns = `
 	shard.domain_uid, shard.job_id, shard.shard_index, shard.low, shard.high, shard.cursor,
 	shard.again, shard.finished, shard.done, shard.relabelled, shard.failed,
+	shard.pace_rows, shard.pace_calls, shard.pace_throttled, shard.pace_time,
 	shard.lease_owner, shard.lease_seq, shard.lease_until`
 
 func shardFields(s *rotation.Shard) []any {
 	return []any{
 		&s.Domain, &s.Job, &s.Index, &s.Low, &s.High, &s.Cursor,
 		&s.Again, &s.Finished, &s.Done, &s.Relabelled, &s.Failed,
+		thousandths{&s.Pace.Rows}, thousandths{&s.Pace.Calls}, thousandths{&s.Pace.Throttled}, at{&s.Pace.Time},
 		&s.Lease.Owner, &s.Lease.Seq, at{&s.Lease.Until},
 	}
 }
@@ -43,10 +45,12 @@ func (t *txn) InsertShards(ctx context.Context, shards []rotation.Shard) error {
 		if _, err := t.exec(ctx, "insert shard", `
 			insert into shard (
 				domain_uid, job_id, shard_index, low, high, cursor,
-				again, finished, done, relabelled, failed, lease_owner, lease_seq, lease_until)
-			values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+				again, finished, done, relabelled, failed,
+				pace_rows, pace_calls, pace_throttled, pace_time, lease_owner, lease_seq, lease_until)
+			values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)`,
 			s.Domain, s.Job, s.Index, s.Low, s.High, s.Cursor,
 			s.Again, s.Finished, s.Done, s.Relabelled, s.Failed,
+			toThousandths(s.Pace.Rows), toThousandths(s.Pace.Calls), toThousandths(s.Pace.Throttled), micros(s.Pace.Time),
 			s.Lease.Owner, s.Lease.Seq+fences[ref], micros(s.Lease.Until)); err != nil {
 			return err
 		}
@@ -94,18 +98,34 @@ func (t *txn) Progress(ctx context.Context, r rotation.JobRef) (rotation.Progres
 // claim at the same time, the first may be gone.
 const claimCandidates = 32
 
-// ClaimShard implements rotation.Tx. It prefers shards that nobody left behind,
-// of the oldest job. The condition on three states is that of the index job_open;
-// the next one narrows it.
+// openShards is the unfinished shards of jobs that want workers. The condition on
+// three states is that of the index job_open; the next one narrows it. A cross
+// join tells SQLite to begin with the jobs, not with all shards there ever were.
+const openShards = `
+		from job
+		cross join shard
+		where job.state in ('RUNNING', 'PAUSED', 'BLOCKED')
+			and job.state = 'RUNNING' and (job.phase = 'REENCRYPTING' or job.kind = 'VERIFY')
+			and shard.domain_uid = job.domain_uid and shard.job_id = job.job_id and not shard.finished`
+
+// leaseCounts is what a live lease counts: the inverse of its job's part.
+const leaseCounts = `case when shard.lease_until <= $1 then 0 when job.priority = 'HIGH' then 1 else 4 end`
+
+// ClaimShard implements rotation.Tx. Within a job it prefers shards that nobody
+// left behind.
 func (t *txn) ClaimShard(ctx context.Context, owner string, ttl time.Duration) (rotation.Shard, rotation.Job, error) {
 	free, err := all(ctx, t, "list free shards", scanShard, `
 		select `+shardColumns+`
-		from job
-		join shard on shard.domain_uid = job.domain_uid and shard.job_id = job.job_id
-		where job.state in ('RUNNING', 'PAUSED', 'BLOCKED')
-			and job.state = 'RUNNING' and (job.phase = 'REENCRYPTING' or job.kind = 'VERIFY')
-			and not shard.finished and shard.lease_until <= $1
-		order by shard.lease_until, job.create_time, shard.domain_uid, shard.job_id, shard.shard_index
+		from (
+			select shard.domain_uid, shard.job_id, shard.shard_index, shard.lease_until,
+				job.priority, job.last_move_time, job.create_time,
+				sum(`+leaseCounts+`) over (partition by shard.domain_uid, shard.job_id) as taken`+openShards+`
+		) as wanted
+		join shard on shard.domain_uid = wanted.domain_uid and shard.job_id = wanted.job_id
+			and shard.shard_index = wanted.shard_index
+		where wanted.lease_until <= $1
+		order by wanted.taken, wanted.priority, wanted.last_move_time, wanted.create_time,
+			wanted.domain_uid, wanted.job_id, wanted.lease_until, wanted.shard_index
 		limit $2`, micros(t.now), claimCandidates)
 	if err != nil {
 		return rotation.Shard{}, rotation.Job{}, err
@@ -121,6 +141,31 @@ func (t *txn) ClaimShard(ctx context.Context, owner string, ttl time.Duration) (
 		}
 	}
 	return rotation.Shard{}, rotation.Job{}, notFound("free shard")
+}
+
+// ShardWanted implements rotation.Tx.
+func (t *txn) ShardWanted(ctx context.Context, r rotation.JobRef) (bool, error) {
+	return exists(ctx, t, "compare jobs' workers", `
+		with workers as (
+			select shard.domain_uid, shard.job_id, sum(`+leaseCounts+`) as taken,
+				count(case when shard.lease_until <= $1 then 1 end) as free`+openShards+`
+			group by shard.domain_uid, shard.job_id
+		)
+		select 1
+		from workers as mine, workers as other
+		where mine.domain_uid = $2 and mine.job_id = $3 and other.free > 0 and other.taken < mine.taken
+		limit 1`, micros(t.now), r.Domain, r.ID)
+}
+
+// Paces implements rotation.Tx.
+func (t *txn) Paces(ctx context.Context, r rotation.JobRef) ([]rotation.Pace, error) {
+	return all(ctx, t, "list paces", func(r row) (p rotation.Pace, err error) {
+		err = r.Scan(thousandths{&p.Rows}, thousandths{&p.Calls}, thousandths{&p.Throttled}, at{&p.Time})
+		return p, err
+	}, `
+		select pace_rows, pace_calls, pace_throttled, pace_time
+		from shard
+		where domain_uid = $1 and job_id = $2 and pace_time > 0`, r.Domain, r.ID)
 }
 
 // takeShard raises the fence unless another has done so since s was read. A
@@ -143,19 +188,19 @@ func (t *txn) takeShard(ctx context.Context, s *rotation.Shard, owner string, tt
 // CommitShard implements rotation.Tx. A job that is paused or blocked still takes
 // the commit: the rows are the truth, and its state tells the worker to stop. A
 // job in a final state is broker.ErrConflict.
-func (t *txn) CommitShard(ctx context.Context, s rotation.Shard, ttl time.Duration) (rotation.State, error) {
-	state, err := one(ctx, t, "read job", "job", func(r row) (state rotation.State, err error) {
-		err = r.Scan(&state)
-		return state, err
+func (t *txn) CommitShard(ctx context.Context, s rotation.Shard, ttl time.Duration) (rotation.State, rotation.Priority, error) {
+	j, err := one(ctx, t, "read job", "job", func(r row) (j rotation.Job, err error) {
+		err = r.Scan(&j.State, &j.Priority)
+		return j, err
 	}, `
-		select state
+		select state, priority
 		from job
 		where domain_uid = $1 and job_id = $2`, s.Domain, s.Job)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	if !(rotation.Job{State: state}).Open() {
-		return "", conflict("the job of the shard has ended")
+	if !j.Open() {
+		return "", "", conflict("the job of the shard has ended")
 	}
 	owner, until := s.Lease.Owner, micros(t.now.Add(ttl))
 	if ttl == 0 {
@@ -164,17 +209,19 @@ func (t *txn) CommitShard(ctx context.Context, s rotation.Shard, ttl time.Durati
 	n, err := t.exec(ctx, "commit shard", `
 		update shard
 		set cursor = $5, again = $6, finished = $7, done = $8, relabelled = $9, failed = $10,
-			lease_owner = $11, lease_until = $12
+			lease_owner = $11, lease_until = $12,
+			pace_rows = $13, pace_calls = $14, pace_throttled = $15, pace_time = $16
 		where domain_uid = $1 and job_id = $2 and shard_index = $3 and lease_seq = $4`,
 		s.Domain, s.Job, s.Index, s.Lease.Seq,
-		s.Cursor, s.Again, s.Finished, s.Done, s.Relabelled, s.Failed, owner, until)
+		s.Cursor, s.Again, s.Finished, s.Done, s.Relabelled, s.Failed, owner, until,
+		toThousandths(s.Pace.Rows), toThousandths(s.Pace.Calls), toThousandths(s.Pace.Throttled), micros(s.Pace.Time))
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if n == 0 {
-		return "", lostLease("shard")
+		return "", "", lostLease("shard")
 	}
-	return state, nil
+	return j.State, j.Priority, nil
 }
 
 // RenewShard implements rotation.Tx. A released lease is not renewed.

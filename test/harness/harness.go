@@ -86,6 +86,9 @@ type Config struct {
 	BatchRows, Shards, RowsPerShard int
 	// ReservedKey and ReservedValue are the reserved pair's; "" takes the defaults.
 	ReservedKey, ReservedValue string
+	// Quota is the requests a second that KMS's quotas allow, for forecasts; 0 makes
+	// none, and keeps nobody waiting.
+	Quota float64
 	// KeepOrphans turns the broker's orphan sweep off, as after a restore.
 	KeepOrphans bool
 	// At is called at the points of broker.Config and rotation.Config where a crash

@@ -97,7 +97,16 @@ func (b *Bench) newReplica(cfg Config, owner string) (*Replica, error) {
 			cfg.At(r, point)
 		}
 	}
-	foreground, background, err := b.adapters(cfg, r)
+	// Where nothing is about pace, the budgets are larger than any use of them.
+	quota := cfg.Quota
+	if quota == 0 {
+		quota = 1e9
+	}
+	pace, err := pacer.New(pacer.Config{Now: time.Now, Quota: func(pacer.Budget) float64 { return quota }})
+	if err != nil {
+		return nil, err
+	}
+	foreground, background, err := b.adapters(cfg, r, pace)
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +127,10 @@ func (b *Bench) newReplica(cfg Config, owner string) (*Replica, error) {
 	if engine.Shards == 0 {
 		engine.Shards = 3
 	}
+	if cfg.Quota > 0 {
+		engine.Pacer = pace
+		engine.RowBudget = func(region string) pacer.Budget { return pacer.Budget{Region: region, Quota: awskms.Symmetric} }
+	}
 	r.Engine, err = rotation.New(engine, rotationStore{b.Store.Rotation(), r}, r.Broker, background, background)
 	return r, err
 }
@@ -125,12 +138,7 @@ func (b *Bench) newReplica(cfg Config, owner string) (*Replica, error) {
 // CallTimeout bounds one KMS call.
 const CallTimeout = 10 * time.Second
 
-func (b *Bench) adapters(cfg Config, r *Replica) (foreground, background *awskms.KMS, err error) {
-	// Nothing here is about pace: the budgets are larger than any use of them.
-	pace, err := pacer.New(pacer.Config{Now: time.Now, Quota: func(pacer.Budget) float64 { return 1e9 }})
-	if err != nil {
-		return nil, nil, err
-	}
+func (b *Bench) adapters(cfg Config, r *Replica, pace *pacer.Pacer) (foreground, background *awskms.KMS, err error) {
 	road := http.RoundTripper(gatedRoad{localkms.RoundTripper(b.KMS), r})
 	if cfg.Transport != nil {
 		road = cfg.Transport(road)

@@ -10,6 +10,7 @@ import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	emptypb "google.golang.org/protobuf/types/known/emptypb"
 	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -874,8 +875,10 @@ type PlanKeyChangeResponse struct {
 	// Grants of INVENTORY_SELF, live or ended, on the keys that the domain would
 	// leave: the change waits for the word of each before it retires them.
 	SelfInventoryGrants int64 `protobuf:"varint,5,opt,name=self_inventory_grants,json=selfInventoryGrants,proto3" json:"self_inventory_grants,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// How long it might take. An estimate.
+	Forecast      *PlanKeyChangeResponse_Forecast `protobuf:"bytes,6,opt,name=forecast,proto3" json:"forecast,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PlanKeyChangeResponse) Reset() {
@@ -941,6 +944,13 @@ func (x *PlanKeyChangeResponse) GetSelfInventoryGrants() int64 {
 		return x.SelfInventoryGrants
 	}
 	return 0
+}
+
+func (x *PlanKeyChangeResponse) GetForecast() *PlanKeyChangeResponse_Forecast {
+	if x != nil {
+		return x.Forecast
+	}
+	return nil
 }
 
 // What GenerateKeyPolicy takes.
@@ -1150,7 +1160,11 @@ type ChangeKeyRequest struct {
 	AllowInaccessibleSource bool `protobuf:"varint,5,opt,name=allow_inaccessible_source,json=allowInaccessibleSource,proto3" json:"allow_inaccessible_source,omitempty"`
 	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
 	// characters without spaces, unique per caller and method.
-	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The job's part of KMS's quota. PRIORITY_HIGH is for a key that may be in the
+	// wrong hands, and needs a reason (FIELD_INVALID). Where the call names the key
+	// of a job that is open, it gives that job this priority.
+	Priority      ReencryptionJob_Priority `protobuf:"varint,7,opt,name=priority,proto3,enum=keybroker.v1.ReencryptionJob_Priority" json:"priority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1225,6 +1239,13 @@ func (x *ChangeKeyRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *ChangeKeyRequest) GetPriority() ReencryptionJob_Priority {
+	if x != nil {
+		return x.Priority
+	}
+	return ReencryptionJob_PRIORITY_UNSPECIFIED
 }
 
 // A KMS key that the domain once had.
@@ -1357,6 +1378,84 @@ func (x *PlanKeyChangeResponse_Source) GetRows() int64 {
 	return 0
 }
 
+// How long the change might take. An estimate: speed and waits are those of now,
+// and nothing is reserved.
+type PlanKeyChangeResponse_Forecast struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Rows that would be given to KMS, one call each.
+	Rows int64 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	// Calls a second that the change might make: its part of what KMS's quota
+	// allows the replicas, beside the jobs that are under way, but no more than
+	// their workers could make at the speed at which KMS answers.
+	CallsPerSecond float64 `protobuf:"fixed64,2,opt,name=calls_per_second,json=callsPerSecond,proto3" json:"calls_per_second,omitempty"`
+	// How long re-encryption would take at that rate.
+	ReencryptionDuration *durationpb.Duration `protobuf:"bytes,3,opt,name=reencryption_duration,json=reencryptionDuration,proto3" json:"reencryption_duration,omitempty"`
+	// From ChangeKey to the end of the job: re-encryption, and the deployment's
+	// announced waits for grants, stores and readers. Waits for a person, such as
+	// for a service that keeps its own wrapped keys, are not in it.
+	TotalDuration *durationpb.Duration `protobuf:"bytes,4,opt,name=total_duration,json=totalDuration,proto3" json:"total_duration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanKeyChangeResponse_Forecast) Reset() {
+	*x = PlanKeyChangeResponse_Forecast{}
+	mi := &file_keybroker_v1_domains_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanKeyChangeResponse_Forecast) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanKeyChangeResponse_Forecast) ProtoMessage() {}
+
+func (x *PlanKeyChangeResponse_Forecast) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_domains_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanKeyChangeResponse_Forecast.ProtoReflect.Descriptor instead.
+func (*PlanKeyChangeResponse_Forecast) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{8, 1}
+}
+
+func (x *PlanKeyChangeResponse_Forecast) GetRows() int64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *PlanKeyChangeResponse_Forecast) GetCallsPerSecond() float64 {
+	if x != nil {
+		return x.CallsPerSecond
+	}
+	return 0
+}
+
+func (x *PlanKeyChangeResponse_Forecast) GetReencryptionDuration() *durationpb.Duration {
+	if x != nil {
+		return x.ReencryptionDuration
+	}
+	return nil
+}
+
+func (x *PlanKeyChangeResponse_Forecast) GetTotalDuration() *durationpb.Duration {
+	if x != nil {
+		return x.TotalDuration
+	}
+	return nil
+}
+
 // Something that would block the change or let it fail.
 type PlanKeyChangeResponse_Problem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1372,7 +1471,7 @@ type PlanKeyChangeResponse_Problem struct {
 
 func (x *PlanKeyChangeResponse_Problem) Reset() {
 	*x = PlanKeyChangeResponse_Problem{}
-	mi := &file_keybroker_v1_domains_proto_msgTypes[16]
+	mi := &file_keybroker_v1_domains_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1483,7 @@ func (x *PlanKeyChangeResponse_Problem) String() string {
 func (*PlanKeyChangeResponse_Problem) ProtoMessage() {}
 
 func (x *PlanKeyChangeResponse_Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_domains_proto_msgTypes[16]
+	mi := &file_keybroker_v1_domains_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1496,7 @@ func (x *PlanKeyChangeResponse_Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanKeyChangeResponse_Problem.ProtoReflect.Descriptor instead.
 func (*PlanKeyChangeResponse_Problem) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{8, 1}
+	return file_keybroker_v1_domains_proto_rawDescGZIP(), []int{8, 2}
 }
 
 func (x *PlanKeyChangeResponse_Problem) GetReason() string {
@@ -1425,7 +1524,7 @@ var File_keybroker_v1_domains_proto protoreflect.FileDescriptor
 
 const file_keybroker_v1_domains_proto_rawDesc = "" +
 	"\n" +
-	"\x1akeybroker/v1/domains.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fkeybroker/v1/reencryption.proto\"\xbe\f\n" +
+	"\x1akeybroker/v1/domains.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fkeybroker/v1/reencryption.proto\"\xbe\f\n" +
 	"\x06Domain\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12+\n" +
@@ -1501,16 +1600,22 @@ const file_keybroker_v1_domains_proto_rawDesc = "" +
 	"request_id\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xe2\x01\n" +
 	"\x14PlanKeyChangeRequest\x12D\n" +
 	"\x04name\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x83\x01\n" +
-	"\akms_key\x18\x02 \x01(\tBj\xbaHgre\x18\x80\x032`^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]{1,128}|alias/[A-Za-z0-9:/_-]{1,256})$R\x06kmsKey\"\xca\x03\n" +
+	"\akms_key\x18\x02 \x01(\tBj\xbaHgre\x18\x80\x032`^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]{1,128}|alias/[A-Za-z0-9:/_-]{1,256})$R\x06kmsKey\"\xf1\x05\n" +
 	"\x15PlanKeyChangeResponse\x12$\n" +
 	"\x0etarget_kms_key\x18\x01 \x01(\tR\ftargetKmsKey\x12D\n" +
 	"\asources\x18\x02 \x03(\v2*.keybroker.v1.PlanKeyChangeResponse.SourceR\asources\x12\x16\n" +
 	"\x06grants\x18\x03 \x01(\x03R\x06grants\x12G\n" +
 	"\bproblems\x18\x04 \x03(\v2+.keybroker.v1.PlanKeyChangeResponse.ProblemR\bproblems\x122\n" +
-	"\x15self_inventory_grants\x18\x05 \x01(\x03R\x13selfInventoryGrants\x1a5\n" +
+	"\x15self_inventory_grants\x18\x05 \x01(\x03R\x13selfInventoryGrants\x12H\n" +
+	"\bforecast\x18\x06 \x01(\v2,.keybroker.v1.PlanKeyChangeResponse.ForecastR\bforecast\x1a5\n" +
 	"\x06Source\x12\x17\n" +
 	"\akms_key\x18\x01 \x01(\tR\x06kmsKey\x12\x12\n" +
-	"\x04rows\x18\x02 \x01(\x03R\x04rows\x1ay\n" +
+	"\x04rows\x18\x02 \x01(\x03R\x04rows\x1a\xda\x01\n" +
+	"\bForecast\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\x03R\x04rows\x12(\n" +
+	"\x10calls_per_second\x18\x02 \x01(\x01R\x0ecallsPerSecond\x12N\n" +
+	"\x15reencryption_duration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x14reencryptionDuration\x12@\n" +
+	"\x0etotal_duration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rtotalDuration\x1ay\n" +
 	"\aProblem\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12<\n" +
 	"\x04side\x18\x02 \x01(\x0e2(.keybroker.v1.ReencryptionJob.Block.SideR\x04side\x12\x18\n" +
@@ -1535,7 +1640,7 @@ const file_keybroker_v1_domains_proto_rawDesc = "" +
 	"\n" +
 	"statements\x18\x02 \x03(\tR\n" +
 	"statements\x12%\n" +
-	"\x0epolicy_version\x18\x03 \x01(\tR\rpolicyVersion\"\x8e\x03\n" +
+	"\x0epolicy_version\x18\x03 \x01(\tR\rpolicyVersion\"\xdc\x03\n" +
 	"\x10ChangeKeyRequest\x12D\n" +
 	"\x04name\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x83\x01\n" +
 	"\akms_key\x18\x02 \x01(\tBj\xbaHgre\x18\x80\x032`^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]{1,128}|alias/[A-Za-z0-9:/_-]{1,256})$R\x06kmsKey\x12\x1b\n" +
@@ -1543,7 +1648,8 @@ const file_keybroker_v1_domains_proto_rawDesc = "" +
 	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x12:\n" +
 	"\x19allow_inaccessible_source\x18\x05 \x01(\bR\x17allowInaccessibleSource\x123\n" +
 	"\n" +
-	"request_id\x18\x06 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId2\x8f\x05\n" +
+	"request_id\x18\x06 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\x12L\n" +
+	"\bpriority\x18\a \x01(\x0e2&.keybroker.v1.ReencryptionJob.PriorityB\b\xbaH\x05\x82\x01\x02\x10\x01R\bpriority2\x8f\x05\n" +
 	"\rDomainService\x12G\n" +
 	"\fCreateDomain\x12!.keybroker.v1.CreateDomainRequest\x1a\x14.keybroker.v1.Domain\x12A\n" +
 	"\tGetDomain\x12\x1e.keybroker.v1.GetDomainRequest\x1a\x14.keybroker.v1.Domain\x12R\n" +
@@ -1567,77 +1673,84 @@ func file_keybroker_v1_domains_proto_rawDescGZIP() []byte {
 }
 
 var file_keybroker_v1_domains_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_keybroker_v1_domains_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_keybroker_v1_domains_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_keybroker_v1_domains_proto_goTypes = []any{
-	(Domain_KeySource)(0),                 // 0: keybroker.v1.Domain.KeySource
-	(Domain_State)(0),                     // 1: keybroker.v1.Domain.State
-	(GenerateKeyPolicyRequest_Profile)(0), // 2: keybroker.v1.GenerateKeyPolicyRequest.Profile
-	(*Domain)(nil),                        // 3: keybroker.v1.Domain
-	(*CreateDomainRequest)(nil),           // 4: keybroker.v1.CreateDomainRequest
-	(*GetDomainRequest)(nil),              // 5: keybroker.v1.GetDomainRequest
-	(*ListDomainsRequest)(nil),            // 6: keybroker.v1.ListDomainsRequest
-	(*ListDomainsResponse)(nil),           // 7: keybroker.v1.ListDomainsResponse
-	(*UpdateDomainRequest)(nil),           // 8: keybroker.v1.UpdateDomainRequest
-	(*DeleteDomainRequest)(nil),           // 9: keybroker.v1.DeleteDomainRequest
-	(*PlanKeyChangeRequest)(nil),          // 10: keybroker.v1.PlanKeyChangeRequest
-	(*PlanKeyChangeResponse)(nil),         // 11: keybroker.v1.PlanKeyChangeResponse
-	(*GenerateKeyPolicyRequest)(nil),      // 12: keybroker.v1.GenerateKeyPolicyRequest
-	(*GenerateKeyPolicyResponse)(nil),     // 13: keybroker.v1.GenerateKeyPolicyResponse
-	(*ChangeKeyRequest)(nil),              // 14: keybroker.v1.ChangeKeyRequest
-	(*Domain_PreviousKey)(nil),            // 15: keybroker.v1.Domain.PreviousKey
-	nil,                                   // 16: keybroker.v1.Domain.EncryptionContextEntry
-	nil,                                   // 17: keybroker.v1.Domain.LabelsEntry
-	(*PlanKeyChangeResponse_Source)(nil),  // 18: keybroker.v1.PlanKeyChangeResponse.Source
-	(*PlanKeyChangeResponse_Problem)(nil), // 19: keybroker.v1.PlanKeyChangeResponse.Problem
-	nil,                                   // 20: keybroker.v1.GenerateKeyPolicyRequest.ImportSourceContextEntry
-	(*timestamppb.Timestamp)(nil),         // 21: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),         // 22: google.protobuf.FieldMask
-	(ReencryptionJob_Block_Side)(0),       // 23: keybroker.v1.ReencryptionJob.Block.Side
-	(*emptypb.Empty)(nil),                 // 24: google.protobuf.Empty
-	(*ReencryptionJob)(nil),               // 25: keybroker.v1.ReencryptionJob
+	(Domain_KeySource)(0),                  // 0: keybroker.v1.Domain.KeySource
+	(Domain_State)(0),                      // 1: keybroker.v1.Domain.State
+	(GenerateKeyPolicyRequest_Profile)(0),  // 2: keybroker.v1.GenerateKeyPolicyRequest.Profile
+	(*Domain)(nil),                         // 3: keybroker.v1.Domain
+	(*CreateDomainRequest)(nil),            // 4: keybroker.v1.CreateDomainRequest
+	(*GetDomainRequest)(nil),               // 5: keybroker.v1.GetDomainRequest
+	(*ListDomainsRequest)(nil),             // 6: keybroker.v1.ListDomainsRequest
+	(*ListDomainsResponse)(nil),            // 7: keybroker.v1.ListDomainsResponse
+	(*UpdateDomainRequest)(nil),            // 8: keybroker.v1.UpdateDomainRequest
+	(*DeleteDomainRequest)(nil),            // 9: keybroker.v1.DeleteDomainRequest
+	(*PlanKeyChangeRequest)(nil),           // 10: keybroker.v1.PlanKeyChangeRequest
+	(*PlanKeyChangeResponse)(nil),          // 11: keybroker.v1.PlanKeyChangeResponse
+	(*GenerateKeyPolicyRequest)(nil),       // 12: keybroker.v1.GenerateKeyPolicyRequest
+	(*GenerateKeyPolicyResponse)(nil),      // 13: keybroker.v1.GenerateKeyPolicyResponse
+	(*ChangeKeyRequest)(nil),               // 14: keybroker.v1.ChangeKeyRequest
+	(*Domain_PreviousKey)(nil),             // 15: keybroker.v1.Domain.PreviousKey
+	nil,                                    // 16: keybroker.v1.Domain.EncryptionContextEntry
+	nil,                                    // 17: keybroker.v1.Domain.LabelsEntry
+	(*PlanKeyChangeResponse_Source)(nil),   // 18: keybroker.v1.PlanKeyChangeResponse.Source
+	(*PlanKeyChangeResponse_Forecast)(nil), // 19: keybroker.v1.PlanKeyChangeResponse.Forecast
+	(*PlanKeyChangeResponse_Problem)(nil),  // 20: keybroker.v1.PlanKeyChangeResponse.Problem
+	nil,                                    // 21: keybroker.v1.GenerateKeyPolicyRequest.ImportSourceContextEntry
+	(*timestamppb.Timestamp)(nil),          // 22: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),          // 23: google.protobuf.FieldMask
+	(ReencryptionJob_Priority)(0),          // 24: keybroker.v1.ReencryptionJob.Priority
+	(*durationpb.Duration)(nil),            // 25: google.protobuf.Duration
+	(ReencryptionJob_Block_Side)(0),        // 26: keybroker.v1.ReencryptionJob.Block.Side
+	(*emptypb.Empty)(nil),                  // 27: google.protobuf.Empty
+	(*ReencryptionJob)(nil),                // 28: keybroker.v1.ReencryptionJob
 }
 var file_keybroker_v1_domains_proto_depIdxs = []int32{
 	0,  // 0: keybroker.v1.Domain.key_source:type_name -> keybroker.v1.Domain.KeySource
 	1,  // 1: keybroker.v1.Domain.state:type_name -> keybroker.v1.Domain.State
-	21, // 2: keybroker.v1.Domain.key_inaccessible_time:type_name -> google.protobuf.Timestamp
+	22, // 2: keybroker.v1.Domain.key_inaccessible_time:type_name -> google.protobuf.Timestamp
 	16, // 3: keybroker.v1.Domain.encryption_context:type_name -> keybroker.v1.Domain.EncryptionContextEntry
 	15, // 4: keybroker.v1.Domain.previous_keys:type_name -> keybroker.v1.Domain.PreviousKey
 	17, // 5: keybroker.v1.Domain.labels:type_name -> keybroker.v1.Domain.LabelsEntry
-	21, // 6: keybroker.v1.Domain.create_time:type_name -> google.protobuf.Timestamp
-	21, // 7: keybroker.v1.Domain.update_time:type_name -> google.protobuf.Timestamp
+	22, // 6: keybroker.v1.Domain.create_time:type_name -> google.protobuf.Timestamp
+	22, // 7: keybroker.v1.Domain.update_time:type_name -> google.protobuf.Timestamp
 	3,  // 8: keybroker.v1.CreateDomainRequest.domain:type_name -> keybroker.v1.Domain
 	3,  // 9: keybroker.v1.ListDomainsResponse.domains:type_name -> keybroker.v1.Domain
 	3,  // 10: keybroker.v1.UpdateDomainRequest.domain:type_name -> keybroker.v1.Domain
-	22, // 11: keybroker.v1.UpdateDomainRequest.update_mask:type_name -> google.protobuf.FieldMask
+	23, // 11: keybroker.v1.UpdateDomainRequest.update_mask:type_name -> google.protobuf.FieldMask
 	18, // 12: keybroker.v1.PlanKeyChangeResponse.sources:type_name -> keybroker.v1.PlanKeyChangeResponse.Source
-	19, // 13: keybroker.v1.PlanKeyChangeResponse.problems:type_name -> keybroker.v1.PlanKeyChangeResponse.Problem
-	2,  // 14: keybroker.v1.GenerateKeyPolicyRequest.profile:type_name -> keybroker.v1.GenerateKeyPolicyRequest.Profile
-	20, // 15: keybroker.v1.GenerateKeyPolicyRequest.import_source_context:type_name -> keybroker.v1.GenerateKeyPolicyRequest.ImportSourceContextEntry
-	21, // 16: keybroker.v1.Domain.PreviousKey.activate_time:type_name -> google.protobuf.Timestamp
-	21, // 17: keybroker.v1.Domain.PreviousKey.replace_time:type_name -> google.protobuf.Timestamp
-	21, // 18: keybroker.v1.Domain.PreviousKey.retire_time:type_name -> google.protobuf.Timestamp
-	23, // 19: keybroker.v1.PlanKeyChangeResponse.Problem.side:type_name -> keybroker.v1.ReencryptionJob.Block.Side
-	4,  // 20: keybroker.v1.DomainService.CreateDomain:input_type -> keybroker.v1.CreateDomainRequest
-	5,  // 21: keybroker.v1.DomainService.GetDomain:input_type -> keybroker.v1.GetDomainRequest
-	6,  // 22: keybroker.v1.DomainService.ListDomains:input_type -> keybroker.v1.ListDomainsRequest
-	8,  // 23: keybroker.v1.DomainService.UpdateDomain:input_type -> keybroker.v1.UpdateDomainRequest
-	9,  // 24: keybroker.v1.DomainService.DeleteDomain:input_type -> keybroker.v1.DeleteDomainRequest
-	12, // 25: keybroker.v1.DomainService.GenerateKeyPolicy:input_type -> keybroker.v1.GenerateKeyPolicyRequest
-	10, // 26: keybroker.v1.DomainService.PlanKeyChange:input_type -> keybroker.v1.PlanKeyChangeRequest
-	14, // 27: keybroker.v1.DomainService.ChangeKey:input_type -> keybroker.v1.ChangeKeyRequest
-	3,  // 28: keybroker.v1.DomainService.CreateDomain:output_type -> keybroker.v1.Domain
-	3,  // 29: keybroker.v1.DomainService.GetDomain:output_type -> keybroker.v1.Domain
-	7,  // 30: keybroker.v1.DomainService.ListDomains:output_type -> keybroker.v1.ListDomainsResponse
-	3,  // 31: keybroker.v1.DomainService.UpdateDomain:output_type -> keybroker.v1.Domain
-	24, // 32: keybroker.v1.DomainService.DeleteDomain:output_type -> google.protobuf.Empty
-	13, // 33: keybroker.v1.DomainService.GenerateKeyPolicy:output_type -> keybroker.v1.GenerateKeyPolicyResponse
-	11, // 34: keybroker.v1.DomainService.PlanKeyChange:output_type -> keybroker.v1.PlanKeyChangeResponse
-	25, // 35: keybroker.v1.DomainService.ChangeKey:output_type -> keybroker.v1.ReencryptionJob
-	28, // [28:36] is the sub-list for method output_type
-	20, // [20:28] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	20, // 13: keybroker.v1.PlanKeyChangeResponse.problems:type_name -> keybroker.v1.PlanKeyChangeResponse.Problem
+	19, // 14: keybroker.v1.PlanKeyChangeResponse.forecast:type_name -> keybroker.v1.PlanKeyChangeResponse.Forecast
+	2,  // 15: keybroker.v1.GenerateKeyPolicyRequest.profile:type_name -> keybroker.v1.GenerateKeyPolicyRequest.Profile
+	21, // 16: keybroker.v1.GenerateKeyPolicyRequest.import_source_context:type_name -> keybroker.v1.GenerateKeyPolicyRequest.ImportSourceContextEntry
+	24, // 17: keybroker.v1.ChangeKeyRequest.priority:type_name -> keybroker.v1.ReencryptionJob.Priority
+	22, // 18: keybroker.v1.Domain.PreviousKey.activate_time:type_name -> google.protobuf.Timestamp
+	22, // 19: keybroker.v1.Domain.PreviousKey.replace_time:type_name -> google.protobuf.Timestamp
+	22, // 20: keybroker.v1.Domain.PreviousKey.retire_time:type_name -> google.protobuf.Timestamp
+	25, // 21: keybroker.v1.PlanKeyChangeResponse.Forecast.reencryption_duration:type_name -> google.protobuf.Duration
+	25, // 22: keybroker.v1.PlanKeyChangeResponse.Forecast.total_duration:type_name -> google.protobuf.Duration
+	26, // 23: keybroker.v1.PlanKeyChangeResponse.Problem.side:type_name -> keybroker.v1.ReencryptionJob.Block.Side
+	4,  // 24: keybroker.v1.DomainService.CreateDomain:input_type -> keybroker.v1.CreateDomainRequest
+	5,  // 25: keybroker.v1.DomainService.GetDomain:input_type -> keybroker.v1.GetDomainRequest
+	6,  // 26: keybroker.v1.DomainService.ListDomains:input_type -> keybroker.v1.ListDomainsRequest
+	8,  // 27: keybroker.v1.DomainService.UpdateDomain:input_type -> keybroker.v1.UpdateDomainRequest
+	9,  // 28: keybroker.v1.DomainService.DeleteDomain:input_type -> keybroker.v1.DeleteDomainRequest
+	12, // 29: keybroker.v1.DomainService.GenerateKeyPolicy:input_type -> keybroker.v1.GenerateKeyPolicyRequest
+	10, // 30: keybroker.v1.DomainService.PlanKeyChange:input_type -> keybroker.v1.PlanKeyChangeRequest
+	14, // 31: keybroker.v1.DomainService.ChangeKey:input_type -> keybroker.v1.ChangeKeyRequest
+	3,  // 32: keybroker.v1.DomainService.CreateDomain:output_type -> keybroker.v1.Domain
+	3,  // 33: keybroker.v1.DomainService.GetDomain:output_type -> keybroker.v1.Domain
+	7,  // 34: keybroker.v1.DomainService.ListDomains:output_type -> keybroker.v1.ListDomainsResponse
+	3,  // 35: keybroker.v1.DomainService.UpdateDomain:output_type -> keybroker.v1.Domain
+	27, // 36: keybroker.v1.DomainService.DeleteDomain:output_type -> google.protobuf.Empty
+	13, // 37: keybroker.v1.DomainService.GenerateKeyPolicy:output_type -> keybroker.v1.GenerateKeyPolicyResponse
+	11, // 38: keybroker.v1.DomainService.PlanKeyChange:output_type -> keybroker.v1.PlanKeyChangeResponse
+	28, // 39: keybroker.v1.DomainService.ChangeKey:output_type -> keybroker.v1.ReencryptionJob
+	32, // [32:40] is the sub-list for method output_type
+	24, // [24:32] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_keybroker_v1_domains_proto_init() }
@@ -1656,7 +1769,7 @@ func file_keybroker_v1_domains_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keybroker_v1_domains_proto_rawDesc), len(file_keybroker_v1_domains_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -223,6 +223,63 @@ func (ReencryptionJob_State) EnumDescriptor() ([]byte, []int) {
 	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{0, 2}
 }
 
+// How large the job's part is of what re-encryption may take of KMS's request
+// quota, and of the workers.
+type ReencryptionJob_Priority int32
+
+const (
+	// In requests: PRIORITY_NORMAL for a new job; an open one keeps what it has.
+	// Never answered.
+	ReencryptionJob_PRIORITY_UNSPECIFIED ReencryptionJob_Priority = 0
+	// Every job of this priority has an equal part.
+	ReencryptionJob_PRIORITY_NORMAL ReencryptionJob_Priority = 1
+	// For a key that may be in the wrong hands: four times the part of a job of
+	// PRIORITY_NORMAL. Other jobs go on with the rest, and calls that somebody
+	// waits for come first all the same. Needs a reason, which is audited.
+	ReencryptionJob_PRIORITY_HIGH ReencryptionJob_Priority = 2
+)
+
+// Enum value maps for ReencryptionJob_Priority.
+var (
+	ReencryptionJob_Priority_name = map[int32]string{
+		0: "PRIORITY_UNSPECIFIED",
+		1: "PRIORITY_NORMAL",
+		2: "PRIORITY_HIGH",
+	}
+	ReencryptionJob_Priority_value = map[string]int32{
+		"PRIORITY_UNSPECIFIED": 0,
+		"PRIORITY_NORMAL":      1,
+		"PRIORITY_HIGH":        2,
+	}
+)
+
+func (x ReencryptionJob_Priority) Enum() *ReencryptionJob_Priority {
+	p := new(ReencryptionJob_Priority)
+	*p = x
+	return p
+}
+
+func (x ReencryptionJob_Priority) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReencryptionJob_Priority) Descriptor() protoreflect.EnumDescriptor {
+	return file_keybroker_v1_reencryption_proto_enumTypes[3].Descriptor()
+}
+
+func (ReencryptionJob_Priority) Type() protoreflect.EnumType {
+	return &file_keybroker_v1_reencryption_proto_enumTypes[3]
+}
+
+func (x ReencryptionJob_Priority) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReencryptionJob_Priority.Descriptor instead.
+func (ReencryptionJob_Priority) EnumDescriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{0, 3}
+}
+
 // At which key the cause lies.
 type ReencryptionJob_Block_Side int32
 
@@ -260,11 +317,11 @@ func (x ReencryptionJob_Block_Side) String() string {
 }
 
 func (ReencryptionJob_Block_Side) Descriptor() protoreflect.EnumDescriptor {
-	return file_keybroker_v1_reencryption_proto_enumTypes[3].Descriptor()
+	return file_keybroker_v1_reencryption_proto_enumTypes[4].Descriptor()
 }
 
 func (ReencryptionJob_Block_Side) Type() protoreflect.EnumType {
-	return &file_keybroker_v1_reencryption_proto_enumTypes[3]
+	return &file_keybroker_v1_reencryption_proto_enumTypes[4]
 }
 
 func (x ReencryptionJob_Block_Side) Number() protoreflect.EnumNumber {
@@ -273,7 +330,7 @@ func (x ReencryptionJob_Block_Side) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReencryptionJob_Block_Side.Descriptor instead.
 func (ReencryptionJob_Block_Side) EnumDescriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{0, 0, 0}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{0, 1, 0}
 }
 
 // Why KMS refused it.
@@ -317,11 +374,11 @@ func (x ReencryptionFailure_Class) String() string {
 }
 
 func (ReencryptionFailure_Class) Descriptor() protoreflect.EnumDescriptor {
-	return file_keybroker_v1_reencryption_proto_enumTypes[4].Descriptor()
+	return file_keybroker_v1_reencryption_proto_enumTypes[5].Descriptor()
 }
 
 func (ReencryptionFailure_Class) Type() protoreflect.EnumType {
-	return &file_keybroker_v1_reencryption_proto_enumTypes[4]
+	return &file_keybroker_v1_reencryption_proto_enumTypes[5]
 }
 
 func (x ReencryptionFailure_Class) Number() protoreflect.EnumNumber {
@@ -374,11 +431,11 @@ func (x SelfInventory_State) String() string {
 }
 
 func (SelfInventory_State) Descriptor() protoreflect.EnumDescriptor {
-	return file_keybroker_v1_reencryption_proto_enumTypes[5].Descriptor()
+	return file_keybroker_v1_reencryption_proto_enumTypes[6].Descriptor()
 }
 
 func (SelfInventory_State) Type() protoreflect.EnumType {
-	return &file_keybroker_v1_reencryption_proto_enumTypes[5]
+	return &file_keybroker_v1_reencryption_proto_enumTypes[6]
 }
 
 func (x SelfInventory_State) Number() protoreflect.EnumNumber {
@@ -465,11 +522,11 @@ func (x KeyRetirement_Blocker_Kind) String() string {
 }
 
 func (KeyRetirement_Blocker_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_keybroker_v1_reencryption_proto_enumTypes[6].Descriptor()
+	return file_keybroker_v1_reencryption_proto_enumTypes[7].Descriptor()
 }
 
 func (KeyRetirement_Blocker_Kind) Type() protoreflect.EnumType {
-	return &file_keybroker_v1_reencryption_proto_enumTypes[6]
+	return &file_keybroker_v1_reencryption_proto_enumTypes[7]
 }
 
 func (x KeyRetirement_Blocker_Kind) Number() protoreflect.EnumNumber {
@@ -519,7 +576,11 @@ type ReencryptionJob struct {
 	// UTC.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// Changes with every change of the job. Opaque.
-	Etag          string `protobuf:"bytes,16,opt,name=etag,proto3" json:"etag,omitempty"`
+	Etag string `protobuf:"bytes,16,opt,name=etag,proto3" json:"etag,omitempty"`
+	// How large its part of KMS's quota is. ChangeKey gives an open job another.
+	Priority ReencryptionJob_Priority `protobuf:"varint,17,opt,name=priority,proto3,enum=keybroker.v1.ReencryptionJob_Priority" json:"priority,omitempty"`
+	// Only while rows are given to KMS.
+	Pace          *ReencryptionJob_Pace `protobuf:"bytes,18,opt,name=pace,proto3" json:"pace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -666,6 +727,20 @@ func (x *ReencryptionJob) GetEtag() string {
 	return ""
 }
 
+func (x *ReencryptionJob) GetPriority() ReencryptionJob_Priority {
+	if x != nil {
+		return x.Priority
+	}
+	return ReencryptionJob_PRIORITY_UNSPECIFIED
+}
+
+func (x *ReencryptionJob) GetPace() *ReencryptionJob_Pace {
+	if x != nil {
+		return x.Pace
+	}
+	return nil
+}
+
 // A wrapped data key that KMS refused for good during a job.
 type ReencryptionFailure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -762,7 +837,8 @@ type CreateReencryptionJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "domains/{domain_id}". Required.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// kind and reason of the new job; the other fields are ignored. Required.
+	// kind, priority and reason of the new job; the other fields are ignored.
+	// Required.
 	ReencryptionJob *ReencryptionJob `protobuf:"bytes,2,opt,name=reencryption_job,json=reencryptionJob,proto3" json:"reencryption_job,omitempty"`
 	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
 	// characters without spaces, unique per caller and method.
@@ -2035,6 +2111,73 @@ func (x *KeyRetirement) GetSelfInventories() []*SelfInventory {
 	return nil
 }
 
+// How fast a job moves now, smoothed over about half a minute, and what it
+// may take. All of it comes from what the replicas said last.
+type ReencryptionJob_Pace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Calls that KMS answered for the job, a second.
+	CallsPerSecond float64 `protobuf:"fixed64,1,opt,name=calls_per_second,json=callsPerSecond,proto3" json:"calls_per_second,omitempty"`
+	// The part of those that KMS throttled, 0 to 1. Throttled calls are made
+	// again, more slowly.
+	ThrottledShare float64 `protobuf:"fixed64,2,opt,name=throttled_share,json=throttledShare,proto3" json:"throttled_share,omitempty"`
+	// Calls a second that KMS's quota leaves for every job in the domain's
+	// region together, callers' own calls included. 0: not known yet.
+	BudgetCallsPerSecond float64 `protobuf:"fixed64,3,opt,name=budget_calls_per_second,json=budgetCallsPerSecond,proto3" json:"budget_calls_per_second,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *ReencryptionJob_Pace) Reset() {
+	*x = ReencryptionJob_Pace{}
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReencryptionJob_Pace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReencryptionJob_Pace) ProtoMessage() {}
+
+func (x *ReencryptionJob_Pace) ProtoReflect() protoreflect.Message {
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReencryptionJob_Pace.ProtoReflect.Descriptor instead.
+func (*ReencryptionJob_Pace) Descriptor() ([]byte, []int) {
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{0, 0}
+}
+
+func (x *ReencryptionJob_Pace) GetCallsPerSecond() float64 {
+	if x != nil {
+		return x.CallsPerSecond
+	}
+	return 0
+}
+
+func (x *ReencryptionJob_Pace) GetThrottledShare() float64 {
+	if x != nil {
+		return x.ThrottledShare
+	}
+	return 0
+}
+
+func (x *ReencryptionJob_Pace) GetBudgetCallsPerSecond() float64 {
+	if x != nil {
+		return x.BudgetCallsPerSecond
+	}
+	return 0
+}
+
 // What holds a job in STATE_BLOCKED.
 type ReencryptionJob_Block struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2055,7 +2198,7 @@ type ReencryptionJob_Block struct {
 
 func (x *ReencryptionJob_Block) Reset() {
 	*x = ReencryptionJob_Block{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[20]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2210,7 @@ func (x *ReencryptionJob_Block) String() string {
 func (*ReencryptionJob_Block) ProtoMessage() {}
 
 func (x *ReencryptionJob_Block) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[20]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2223,7 @@ func (x *ReencryptionJob_Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReencryptionJob_Block.ProtoReflect.Descriptor instead.
 func (*ReencryptionJob_Block) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{0, 0}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{0, 1}
 }
 
 func (x *ReencryptionJob_Block) GetReason() string {
@@ -2132,7 +2275,8 @@ type ReencryptionJob_Progress struct {
 	FailedRows int64 `protobuf:"varint,4,opt,name=failed_rows,json=failedRows,proto3" json:"failed_rows,omitempty"`
 	// Rows that were under the new key's ARN already and took no KMS call.
 	RelabelledRows int64 `protobuf:"varint,5,opt,name=relabelled_rows,json=relabelledRows,proto3" json:"relabelled_rows,omitempty"`
-	// Recent speed; 0 when the job does not move.
+	// Recent speed, smoothed over about half a minute; 0 when the job does not
+	// move.
 	RowsPerSecond float64 `protobuf:"fixed64,6,opt,name=rows_per_second,json=rowsPerSecond,proto3" json:"rows_per_second,omitempty"`
 	// At that speed (UTC). Absent when the job does not move.
 	EstimatedFinishTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=estimated_finish_time,json=estimatedFinishTime,proto3" json:"estimated_finish_time,omitempty"`
@@ -2142,7 +2286,7 @@ type ReencryptionJob_Progress struct {
 
 func (x *ReencryptionJob_Progress) Reset() {
 	*x = ReencryptionJob_Progress{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[21]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2298,7 @@ func (x *ReencryptionJob_Progress) String() string {
 func (*ReencryptionJob_Progress) ProtoMessage() {}
 
 func (x *ReencryptionJob_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[21]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2311,7 @@ func (x *ReencryptionJob_Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReencryptionJob_Progress.ProtoReflect.Descriptor instead.
 func (*ReencryptionJob_Progress) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{0, 1}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{0, 2}
 }
 
 func (x *ReencryptionJob_Progress) GetTotalRows() int64 {
@@ -2232,7 +2376,7 @@ type ReencryptionJob_Waiting struct {
 
 func (x *ReencryptionJob_Waiting) Reset() {
 	*x = ReencryptionJob_Waiting{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[22]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2244,7 +2388,7 @@ func (x *ReencryptionJob_Waiting) String() string {
 func (*ReencryptionJob_Waiting) ProtoMessage() {}
 
 func (x *ReencryptionJob_Waiting) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[22]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2257,7 +2401,7 @@ func (x *ReencryptionJob_Waiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReencryptionJob_Waiting.ProtoReflect.Descriptor instead.
 func (*ReencryptionJob_Waiting) Descriptor() ([]byte, []int) {
-	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{0, 2}
+	return file_keybroker_v1_reencryption_proto_rawDescGZIP(), []int{0, 3}
 }
 
 func (x *ReencryptionJob_Waiting) GetMessage() string {
@@ -2294,7 +2438,7 @@ type KeyRetirement_Blocker struct {
 
 func (x *KeyRetirement_Blocker) Reset() {
 	*x = KeyRetirement_Blocker{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[23]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2306,7 +2450,7 @@ func (x *KeyRetirement_Blocker) String() string {
 func (*KeyRetirement_Blocker) ProtoMessage() {}
 
 func (x *KeyRetirement_Blocker) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[23]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2516,7 @@ type KeyRetirement_RowsMoved struct {
 
 func (x *KeyRetirement_RowsMoved) Reset() {
 	*x = KeyRetirement_RowsMoved{}
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[24]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2384,7 +2528,7 @@ func (x *KeyRetirement_RowsMoved) String() string {
 func (*KeyRetirement_RowsMoved) ProtoMessage() {}
 
 func (x *KeyRetirement_RowsMoved) ProtoReflect() protoreflect.Message {
-	mi := &file_keybroker_v1_reencryption_proto_msgTypes[24]
+	mi := &file_keybroker_v1_reencryption_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2425,7 +2569,7 @@ var File_keybroker_v1_reencryption_proto protoreflect.FileDescriptor
 
 const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\n" +
-	"\x1fkeybroker/v1/reencryption.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keybroker/v1/errors.proto\"\x8a\x0f\n" +
+	"\x1fkeybroker/v1/reencryption.proto\x12\fkeybroker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keybroker/v1/errors.proto\"\xf1\x11\n" +
 	"\x0fReencryptionJob\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12@\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\".keybroker.v1.ReencryptionJob.KindB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04kind\x129\n" +
@@ -2446,7 +2590,13 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\bend_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12;\n" +
 	"\vupdate_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x12\x12\n" +
-	"\x04etag\x18\x10 \x01(\tR\x04etag\x1a\xa7\x02\n" +
+	"\x04etag\x18\x10 \x01(\tR\x04etag\x12L\n" +
+	"\bpriority\x18\x11 \x01(\x0e2&.keybroker.v1.ReencryptionJob.PriorityB\b\xbaH\x05\x82\x01\x02\x10\x01R\bpriority\x126\n" +
+	"\x04pace\x18\x12 \x01(\v2\".keybroker.v1.ReencryptionJob.PaceR\x04pace\x1a\x90\x01\n" +
+	"\x04Pace\x12(\n" +
+	"\x10calls_per_second\x18\x01 \x01(\x01R\x0ecallsPerSecond\x12'\n" +
+	"\x0fthrottled_share\x18\x02 \x01(\x01R\x0ethrottledShare\x125\n" +
+	"\x17budget_calls_per_second\x18\x03 \x01(\x01R\x14budgetCallsPerSecond\x1a\xa7\x02\n" +
 	"\x05Block\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12<\n" +
 	"\x04side\x18\x02 \x01(\x0e2(.keybroker.v1.ReencryptionJob.Block.SideR\x04side\x12\x18\n" +
@@ -2490,7 +2640,11 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n" +
 	"\fSTATE_FAILED\x10\x05\x12\x13\n" +
 	"\x0fSTATE_CANCELLED\x10\x06\x12\x14\n" +
-	"\x10STATE_SUPERSEDED\x10\a\"\xe2\x02\n" +
+	"\x10STATE_SUPERSEDED\x10\a\"L\n" +
+	"\bPriority\x12\x18\n" +
+	"\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fPRIORITY_NORMAL\x10\x01\x12\x11\n" +
+	"\rPRIORITY_HIGH\x10\x02\"\xe2\x02\n" +
 	"\x13ReencryptionFailure\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\bdata_key\x18\x02 \x01(\tR\adataKey\x12=\n" +
@@ -2655,106 +2809,110 @@ func file_keybroker_v1_reencryption_proto_rawDescGZIP() []byte {
 	return file_keybroker_v1_reencryption_proto_rawDescData
 }
 
-var file_keybroker_v1_reencryption_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_keybroker_v1_reencryption_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_keybroker_v1_reencryption_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_keybroker_v1_reencryption_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_keybroker_v1_reencryption_proto_goTypes = []any{
 	(ReencryptionJob_Kind)(0),                       // 0: keybroker.v1.ReencryptionJob.Kind
 	(ReencryptionJob_Phase)(0),                      // 1: keybroker.v1.ReencryptionJob.Phase
 	(ReencryptionJob_State)(0),                      // 2: keybroker.v1.ReencryptionJob.State
-	(ReencryptionJob_Block_Side)(0),                 // 3: keybroker.v1.ReencryptionJob.Block.Side
-	(ReencryptionFailure_Class)(0),                  // 4: keybroker.v1.ReencryptionFailure.Class
-	(SelfInventory_State)(0),                        // 5: keybroker.v1.SelfInventory.State
-	(KeyRetirement_Blocker_Kind)(0),                 // 6: keybroker.v1.KeyRetirement.Blocker.Kind
-	(*ReencryptionJob)(nil),                         // 7: keybroker.v1.ReencryptionJob
-	(*ReencryptionFailure)(nil),                     // 8: keybroker.v1.ReencryptionFailure
-	(*CreateReencryptionJobRequest)(nil),            // 9: keybroker.v1.CreateReencryptionJobRequest
-	(*GetReencryptionJobRequest)(nil),               // 10: keybroker.v1.GetReencryptionJobRequest
-	(*ListReencryptionJobsRequest)(nil),             // 11: keybroker.v1.ListReencryptionJobsRequest
-	(*ListReencryptionJobsResponse)(nil),            // 12: keybroker.v1.ListReencryptionJobsResponse
-	(*WatchReencryptionJobRequest)(nil),             // 13: keybroker.v1.WatchReencryptionJobRequest
-	(*WatchReencryptionJobResponse)(nil),            // 14: keybroker.v1.WatchReencryptionJobResponse
-	(*PauseReencryptionJobRequest)(nil),             // 15: keybroker.v1.PauseReencryptionJobRequest
-	(*ResumeReencryptionJobRequest)(nil),            // 16: keybroker.v1.ResumeReencryptionJobRequest
-	(*CancelReencryptionJobRequest)(nil),            // 17: keybroker.v1.CancelReencryptionJobRequest
-	(*ListReencryptionFailuresRequest)(nil),         // 18: keybroker.v1.ListReencryptionFailuresRequest
-	(*ListReencryptionFailuresResponse)(nil),        // 19: keybroker.v1.ListReencryptionFailuresResponse
-	(*AcknowledgeReencryptionFailuresRequest)(nil),  // 20: keybroker.v1.AcknowledgeReencryptionFailuresRequest
-	(*AcknowledgeReencryptionFailuresResponse)(nil), // 21: keybroker.v1.AcknowledgeReencryptionFailuresResponse
-	(*OverrideSelfInventoryRequest)(nil),            // 22: keybroker.v1.OverrideSelfInventoryRequest
-	(*SelfInventory)(nil),                           // 23: keybroker.v1.SelfInventory
-	(*GetRetirementReportRequest)(nil),              // 24: keybroker.v1.GetRetirementReportRequest
-	(*RetirementReport)(nil),                        // 25: keybroker.v1.RetirementReport
-	(*KeyRetirement)(nil),                           // 26: keybroker.v1.KeyRetirement
-	(*ReencryptionJob_Block)(nil),                   // 27: keybroker.v1.ReencryptionJob.Block
-	(*ReencryptionJob_Progress)(nil),                // 28: keybroker.v1.ReencryptionJob.Progress
-	(*ReencryptionJob_Waiting)(nil),                 // 29: keybroker.v1.ReencryptionJob.Waiting
-	(*KeyRetirement_Blocker)(nil),                   // 30: keybroker.v1.KeyRetirement.Blocker
-	(*KeyRetirement_RowsMoved)(nil),                 // 31: keybroker.v1.KeyRetirement.RowsMoved
-	(*Status)(nil),                                  // 32: keybroker.v1.Status
-	(*timestamppb.Timestamp)(nil),                   // 33: google.protobuf.Timestamp
+	(ReencryptionJob_Priority)(0),                   // 3: keybroker.v1.ReencryptionJob.Priority
+	(ReencryptionJob_Block_Side)(0),                 // 4: keybroker.v1.ReencryptionJob.Block.Side
+	(ReencryptionFailure_Class)(0),                  // 5: keybroker.v1.ReencryptionFailure.Class
+	(SelfInventory_State)(0),                        // 6: keybroker.v1.SelfInventory.State
+	(KeyRetirement_Blocker_Kind)(0),                 // 7: keybroker.v1.KeyRetirement.Blocker.Kind
+	(*ReencryptionJob)(nil),                         // 8: keybroker.v1.ReencryptionJob
+	(*ReencryptionFailure)(nil),                     // 9: keybroker.v1.ReencryptionFailure
+	(*CreateReencryptionJobRequest)(nil),            // 10: keybroker.v1.CreateReencryptionJobRequest
+	(*GetReencryptionJobRequest)(nil),               // 11: keybroker.v1.GetReencryptionJobRequest
+	(*ListReencryptionJobsRequest)(nil),             // 12: keybroker.v1.ListReencryptionJobsRequest
+	(*ListReencryptionJobsResponse)(nil),            // 13: keybroker.v1.ListReencryptionJobsResponse
+	(*WatchReencryptionJobRequest)(nil),             // 14: keybroker.v1.WatchReencryptionJobRequest
+	(*WatchReencryptionJobResponse)(nil),            // 15: keybroker.v1.WatchReencryptionJobResponse
+	(*PauseReencryptionJobRequest)(nil),             // 16: keybroker.v1.PauseReencryptionJobRequest
+	(*ResumeReencryptionJobRequest)(nil),            // 17: keybroker.v1.ResumeReencryptionJobRequest
+	(*CancelReencryptionJobRequest)(nil),            // 18: keybroker.v1.CancelReencryptionJobRequest
+	(*ListReencryptionFailuresRequest)(nil),         // 19: keybroker.v1.ListReencryptionFailuresRequest
+	(*ListReencryptionFailuresResponse)(nil),        // 20: keybroker.v1.ListReencryptionFailuresResponse
+	(*AcknowledgeReencryptionFailuresRequest)(nil),  // 21: keybroker.v1.AcknowledgeReencryptionFailuresRequest
+	(*AcknowledgeReencryptionFailuresResponse)(nil), // 22: keybroker.v1.AcknowledgeReencryptionFailuresResponse
+	(*OverrideSelfInventoryRequest)(nil),            // 23: keybroker.v1.OverrideSelfInventoryRequest
+	(*SelfInventory)(nil),                           // 24: keybroker.v1.SelfInventory
+	(*GetRetirementReportRequest)(nil),              // 25: keybroker.v1.GetRetirementReportRequest
+	(*RetirementReport)(nil),                        // 26: keybroker.v1.RetirementReport
+	(*KeyRetirement)(nil),                           // 27: keybroker.v1.KeyRetirement
+	(*ReencryptionJob_Pace)(nil),                    // 28: keybroker.v1.ReencryptionJob.Pace
+	(*ReencryptionJob_Block)(nil),                   // 29: keybroker.v1.ReencryptionJob.Block
+	(*ReencryptionJob_Progress)(nil),                // 30: keybroker.v1.ReencryptionJob.Progress
+	(*ReencryptionJob_Waiting)(nil),                 // 31: keybroker.v1.ReencryptionJob.Waiting
+	(*KeyRetirement_Blocker)(nil),                   // 32: keybroker.v1.KeyRetirement.Blocker
+	(*KeyRetirement_RowsMoved)(nil),                 // 33: keybroker.v1.KeyRetirement.RowsMoved
+	(*Status)(nil),                                  // 34: keybroker.v1.Status
+	(*timestamppb.Timestamp)(nil),                   // 35: google.protobuf.Timestamp
 }
 var file_keybroker_v1_reencryption_proto_depIdxs = []int32{
 	0,  // 0: keybroker.v1.ReencryptionJob.kind:type_name -> keybroker.v1.ReencryptionJob.Kind
 	1,  // 1: keybroker.v1.ReencryptionJob.phase:type_name -> keybroker.v1.ReencryptionJob.Phase
 	2,  // 2: keybroker.v1.ReencryptionJob.state:type_name -> keybroker.v1.ReencryptionJob.State
-	27, // 3: keybroker.v1.ReencryptionJob.block:type_name -> keybroker.v1.ReencryptionJob.Block
-	28, // 4: keybroker.v1.ReencryptionJob.progress:type_name -> keybroker.v1.ReencryptionJob.Progress
-	29, // 5: keybroker.v1.ReencryptionJob.waiting:type_name -> keybroker.v1.ReencryptionJob.Waiting
-	32, // 6: keybroker.v1.ReencryptionJob.error:type_name -> keybroker.v1.Status
-	33, // 7: keybroker.v1.ReencryptionJob.create_time:type_name -> google.protobuf.Timestamp
-	33, // 8: keybroker.v1.ReencryptionJob.switch_time:type_name -> google.protobuf.Timestamp
-	33, // 9: keybroker.v1.ReencryptionJob.end_time:type_name -> google.protobuf.Timestamp
-	33, // 10: keybroker.v1.ReencryptionJob.update_time:type_name -> google.protobuf.Timestamp
-	4,  // 11: keybroker.v1.ReencryptionFailure.class:type_name -> keybroker.v1.ReencryptionFailure.Class
-	33, // 12: keybroker.v1.ReencryptionFailure.fail_time:type_name -> google.protobuf.Timestamp
-	7,  // 13: keybroker.v1.CreateReencryptionJobRequest.reencryption_job:type_name -> keybroker.v1.ReencryptionJob
-	7,  // 14: keybroker.v1.ListReencryptionJobsResponse.reencryption_jobs:type_name -> keybroker.v1.ReencryptionJob
-	7,  // 15: keybroker.v1.WatchReencryptionJobResponse.job:type_name -> keybroker.v1.ReencryptionJob
-	8,  // 16: keybroker.v1.ListReencryptionFailuresResponse.reencryption_failures:type_name -> keybroker.v1.ReencryptionFailure
-	5,  // 17: keybroker.v1.SelfInventory.state:type_name -> keybroker.v1.SelfInventory.State
-	33, // 18: keybroker.v1.SelfInventory.settle_time:type_name -> google.protobuf.Timestamp
-	26, // 19: keybroker.v1.RetirementReport.entries:type_name -> keybroker.v1.KeyRetirement
-	33, // 20: keybroker.v1.RetirementReport.evaluate_time:type_name -> google.protobuf.Timestamp
-	33, // 21: keybroker.v1.KeyRetirement.safe_after:type_name -> google.protobuf.Timestamp
-	30, // 22: keybroker.v1.KeyRetirement.blockers:type_name -> keybroker.v1.KeyRetirement.Blocker
-	31, // 23: keybroker.v1.KeyRetirement.rows_moved:type_name -> keybroker.v1.KeyRetirement.RowsMoved
-	33, // 24: keybroker.v1.KeyRetirement.listed_time:type_name -> google.protobuf.Timestamp
-	33, // 25: keybroker.v1.KeyRetirement.last_row_moved_time:type_name -> google.protobuf.Timestamp
-	23, // 26: keybroker.v1.KeyRetirement.self_inventories:type_name -> keybroker.v1.SelfInventory
-	3,  // 27: keybroker.v1.ReencryptionJob.Block.side:type_name -> keybroker.v1.ReencryptionJob.Block.Side
-	33, // 28: keybroker.v1.ReencryptionJob.Block.since:type_name -> google.protobuf.Timestamp
-	33, // 29: keybroker.v1.ReencryptionJob.Block.next_probe_time:type_name -> google.protobuf.Timestamp
-	33, // 30: keybroker.v1.ReencryptionJob.Progress.estimated_finish_time:type_name -> google.protobuf.Timestamp
-	33, // 31: keybroker.v1.ReencryptionJob.Waiting.until:type_name -> google.protobuf.Timestamp
-	6,  // 32: keybroker.v1.KeyRetirement.Blocker.kind:type_name -> keybroker.v1.KeyRetirement.Blocker.Kind
-	33, // 33: keybroker.v1.KeyRetirement.Blocker.until:type_name -> google.protobuf.Timestamp
-	9,  // 34: keybroker.v1.ReencryptionService.CreateReencryptionJob:input_type -> keybroker.v1.CreateReencryptionJobRequest
-	10, // 35: keybroker.v1.ReencryptionService.GetReencryptionJob:input_type -> keybroker.v1.GetReencryptionJobRequest
-	11, // 36: keybroker.v1.ReencryptionService.ListReencryptionJobs:input_type -> keybroker.v1.ListReencryptionJobsRequest
-	13, // 37: keybroker.v1.ReencryptionService.WatchReencryptionJob:input_type -> keybroker.v1.WatchReencryptionJobRequest
-	15, // 38: keybroker.v1.ReencryptionService.PauseReencryptionJob:input_type -> keybroker.v1.PauseReencryptionJobRequest
-	16, // 39: keybroker.v1.ReencryptionService.ResumeReencryptionJob:input_type -> keybroker.v1.ResumeReencryptionJobRequest
-	17, // 40: keybroker.v1.ReencryptionService.CancelReencryptionJob:input_type -> keybroker.v1.CancelReencryptionJobRequest
-	18, // 41: keybroker.v1.ReencryptionService.ListReencryptionFailures:input_type -> keybroker.v1.ListReencryptionFailuresRequest
-	20, // 42: keybroker.v1.ReencryptionService.AcknowledgeReencryptionFailures:input_type -> keybroker.v1.AcknowledgeReencryptionFailuresRequest
-	22, // 43: keybroker.v1.ReencryptionService.OverrideSelfInventory:input_type -> keybroker.v1.OverrideSelfInventoryRequest
-	24, // 44: keybroker.v1.ReencryptionService.GetRetirementReport:input_type -> keybroker.v1.GetRetirementReportRequest
-	7,  // 45: keybroker.v1.ReencryptionService.CreateReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
-	7,  // 46: keybroker.v1.ReencryptionService.GetReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
-	12, // 47: keybroker.v1.ReencryptionService.ListReencryptionJobs:output_type -> keybroker.v1.ListReencryptionJobsResponse
-	14, // 48: keybroker.v1.ReencryptionService.WatchReencryptionJob:output_type -> keybroker.v1.WatchReencryptionJobResponse
-	7,  // 49: keybroker.v1.ReencryptionService.PauseReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
-	7,  // 50: keybroker.v1.ReencryptionService.ResumeReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
-	7,  // 51: keybroker.v1.ReencryptionService.CancelReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
-	19, // 52: keybroker.v1.ReencryptionService.ListReencryptionFailures:output_type -> keybroker.v1.ListReencryptionFailuresResponse
-	21, // 53: keybroker.v1.ReencryptionService.AcknowledgeReencryptionFailures:output_type -> keybroker.v1.AcknowledgeReencryptionFailuresResponse
-	23, // 54: keybroker.v1.ReencryptionService.OverrideSelfInventory:output_type -> keybroker.v1.SelfInventory
-	25, // 55: keybroker.v1.ReencryptionService.GetRetirementReport:output_type -> keybroker.v1.RetirementReport
-	45, // [45:56] is the sub-list for method output_type
-	34, // [34:45] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	29, // 3: keybroker.v1.ReencryptionJob.block:type_name -> keybroker.v1.ReencryptionJob.Block
+	30, // 4: keybroker.v1.ReencryptionJob.progress:type_name -> keybroker.v1.ReencryptionJob.Progress
+	31, // 5: keybroker.v1.ReencryptionJob.waiting:type_name -> keybroker.v1.ReencryptionJob.Waiting
+	34, // 6: keybroker.v1.ReencryptionJob.error:type_name -> keybroker.v1.Status
+	35, // 7: keybroker.v1.ReencryptionJob.create_time:type_name -> google.protobuf.Timestamp
+	35, // 8: keybroker.v1.ReencryptionJob.switch_time:type_name -> google.protobuf.Timestamp
+	35, // 9: keybroker.v1.ReencryptionJob.end_time:type_name -> google.protobuf.Timestamp
+	35, // 10: keybroker.v1.ReencryptionJob.update_time:type_name -> google.protobuf.Timestamp
+	3,  // 11: keybroker.v1.ReencryptionJob.priority:type_name -> keybroker.v1.ReencryptionJob.Priority
+	28, // 12: keybroker.v1.ReencryptionJob.pace:type_name -> keybroker.v1.ReencryptionJob.Pace
+	5,  // 13: keybroker.v1.ReencryptionFailure.class:type_name -> keybroker.v1.ReencryptionFailure.Class
+	35, // 14: keybroker.v1.ReencryptionFailure.fail_time:type_name -> google.protobuf.Timestamp
+	8,  // 15: keybroker.v1.CreateReencryptionJobRequest.reencryption_job:type_name -> keybroker.v1.ReencryptionJob
+	8,  // 16: keybroker.v1.ListReencryptionJobsResponse.reencryption_jobs:type_name -> keybroker.v1.ReencryptionJob
+	8,  // 17: keybroker.v1.WatchReencryptionJobResponse.job:type_name -> keybroker.v1.ReencryptionJob
+	9,  // 18: keybroker.v1.ListReencryptionFailuresResponse.reencryption_failures:type_name -> keybroker.v1.ReencryptionFailure
+	6,  // 19: keybroker.v1.SelfInventory.state:type_name -> keybroker.v1.SelfInventory.State
+	35, // 20: keybroker.v1.SelfInventory.settle_time:type_name -> google.protobuf.Timestamp
+	27, // 21: keybroker.v1.RetirementReport.entries:type_name -> keybroker.v1.KeyRetirement
+	35, // 22: keybroker.v1.RetirementReport.evaluate_time:type_name -> google.protobuf.Timestamp
+	35, // 23: keybroker.v1.KeyRetirement.safe_after:type_name -> google.protobuf.Timestamp
+	32, // 24: keybroker.v1.KeyRetirement.blockers:type_name -> keybroker.v1.KeyRetirement.Blocker
+	33, // 25: keybroker.v1.KeyRetirement.rows_moved:type_name -> keybroker.v1.KeyRetirement.RowsMoved
+	35, // 26: keybroker.v1.KeyRetirement.listed_time:type_name -> google.protobuf.Timestamp
+	35, // 27: keybroker.v1.KeyRetirement.last_row_moved_time:type_name -> google.protobuf.Timestamp
+	24, // 28: keybroker.v1.KeyRetirement.self_inventories:type_name -> keybroker.v1.SelfInventory
+	4,  // 29: keybroker.v1.ReencryptionJob.Block.side:type_name -> keybroker.v1.ReencryptionJob.Block.Side
+	35, // 30: keybroker.v1.ReencryptionJob.Block.since:type_name -> google.protobuf.Timestamp
+	35, // 31: keybroker.v1.ReencryptionJob.Block.next_probe_time:type_name -> google.protobuf.Timestamp
+	35, // 32: keybroker.v1.ReencryptionJob.Progress.estimated_finish_time:type_name -> google.protobuf.Timestamp
+	35, // 33: keybroker.v1.ReencryptionJob.Waiting.until:type_name -> google.protobuf.Timestamp
+	7,  // 34: keybroker.v1.KeyRetirement.Blocker.kind:type_name -> keybroker.v1.KeyRetirement.Blocker.Kind
+	35, // 35: keybroker.v1.KeyRetirement.Blocker.until:type_name -> google.protobuf.Timestamp
+	10, // 36: keybroker.v1.ReencryptionService.CreateReencryptionJob:input_type -> keybroker.v1.CreateReencryptionJobRequest
+	11, // 37: keybroker.v1.ReencryptionService.GetReencryptionJob:input_type -> keybroker.v1.GetReencryptionJobRequest
+	12, // 38: keybroker.v1.ReencryptionService.ListReencryptionJobs:input_type -> keybroker.v1.ListReencryptionJobsRequest
+	14, // 39: keybroker.v1.ReencryptionService.WatchReencryptionJob:input_type -> keybroker.v1.WatchReencryptionJobRequest
+	16, // 40: keybroker.v1.ReencryptionService.PauseReencryptionJob:input_type -> keybroker.v1.PauseReencryptionJobRequest
+	17, // 41: keybroker.v1.ReencryptionService.ResumeReencryptionJob:input_type -> keybroker.v1.ResumeReencryptionJobRequest
+	18, // 42: keybroker.v1.ReencryptionService.CancelReencryptionJob:input_type -> keybroker.v1.CancelReencryptionJobRequest
+	19, // 43: keybroker.v1.ReencryptionService.ListReencryptionFailures:input_type -> keybroker.v1.ListReencryptionFailuresRequest
+	21, // 44: keybroker.v1.ReencryptionService.AcknowledgeReencryptionFailures:input_type -> keybroker.v1.AcknowledgeReencryptionFailuresRequest
+	23, // 45: keybroker.v1.ReencryptionService.OverrideSelfInventory:input_type -> keybroker.v1.OverrideSelfInventoryRequest
+	25, // 46: keybroker.v1.ReencryptionService.GetRetirementReport:input_type -> keybroker.v1.GetRetirementReportRequest
+	8,  // 47: keybroker.v1.ReencryptionService.CreateReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	8,  // 48: keybroker.v1.ReencryptionService.GetReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	13, // 49: keybroker.v1.ReencryptionService.ListReencryptionJobs:output_type -> keybroker.v1.ListReencryptionJobsResponse
+	15, // 50: keybroker.v1.ReencryptionService.WatchReencryptionJob:output_type -> keybroker.v1.WatchReencryptionJobResponse
+	8,  // 51: keybroker.v1.ReencryptionService.PauseReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	8,  // 52: keybroker.v1.ReencryptionService.ResumeReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	8,  // 53: keybroker.v1.ReencryptionService.CancelReencryptionJob:output_type -> keybroker.v1.ReencryptionJob
+	20, // 54: keybroker.v1.ReencryptionService.ListReencryptionFailures:output_type -> keybroker.v1.ListReencryptionFailuresResponse
+	22, // 55: keybroker.v1.ReencryptionService.AcknowledgeReencryptionFailures:output_type -> keybroker.v1.AcknowledgeReencryptionFailuresResponse
+	24, // 56: keybroker.v1.ReencryptionService.OverrideSelfInventory:output_type -> keybroker.v1.SelfInventory
+	26, // 57: keybroker.v1.ReencryptionService.GetRetirementReport:output_type -> keybroker.v1.RetirementReport
+	47, // [47:58] is the sub-list for method output_type
+	36, // [36:47] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_keybroker_v1_reencryption_proto_init() }
@@ -2768,8 +2926,8 @@ func file_keybroker_v1_reencryption_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keybroker_v1_reencryption_proto_rawDesc), len(file_keybroker_v1_reencryption_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   25,
+			NumEnums:      8,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
