@@ -32,7 +32,7 @@ TESTFLAGS := -timeout 30m $(if $(filter true,$(CI)),-count=1)
 
 # Cases of the model on PostgreSQL, which takes four times as long for each as
 # SQLite, where the default of rapid is run.
-POSTGRES_CHECKS ?= 25
+POSTGRES_CHECKS ?= 8
 
 .PHONY: help
 help: ## List the targets

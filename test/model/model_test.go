@@ -32,7 +32,7 @@ const (
 // TestMain sets how far the walks go: what two quiet cores do in less than a
 // minute. Flags on the command line count more.
 func TestMain(m *testing.M) {
-	for name, value := range map[string]string{"rapid.checks": "60", "rapid.steps": "60"} {
+	for name, value := range map[string]string{"rapid.checks": "30", "rapid.steps": "60"} {
 		if err := flag.Set(name, value); err != nil {
 			panic(err)
 		}
