@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,16 +47,22 @@ func (s *oneDomain) Audit(context.Context, broker.AuditEvent) error { return nil
 
 // heard is a KMS that keeps the contexts it is given.
 type heard struct {
-	key                 broker.KeyARN
+	key broker.KeyARN
+
+	mu                  sync.Mutex // items of an import are asked for at the same time
 	source, destination []broker.Context
 }
 
 func (h *heard) GenerateDataKeyWithoutPlaintext(_ context.Context, g broker.GenerateDataKey) (broker.WrappedKey, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.destination = append(h.destination, maps.Clone(g.Context))
 	return broker.WrappedKey{Ciphertext: []byte("blob"), Key: h.key}, nil
 }
 
 func (h *heard) ReEncrypt(_ context.Context, r broker.ReEncrypt) (broker.ReEncrypted, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.source = append(h.source, maps.Clone(r.SourceContext))
 	h.destination = append(h.destination, maps.Clone(r.DestinationContext))
 	return broker.ReEncrypted{Ciphertext: []byte("blob"), DestinationKey: h.key}, nil
