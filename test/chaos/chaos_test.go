@@ -84,15 +84,21 @@ type result struct {
 	NotReached map[string]int `json:"points_not_reached,omitempty"`
 }
 
-func TestKeyChangesSurviveTheNemesis(t *testing.T) {
+// opening draws the run's seed, or takes it from the flag, and says it.
+func opening(t *testing.T) (seed uint64) {
 	if testing.Short() {
 		t.Skip("takes a minute")
 	}
-	seed := *seedFlag
+	seed = *seedFlag
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("-chaos.seed=%d", seed)
+	return seed
+}
+
+func TestKeyChangesSurviveTheNemesis(t *testing.T) {
+	seed := opening(t)
 	begun := time.Now()
 	bin, err := devserver.Build(t.Context(), t.TempDir())
 	if err != nil {

@@ -31,14 +31,7 @@ var (
 // Three replicas on PostgreSQL lose nothing either, whatever befalls them, the
 // database or KMS.
 func TestReplicasSurviveTheNemesis(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a minute")
-	}
-	seed := *seedFlag
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Logf("-chaos.seed=%d", seed)
+	seed := opening(t)
 	limit := 3*time.Minute + time.Duration(*siegeCyclesFlag)*30*time.Second
 	bounded, stop := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("not done after %v", limit))
 	defer stop()
