@@ -53,9 +53,9 @@ func tooEarly(resource string, now, until time.Time) error {
 		RetryAfter: max(0, until.Sub(now))}
 }
 
-// settleGrants stores a service's word for each of its grants, and gives what is stored.
-// The word of one pass is stored once: an answer was lost, and the client asks
-// again.
+// settleGrants stores a service's word for each of its grants, and gives what is
+// stored. The word of one pass is stored once: an answer was lost, and the client
+// asks again.
 func settleGrants(ctx context.Context, tx Tx, d broker.Domain, owner PassOwner, word Settlement) ([]SelfInventory, error) {
 	grants, err := owner.grants(ctx, tx, d)
 	if err != nil {
@@ -106,8 +106,12 @@ func takeBackAttestations(ctx context.Context, tx Tx, caller broker.Caller, pass
 		if i < 0 || s.Kind != Attested {
 			continue
 		}
-		if deleted, err := tx.DeleteSettlement(ctx, s); err != nil || !deleted {
+		deleted, err := tx.DeleteSettlement(ctx, s)
+		if err != nil {
 			return err
+		}
+		if !deleted { // another call was first
+			continue
 		}
 		s.Caller = caller.Subject
 		if err := tx.Audit(ctx, settlementEvent("selfInventories.takeBack", d, grants[i], s)); err != nil {

@@ -17,7 +17,8 @@ func (e *Engine) drain(ctx context.Context, j Job) (Job, error) {
 	if err != nil {
 		return j, err
 	}
-	if retired, err := e.retireWrapGrants(ctx, &j); retired || err != nil {
+	j, retired, err := e.retireWrapGrants(ctx, j)
+	if retired || err != nil {
 		return j, err
 	}
 	if open > 0 {

@@ -26,11 +26,12 @@ func (e *Engine) reencrypting(ctx context.Context, j Job) (Job, error) {
 		}
 		return j, nil // settle makes it RUNNING
 	}
-	if retired, err := e.retireWrapGrants(ctx, &j); retired || err != nil {
+	j, retired, err := e.retireWrapGrants(ctx, j)
+	if retired || err != nil {
 		return j, err
 	}
 	var progress Progress
-	err := e.store.View(ctx, func(tx Tx) (err error) {
+	err = e.store.View(ctx, func(tx Tx) (err error) {
 		progress, err = tx.Progress(ctx, j.Ref())
 		return err
 	})
@@ -42,14 +43,15 @@ func (e *Engine) reencrypting(ctx context.Context, j Job) (Job, error) {
 
 // retireWrapGrants ends the wrap grants of the older keys; retired says that
 // there were some.
-func (e *Engine) retireWrapGrants(ctx context.Context, j *Job) (retired bool, err error) {
+func (e *Engine) retireWrapGrants(ctx context.Context, j Job) (_ Job, retired bool, err error) {
 	n, err := e.broker.RetireEpochs(ctx, j.Domain, func(k broker.KMSGrant) bool {
 		return k.Kind == broker.Wrap && k.Epoch < j.TargetEpoch
 	})
 	if err != nil || n == 0 {
-		return false, err
+		return j, false, err
 	}
-	return true, e.countRetired(ctx, j, n)
+	j, err = e.countRetired(ctx, j, n)
+	return j, true, err
 }
 
 // StepShard claims one shard, works one batch of it and lets it go. It reports

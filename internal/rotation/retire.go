@@ -32,7 +32,7 @@ func (e *Engine) retire(ctx context.Context, j Job) (Job, error) {
 	}
 	if retired > 0 {
 		e.cfg.At("retire.retired")
-		return j, e.countRetired(ctx, &j, retired)
+		return e.countRetired(ctx, j, retired)
 	}
 	if open > 0 {
 		return j, waitUntil(time.Time{}, "grants on the older keys that KMS has not answered for must show, or prove absent, first")
@@ -61,18 +61,20 @@ func (e *Engine) blockedFrom(j Job, err error) error {
 
 // countRetired stores on the job how many grants were retired, and the time of
 // the last RetireGrant, from which the listing's wait counts.
-func (e *Engine) countRetired(ctx context.Context, j *Job, n int) error {
-	return e.store.Update(ctx, func(tx Tx) error {
-		next := *j
+func (e *Engine) countRetired(ctx context.Context, j Job, n int) (Job, error) {
+	stored := j
+	err := e.store.Update(ctx, func(tx Tx) error {
+		next := j
 		next.GrantsRetired += int64(n)
 		next.RetireTime = tx.Now()
 		if err := tx.UpdateJob(ctx, next); err != nil {
 			return err
 		}
-		stored, err := tx.Job(ctx, next.Ref())
-		*j = stored
+		var err error
+		stored, err = tx.Job(ctx, next.Ref())
 		return err
 	})
+	return stored, err
 }
 
 // mayClose holds a job whose older keys somebody may still need: a service that
@@ -117,6 +119,7 @@ func (e *Engine) closeEpochs(ctx context.Context, j Job) (Job, error) {
 	if err := e.store.View(ctx, func(tx Tx) error { return e.mayClose(ctx, tx, j) }); err != nil {
 		return j, err
 	}
+	closed := j
 	err := e.store.Update(ctx, func(tx Tx) error {
 		if err := tx.LockDomain(ctx, j.Domain, broker.Exclusive); err != nil {
 			return err
@@ -141,15 +144,16 @@ func (e *Engine) closeEpochs(ctx context.Context, j Job) (Job, error) {
 		if err := tx.UpdateJob(ctx, next); err != nil {
 			return err
 		}
-		j, err = tx.Job(ctx, j.Ref())
+		closed, err = tx.Job(ctx, j.Ref())
 		return err
 	})
-	return j, err
+	return closed, err
 }
 
 // proveRetired lists the grants of every older key at KMS, in the second way where
-// its owner denies the first. What it shows of an older epoch of this domain, recorded or not, is retired, and the wait begins
-// again; when it shows none, the job has succeeded.
+// its owner denies the first. What it shows of an older epoch of this domain,
+// recorded or not, is retired, and the wait begins again; when it shows none, the
+// job has succeeded.
 func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, error) {
 	p, err := e.readPlan(ctx, j)
 	if err != nil {
@@ -175,7 +179,7 @@ func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, e
 		}
 	}
 	if found > 0 {
-		return j, e.countRetired(ctx, &j, found)
+		return e.countRetired(ctx, j, found)
 	}
 	e.cfg.At("retire.listed")
 	return e.succeed(ctx, p, j, now)
