@@ -44,6 +44,9 @@ func (e *Engine) forecast(ctx context.Context, p plan, found KeyChangePlan) (*Fo
 		f.Rows += s.Rows
 	}
 	f.CallsPerSecond = min(rate, capacity) * Normal.part() / (Normal.part() + beside)
+	if f.CallsPerSecond <= 0 {
+		return nil, nil
+	}
 	f.Moving = time.Duration(float64(f.Rows) / f.CallsPerSecond * float64(time.Second))
 	f.Total = e.total(p, f.Moving)
 	return f, nil
