@@ -84,6 +84,9 @@ type Config struct {
 	// BatchRows and Shards of the engine; 0 takes small numbers, so that even
 	// small domains are moved in many steps. RowsPerShard is the engine's.
 	BatchRows, Shards, RowsPerShard int
+	// Poll is the engine's. 0 takes two minutes: most tests take the steps
+	// themselves, and in a bubble the minutes cost nothing.
+	Poll time.Duration
 	// ReservedKey and ReservedValue are the reserved pair's; "" takes the defaults.
 	ReservedKey, ReservedValue string
 	// Quota is the requests a second that KMS's quotas allow, for forecasts; 0 makes

@@ -118,11 +118,14 @@ func (b *Bench) newReplica(cfg Config, owner string) (*Replica, error) {
 	if err != nil {
 		return nil, err
 	}
-	engine := rotation.Config{Owner: owner, Poll: 2 * time.Minute, Sweep: 5 * time.Minute, Workers: 2, RegistrarRole: RegistrarRole, WorkerRole: WorkerRole,
+	engine := rotation.Config{Owner: owner, Poll: cfg.Poll, Sweep: 5 * time.Minute, Workers: 2, RegistrarRole: RegistrarRole, WorkerRole: WorkerRole,
 		BatchRows: cfg.BatchRows, Shards: cfg.Shards, RowsPerShard: cfg.RowsPerShard, CallsPerShard: 4, Sleep: cfg.sleep(), Rand: b.ids.float,
 		NewID: b.ids.next, NewProbe: b.ids.uid, At: at, Logger: slog.New(slog.DiscardHandler)}
 	if engine.BatchRows == 0 {
 		engine.BatchRows = 5
+	}
+	if engine.Poll == 0 {
+		engine.Poll = 2 * time.Minute
 	}
 	if engine.Shards == 0 {
 		engine.Shards = 3

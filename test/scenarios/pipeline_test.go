@@ -71,7 +71,7 @@ func (c *conveyor) at(point string) {
 // committed, and never those of a third: that is what a crash may cost.
 func TestBatchesOverlap(t *testing.T) {
 	c := &conveyor{batch: 5, rows: 60, overlapped: make(chan struct{})}
-	b := newBench(t, harness.Config{Shards: 1, BatchRows: c.batch, Transport: c.wrap, At: func(_ *harness.Replica, point string) { c.at(point) }})
+	b := newBench(t, harness.Config{Shards: 1, BatchRows: c.batch, Poll: 50 * time.Millisecond, Transport: c.wrap, At: func(_ *harness.Replica, point string) { c.at(point) }})
 	if _, _, err := b.Onboard(t.Context(), "acme"); err != nil {
 		t.Fatal(err)
 	}
