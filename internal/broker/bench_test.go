@@ -42,12 +42,18 @@ type bench struct {
 	t    *testing.T
 	dir  string
 	road *road
+	at   func(point string) // what happens at a point of broker.Config.At
 }
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{t: t, dir: t.TempDir(), road: &road{}}
-	h, err := harness.New(t.Context(), harness.Config{Dir: b.dir, Windows: windows, Transport: b.road.over})
+	h, err := harness.New(t.Context(), harness.Config{Dir: b.dir, Windows: windows, Transport: b.road.over,
+		At: func(_ *harness.Replica, point string) {
+			if b.at != nil {
+				b.at(point)
+			}
+		}})
 	if err != nil {
 		t.Fatal(err)
 	}

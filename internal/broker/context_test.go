@@ -43,6 +43,10 @@ func (s *oneDomain) InsertDataKey(_ context.Context, k broker.DataKey) error {
 	s.stored = append(s.stored, k)
 	return nil
 }
+func (s *oneDomain) InsertDataKeys(_ context.Context, keys []broker.DataKey) ([]error, error) {
+	s.stored = append(s.stored, keys...)
+	return make([]error, len(keys)), nil
+}
 func (s *oneDomain) Audit(context.Context, broker.AuditEvent) error { return nil }
 
 // heard is a KMS that keeps the contexts it is given.

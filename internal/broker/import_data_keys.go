@@ -2,6 +2,8 @@ package broker
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -15,6 +17,9 @@ type ImportDataKeys struct {
 	Request Request
 	Domain  DomainID
 	Items   []ImportItem
+	// AllowUnproven lets items be kept as they are, without a KMS call, where
+	// nothing but the proof is lost by it; see unproven.
+	AllowUnproven bool
 }
 
 // ImportItem is one existing blob. SourceContext is the exact context that it
@@ -51,6 +56,9 @@ const (
 // service made under an older key. Items are refused one by one; if KMS fails
 // to answer for any of them, nothing at all is stored.
 //
+// A caller may allow that blobs which need no change are kept unproven, without
+// the call.
+//
 // An item with an etag replaces a data key: that is the owner's way to mend one
 // which KMS cannot read. Nobody can tell whether the blob that is put in its
 // place holds the same key.
@@ -66,7 +74,7 @@ func (b *Broker) ImportDataKeys(ctx context.Context, caller Caller, in ImportDat
 		if done != "" {
 			return b.importedBefore(ctx, in, done)
 		}
-		moved, err := b.reencryptItems(ctx, d, in.Items)
+		moved, err := b.moveItems(ctx, d, in)
 		b.cfg.At("import.reencrypted")
 		if err != nil {
 			return nil, err
@@ -112,27 +120,36 @@ func (in *ImportDataKeys) validate() error {
 	return nil
 }
 
-// A movedItem is an item after its ReEncrypt.
+// A movedItem is an item in the form that is stored, or why it is not.
 type movedItem struct {
-	row DataKey
-	err error
+	row      DataKey
+	unproven bool // KMS was not asked
+	err      error
 }
 
-// reencryptItems moves every item to the domain's key. Its error is the one
-// that stops the whole call.
-func (b *Broker) reencryptItems(ctx context.Context, d Domain, items []ImportItem) ([]movedItem, error) {
+// moveItems moves every item to the domain's key. Its error is the one that
+// stops the whole call.
+func (b *Broker) moveItems(ctx context.Context, d Domain, in ImportDataKeys) ([]movedItem, error) {
 	_, keys, err := b.GetDomain(ctx, System, d.ID)
 	if err != nil {
 		return nil, err
 	}
-	moved := make([]movedItem, len(items))
+	spare := in.AllowUnproven && onlyKey(d, keys)
+	moved := make([]movedItem, len(in.Items))
 	limit := make(chan struct{}, importConcurrency)
 	var wg sync.WaitGroup
-	for i := range items {
+	for i, item := range in.Items {
+		m := &moved[i]
+		stored, own, err := checkImportItem(fmt.Sprintf("items[%d]", i), item, d, keys, b.reserved)
+		m.row, m.err = DataKey{Domain: d.UID, ID: item.ID, UID: DataKeyUID(b.cfg.NewID()), Ciphertext: item.Ciphertext,
+			Context: stored, KeySpec: item.KeySpec, Epoch: d.Epoch, Version: 1}, err
+		if m.unproven = spare && own && item.Etag == ""; m.unproven || err != nil {
+			continue
+		}
 		limit <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-limit }()
-			moved[i].row, moved[i].err = b.reencryptItem(ctx, d, keys, fmt.Sprintf("items[%d]", i), items[i])
+			m.err = b.reencryptItem(ctx, d, item, &m.row)
 		})
 	}
 	wg.Wait()
@@ -144,26 +161,37 @@ func (b *Broker) reencryptItems(ctx context.Context, d Domain, items []ImportIte
 	return moved, nil
 }
 
-func (b *Broker) reencryptItem(ctx context.Context, d Domain, keys []DomainKey, field string, item ImportItem) (DataKey, error) {
-	stored, own, err := importContext(field+".source_encryption_context", item.SourceContext, d.Reserved, b.reserved)
-	if err != nil {
-		return DataKey{}, err
+// onlyKey is the one case in which a blob with the domain's own pair may be kept
+// unproven: the domain can be used, and never had, nor is getting, another key
+// than its present one. Then its blobs can be under no other, a row stands for no
+// key that might be given up before a key change has proved the row, and that
+// change proves every row.
+func onlyKey(d Domain, keys []DomainKey) bool {
+	return d.State == DomainActive && len(keys) == 1 && keys[0].State == KeyCurrent
+}
+
+// checkImportItem checks what can be known of an item without KMS, and gives the
+// context to store; own reports whether the blob has the domain's own pair.
+func checkImportItem(field string, item ImportItem, d Domain, keys []DomainKey, reserved func(string) bool) (stored Context, own bool, err error) {
+	if stored, own, err = importContext(field+".source_encryption_context", item.SourceContext, d.Reserved, reserved); err != nil {
+		return nil, false, err
 	}
-	if err := checkImportSource(field, d, keys, item.SourceKey, own); err != nil {
-		return DataKey{}, err
-	}
+	return stored, own, checkImportSource(field, d, keys, item.SourceKey, own)
+}
+
+// reencryptItem gives an item to KMS, and puts what comes back into its row.
+func (b *Broker) reencryptItem(ctx context.Context, d Domain, item ImportItem, row *DataKey) error {
 	out, err := b.worker.ReEncrypt(ctx, ReEncrypt{
 		Ciphertext: item.Ciphertext, SourceKey: item.SourceKey, SourceContext: item.SourceContext,
-		DestinationKey: d.KMSKey, DestinationContext: stored.With(d.Reserved)})
+		DestinationKey: d.KMSKey, DestinationContext: row.Context.With(d.Reserved)})
 	if err != nil {
-		return DataKey{}, err
+		return err
 	}
 	if out.DestinationKey != d.KMSKey {
-		return DataKey{}, fmt.Errorf("KMS answered with another key than %s", d.KMSKey)
+		return fmt.Errorf("KMS answered with another key than %s", d.KMSKey)
 	}
-	return DataKey{Domain: d.UID, ID: item.ID, UID: DataKeyUID(b.cfg.NewID()), Ciphertext: out.Ciphertext,
-		Context: stored, KeySpec: item.KeySpec, Epoch: d.Epoch, KeyMaterialID: out.DestinationKeyMaterialID,
-		KMSRequestID: out.RequestID, Version: 1}, nil
+	row.Ciphertext, row.KeyMaterialID, row.KMSRequestID = out.Ciphertext, out.DestinationKeyMaterialID, out.RequestID
+	return nil
 }
 
 // checkImportSource: a blob with the domain's own pair comes from one of the
@@ -215,29 +243,23 @@ func (b *Broker) storeImported(ctx context.Context, caller Caller, in ImportData
 		if err := checkStoreEpoch(d, opened.Epoch); err != nil {
 			return err
 		}
-		stored := 0
-		for i, m := range moved {
-			results[i].Err = RefusedByKMS(m.err, DataKeyName(d.ID, in.Items[i].ID))
-			if m.err != nil {
-				continue
-			}
-			row, refused, err := storeItem(ctx, tx, caller, in.Request, d, in.Items[i].Etag, m.row)
-			if err != nil {
-				return err
-			}
-			if refused != nil {
-				results[i].Err = refused
-				continue
-			}
-			stored++
-			results[i].Key = importedView(d, row)
-		}
-		if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "dataKeys.import", Domain: d.UID,
-			Resource: d.ID.Name(), Outcome: AuditDone, RequestID: in.Request.ID,
-			Detail: map[string]string{"stored": strconv.Itoa(stored), "refused": strconv.Itoa(len(moved) - stored)}}); err != nil {
+		if err := checkUnproven(ctx, tx, d, moved); err != nil {
 			return err
 		}
-		if stored > 0 {
+		rows, refused, err := storeItems(ctx, tx, caller, in, d, moved)
+		if err != nil {
+			return err
+		}
+		for i, refusal := range refused {
+			if results[i].Err = refusal; refusal == nil {
+				results[i].Key = importedView(d, rows[i])
+			}
+		}
+		event, proven := importEvent(caller, in, d, moved, rows, refused)
+		if err := tx.Audit(ctx, event); err != nil {
+			return err
+		}
+		if proven {
 			if err := markAccessible(ctx, tx, d); err != nil {
 				return err
 			}
@@ -247,19 +269,50 @@ func (b *Broker) storeImported(ctx context.Context, caller Caller, in ImportData
 	return results, done, err
 }
 
-// storeItem stores one item that KMS moved: as a new row or, with an etag, in
-// place of the row that has it. It gives the row, or why the item is refused; an
-// error ends the whole call.
-func storeItem(ctx context.Context, tx Tx, caller Caller, r Request, d Domain, etag string, row DataKey) (stored DataKey, refused, err error) {
-	name := DataKeyName(d.ID, row.ID)
-	row.CreateTime, row.UpdateTime = tx.Now(), tx.Now()
-	if etag == "" {
-		err := tx.InsertDataKey(ctx, row)
-		if errors.Is(err, ErrAlreadyExists) {
-			return DataKey{}, alreadyExists(err, ReasonDataKeyAlreadyExists, name), nil
-		}
-		return row, nil, err
+// checkUnproven is the fence of items that KMS was not asked about: the domain,
+// read under its lock, still has but the one key. Else they go to KMS.
+func checkUnproven(ctx context.Context, tx Tx, d Domain, moved []movedItem) error {
+	if !slices.ContainsFunc(moved, func(m movedItem) bool { return m.unproven && m.err == nil }) {
+		return nil
 	}
+	keys, err := tx.DomainKeys(ctx, d.UID)
+	if err == nil && !onlyKey(d, keys) {
+		err = errEpochMoved
+	}
+	return err
+}
+
+// storeItems stores items: the new ones together, those with an etag each in
+// place of the row that has it. For each it gives the row, or why it is refused;
+// an error ends the whole call.
+func storeItems(ctx context.Context, tx Tx, caller Caller, in ImportDataKeys, d Domain, moved []movedItem) (rows []DataKey, refused []error, err error) {
+	rows, refused = make([]DataKey, len(moved)), make([]error, len(moved))
+	fresh, places := make([]DataKey, 0, len(moved)), make([]int, 0, len(moved))
+	for i, m := range moved {
+		rows[i] = m.row
+		rows[i].CreateTime, rows[i].UpdateTime = tx.Now(), tx.Now()
+		switch etag := in.Items[i].Etag; {
+		case m.err != nil:
+			refused[i] = RefusedByKMS(m.err, DataKeyName(d.ID, m.row.ID))
+		case etag == "":
+			fresh, places = append(fresh, rows[i]), append(places, i)
+		default:
+			if rows[i], refused[i], err = replaceItem(ctx, tx, caller, in.Request, d, etag, rows[i]); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	there, err := tx.InsertDataKeys(ctx, fresh)
+	for n, err := range there {
+		refused[places[n]] = alreadyExists(err, ReasonDataKeyAlreadyExists, DataKeyName(d.ID, fresh[n].ID))
+	}
+	return rows, refused, err
+}
+
+// replaceItem stores one item that KMS moved in place of the row that has its
+// etag.
+func replaceItem(ctx context.Context, tx Tx, caller Caller, r Request, d Domain, etag string, row DataKey) (stored DataKey, refused, err error) {
+	name := DataKeyName(d.ID, row.ID)
 	old, err := tx.DataKey(ctx, d.UID, row.ID)
 	if errors.Is(err, ErrNotFound) {
 		return DataKey{}, notFound(err, ReasonDataKeyNotFound, name), nil
@@ -282,6 +335,34 @@ func storeItem(ctx context.Context, tx Tx, caller Caller, r Request, d Domain, e
 	row.Version++
 	return row, nil, tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "dataKeys.replace", Domain: d.UID,
 		Resource: name, Outcome: AuditDone, RequestID: r.ID, KMSRequestID: row.KMSRequestID})
+}
+
+// importEvent is the one audit event of a call, with the Merkle root of the rows
+// that it stored. proven says that KMS has read one of them.
+func importEvent(caller Caller, in ImportDataKeys, d Domain, moved []movedItem, rows []DataKey, refused []error) (event AuditEvent, proven bool) {
+	var leaves [][sha256.Size]byte
+	unproven := 0
+	for i, row := range rows {
+		switch {
+		case refused[i] != nil:
+			continue
+		case moved[i].unproven:
+			unproven++
+		default:
+			proven = true
+		}
+		leaves = append(leaves, LeafHash(row))
+	}
+	detail := map[string]string{"stored": strconv.Itoa(len(leaves)), "refused": strconv.Itoa(len(rows) - len(leaves))}
+	if unproven > 0 {
+		detail["unproven"] = strconv.Itoa(unproven)
+	}
+	if len(leaves) > 0 {
+		root := MerkleRoot(leaves)
+		detail["merkle_root"], detail["kms_key"] = hex.EncodeToString(root[:]), string(d.KMSKey)
+	}
+	return AuditEvent{Caller: caller.Subject, Action: "dataKeys.import", Domain: d.UID, Resource: d.ID.Name(),
+		Outcome: AuditDone, RequestID: in.Request.ID, Detail: detail}, proven
 }
 
 func importedView(d Domain, row DataKey) DataKeyView {

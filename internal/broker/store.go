@@ -64,6 +64,10 @@ type Tx interface {
 	// InsertDataKey stores a new row. ErrAlreadyExists if the id lives, with
 	// ReasonDataKeyIDDeleted if it was deleted (ids are never reused, I14).
 	InsertDataKey(ctx context.Context, k DataKey) error
+	// InsertDataKeys stores new rows of one domain, whose ids differ, and gives for
+	// each nil or the ErrAlreadyExists that InsertDataKey would give; the others are
+	// stored all the same.
+	InsertDataKeys(ctx context.Context, keys []DataKey) ([]error, error)
 	DataKey(ctx context.Context, d DomainUID, id DataKeyID) (DataKey, error)
 	// ListDataKeys gives up to limit rows of d with an id greater than after.
 	ListDataKeys(ctx context.Context, d DomainUID, after DataKeyID, limit int) ([]DataKey, error)

@@ -169,7 +169,8 @@ func (s *dataKeyService) ImportDataKeys(ctx context.Context, in *keybrokerv1.Imp
 			KeySpec:       item.GetKeySpec(),
 		}
 	}
-	results, err := s.keys.ImportDataKeys(ctx, s.caller(ctx), broker.ImportDataKeys{Request: request, Domain: domain, Items: items})
+	results, err := s.keys.ImportDataKeys(ctx, s.caller(ctx), broker.ImportDataKeys{Request: request, Domain: domain, Items: items,
+		AllowUnproven: in.GetAllowUnproven()})
 	if err != nil {
 		return nil, err
 	}

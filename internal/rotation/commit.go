@@ -153,12 +153,14 @@ func (w *shardWork) record(ctx context.Context, tx Tx, moves []Move, outcomes []
 			t.conflicts++
 			continue
 		}
+		m := moves[i]
 		t.moved++
 		if outcomes[i].relabel {
 			t.relabelled++
 		}
-		counts[MaterialCount{SourceKey: outcomes[i].source, SourceMaterial: outcomes[i].oldID, NewMaterial: moves[i].KeyMaterialID}]++
-		leaves = append(leaves, leafHash(moves[i], w.job.TargetEpoch))
+		counts[MaterialCount{SourceKey: outcomes[i].source, SourceMaterial: outcomes[i].oldID, NewMaterial: m.KeyMaterialID}]++
+		leaves = append(leaves, broker.LeafHash(broker.DataKey{ID: m.ID, UID: m.UID, Ciphertext: m.Ciphertext,
+			KeyMaterialID: m.KeyMaterialID, Version: m.Version + 1, Epoch: w.job.TargetEpoch}))
 	}
 	if t.moved == 0 {
 		return nil
@@ -174,7 +176,7 @@ func (w *shardWork) record(ctx context.Context, tx Tx, moves []Move, outcomes []
 	if err := tx.TouchJob(ctx, w.job.Ref()); err != nil {
 		return err
 	}
-	root := merkleRoot(leaves)
+	root := broker.MerkleRoot(leaves)
 	return tx.Audit(ctx, w.engine.event(broker.System.Subject, "dataKeys.reencrypt", w.plan.domain, w.job, broker.AuditDone,
 		map[string]string{"rows": strconv.Itoa(t.moved), "merkle_root": hex.EncodeToString(root[:]), "kms_key": string(w.job.TargetKey)}))
 }

@@ -217,7 +217,7 @@ func (e *Engine) commitItems(ctx context.Context, caller broker.Caller, pass Pas
 	var leaves [][sha256.Size]byte
 	for _, r := range receipts {
 		if r.Err == nil && !r.Unchanged {
-			leaves = append(leaves, leafHash(Move{ID: broker.DataKeyID(r.Item), Ciphertext: r.Ciphertext, KeyMaterialID: r.KeyMaterialID}, opened.Epoch))
+			leaves = append(leaves, broker.LeafHash(broker.DataKey{ID: broker.DataKeyID(r.Item), Ciphertext: r.Ciphertext, KeyMaterialID: r.KeyMaterialID, Version: 1, Epoch: opened.Epoch}))
 		}
 	}
 	if len(leaves) == 0 {
@@ -234,7 +234,7 @@ func (e *Engine) commitItems(ctx context.Context, caller broker.Caller, pass Pas
 		if err := takeBackAttestations(ctx, tx, caller, pass, d); err != nil {
 			return err
 		}
-		root := merkleRoot(leaves)
+		root := broker.MerkleRoot(leaves)
 		return tx.Audit(ctx, broker.AuditEvent{Caller: caller.Subject, Action: "selfInventories.reencrypt", Domain: d.UID,
 			Resource: pass.Owner.resource(d), Outcome: broker.AuditDone, Detail: map[string]string{"pass": pass.ID,
 				"items": strconv.Itoa(len(leaves)), "merkle_root": hex.EncodeToString(root[:]), "kms_key": string(d.KMSKey)}})

@@ -43,7 +43,7 @@ func TestAFailedCommitIsTold(t *testing.T) {
 	const key = broker.KeyARN("arn:aws:kms:us-east-1:111122223333:key/target")
 	var rows []broker.DataKey
 	for i := range 40 {
-		rows = append(rows, broker.DataKey{ID: broker.DataKeyID(fmt.Sprintf("row-%02d", i)), Epoch: 1})
+		rows = append(rows, broker.DataKey{ID: broker.DataKeyID(fmt.Sprintf("row-%02d", i)), Epoch: 1, KeyMaterialID: "material"})
 	}
 	for _, batch := range []int{1, 7, 40, 100} {
 		e := &Engine{store: brokenStore{rows}, cfg: Config{BatchRows: batch, BatchTime: time.Minute, CallsPerShard: 4, At: func(string) {}}}

@@ -114,7 +114,8 @@ func (w *shardWork) moveRow(ctx, timed context.Context, row *broker.DataKey) row
 	if !ok {
 		return rowOutcome{failure: w.failure(row, "", fmt.Errorf("the domain never had epoch %d", row.Epoch))}
 	}
-	if w.job.Kind == KindKeyChange && key.KMSKey == w.job.TargetKey {
+	// A row without a key material was imported unproven: KMS must read it once.
+	if w.job.Kind == KindKeyChange && key.KMSKey == w.job.TargetKey && row.KeyMaterialID != "" {
 		return rowOutcome{relabel: true, source: key.KMSKey, oldID: row.KeyMaterialID, move: &Move{ID: row.ID, UID: row.UID,
 			Version: row.Version, FromEpoch: row.Epoch, Ciphertext: row.Ciphertext, KeyMaterialID: row.KeyMaterialID, KMSRequestID: row.KMSRequestID}}
 	}

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -48,6 +49,19 @@ func (t *txn) InsertDataKey(ctx context.Context, k broker.DataKey) error {
 	}
 	return &broker.Error{Kind: broker.ErrAlreadyExists, Reason: broker.ReasonDataKeyIDDeleted,
 		Detail: "a data key of this id was deleted, and ids are never used again: choose another"}
+}
+
+// InsertDataKeys implements broker.Tx.
+func (t *txn) InsertDataKeys(ctx context.Context, keys []broker.DataKey) ([]error, error) {
+	there := make([]error, len(keys))
+	for i, k := range keys {
+		if err := t.InsertDataKey(ctx, k); errors.Is(err, broker.ErrAlreadyExists) {
+			there[i] = err
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	return there, nil
 }
 
 // DataKey implements broker.Tx.

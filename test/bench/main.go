@@ -31,18 +31,20 @@ type sizes struct {
 	domains              []int
 	domainRounds         int
 	creates, createRound int
+	imports              int // full calls of ImportDataKeys
+	importRounds         int
 	rateTime             time.Duration // per operation of localkms and number of callers
 	stock                int           // keys and grants that those calls use up, for each number of callers
 }
 
 func quickSizes() sizes {
 	return sizes{rows: 300, rounds: 1, slowRows: 100, slowRounds: 1, domains: []int{100, 400}, domainRounds: 1,
-		creates: 20, createRound: 1, rateTime: 5 * time.Millisecond, stock: 20}
+		creates: 20, createRound: 1, imports: 2, importRounds: 1, rateTime: 5 * time.Millisecond, stock: 20}
 }
 
 func defaultSizes() sizes {
 	return sizes{rows: 20_000, rounds: 5, slowRows: 8_000, slowRounds: 3, domains: []int{10_000, 200_000}, domainRounds: 2,
-		creates: 1000, createRound: 5, rateTime: 700 * time.Millisecond, stock: 2000}
+		creates: 1000, createRound: 5, imports: 60, importRounds: 5, rateTime: 700 * time.Millisecond, stock: 2000}
 }
 
 func main() {
@@ -110,7 +112,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 // parts are the processes that a bench starts of itself, by their first argument.
 func parts() map[string]func(context.Context, []string, io.Writer) error {
 	return map[string]func(context.Context, []string, io.Writer) error{
-		partKMS: serveKMS, partChange: changeOnce, partRPC: callRPCs,
+		partKMS: serveKMS, partChange: changeOnce, partRPC: callRPCs, partImport: importRPCs,
 	}
 }
 
@@ -155,7 +157,7 @@ type group struct {
 func groups() []group {
 	return []group{
 		{"job", (*bench).sideBySide}, {"slow", (*bench).sideBySideSlow}, {"sizes", (*bench).domainSizes},
-		{"create", (*bench).createDataKey}, {"kms", (*bench).kmsRates},
+		{"create", (*bench).createDataKey}, {"import", (*bench).importDataKeys}, {"kms", (*bench).kmsRates},
 	}
 }
 

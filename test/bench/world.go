@@ -80,6 +80,7 @@ type world struct {
 	// bare is the SDK's client in the worker's role, owner in the customer's.
 	bare, owner *kms.Client
 	newID       func() string
+	blobs       []blob       // that importRows takes in
 	calls       atomic.Int64 // attempts at KMS, as awskms's observer counts them
 }
 
@@ -187,24 +188,35 @@ const distinctBlobs = 1000
 // rowsPerLoad is the size of the loader's transactions.
 const rowsPerLoad = 20_000
 
-// load inserts rows through the store's port.
-func (w *world) load(ctx context.Context, rows int) error {
+// A blob is a data key as KMS makes it.
+type blob struct {
+	pairs   broker.Context
+	wrapped broker.WrappedKey
+}
+
+// makeBlobs has KMS make data keys of the tenant.
+func (w *world) makeBlobs(ctx context.Context, n int) ([]blob, error) {
 	d, _, err := w.broker.GetDomain(ctx, caller(), tenant)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	type blob struct {
-		pairs   broker.Context
-		wrapped broker.WrappedKey
-	}
-	blobs := make([]blob, min(rows, distinctBlobs))
-	err = inParallel(w.pool.total(), len(blobs), func(i int) error {
+	blobs := make([]blob, n)
+	return blobs, inParallel(w.pool.total(), n, func(i int) error {
 		pairs := broker.Context{"object": fmt.Sprintf("recordings/2026/%06d", i)}
 		wrapped, err := w.foreground.GenerateDataKeyWithoutPlaintext(ctx, broker.GenerateDataKey{
 			Key: d.KMSKey, KeySpec: broker.DefaultKeySpec, Context: pairs.With(d.Reserved)})
 		blobs[i] = blob{pairs, wrapped}
 		return err
 	})
+}
+
+// load inserts rows through the store's port.
+func (w *world) load(ctx context.Context, rows int) error {
+	d, _, err := w.broker.GetDomain(ctx, caller(), tenant)
+	if err != nil {
+		return err
+	}
+	blobs, err := w.makeBlobs(ctx, min(rows, distinctBlobs))
 	if err != nil {
 		return err
 	}

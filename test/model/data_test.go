@@ -69,11 +69,14 @@ func (m *machine) decryptAsOwner(t *rapid.T, view broker.DataKeyView) []byte {
 		}
 		return err
 	})
-	if got := aws.ToString(out.KeyMaterialId); got != view.KeyMaterialID {
+	if got := aws.ToString(out.KeyMaterialId); got != view.KeyMaterialID && !unproven(view.DataKey) {
 		t.Fatalf("I1: data key %s is under material %.8s, recorded %.8s", view.ID, got, view.KeyMaterialID)
 	}
 	return out.Plaintext
 }
+
+// unproven: the row was imported without a KMS call, and no job has read it yet.
+func unproven(row broker.DataKey) bool { return row.KeyMaterialID == "" && row.KMSRequestID == "" }
 
 // allowImport puts each tenant's import statement on the legacy key.
 func (m *machine) allowImport(t *rapid.T) {
@@ -113,6 +116,19 @@ func (m *machine) importSome(t *rapid.T, tn *tenant, n int) {
 	m.imported(t, tn, in, plain)
 }
 
+// importUnproven has a tenant that never had but one key take in what its owner
+// made under it with the pair: no KMS call is spent on it.
+func (m *machine) importUnproven(t *rapid.T, tn *tenant) {
+	id := m.nextID()
+	plain := bytes.Repeat([]byte{byte(m.serial)}, 32)
+	pairs := broker.Context{"made": "before"}.With(tn.reserved)
+	out, err := m.bench.Customer.Encrypt(m.ctx, &kms.EncryptInput{KeyId: aws.String(string(m.keys[0])), Plaintext: plain, EncryptionContext: pairs})
+	fatal(t, err)
+	m.imported(t, tn, broker.ImportDataKeys{Request: m.newRequest("ImportDataKeys"), Domain: tn.id, AllowUnproven: true,
+		Items: []broker.ImportItem{{ID: id, Ciphertext: out.CiphertextBlob, SourceKey: m.keys[0], SourceContext: pairs}}},
+		map[broker.DataKeyID][]byte{id: plain})
+}
+
 // imported imports, and holds the broker to its promise that such blobs are
 // taken.
 func (m *machine) imported(t *rapid.T, tn *tenant, in broker.ImportDataKeys, plain map[broker.DataKeyID][]byte) {
@@ -135,6 +151,9 @@ func (m *machine) imported(t *rapid.T, tn *tenant, in broker.ImportDataKeys, pla
 			if _, before := stored[id]; !before {
 				stored[id] = r.Key.UID
 				tn.plain[id] = plain[id]
+			}
+			if unproven(r.Key.DataKey) {
+				m.tally.met("import unproven")
 			}
 			if reasons[id] != "" || stored[id] != r.Key.UID {
 				t.Fatalf("I8: one request_id imported %s twice", id)
@@ -179,7 +198,7 @@ func (m *machine) importStraggler(t *rapid.T) {
 		return // the service broke the contract: nothing is promised
 	}
 	id := m.nextID()
-	m.imported(t, tn, broker.ImportDataKeys{Request: m.newRequest("ImportDataKeys"), Domain: tn.id,
+	m.imported(t, tn, broker.ImportDataKeys{Request: m.newRequest("ImportDataKeys"), Domain: tn.id, AllowUnproven: rapid.Bool().Draw(t, "allow unproven"),
 		Items: []broker.ImportItem{{ID: id, Ciphertext: s.blob, SourceKey: s.key, SourceContext: s.context}}},
 		map[broker.DataKeyID][]byte{id: s.plain})
 }

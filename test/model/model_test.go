@@ -263,7 +263,8 @@ func (m *machine) settleIn(t *rapid.T) {
 		fatal(t, err)
 		m.acknowledged(t, tn, made)
 	}
-	m.importSome(t, m.tenants[0], 6)
+	m.importSome(t, m.tenants[0], 5)
+	m.importUnproven(t, m.tenants[0])
 	m.firstGrant(t, m.tenants[0])
 }
 

@@ -600,7 +600,18 @@ type ImportDataKeysRequest struct {
 	Items []*ImportDataKeysRequest_Item `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
 	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
 	// characters without spaces, unique per caller and method.
-	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Lets the broker keep items as they are, without a KMS call: for taking in
+	// many at once, at the price of a proof. It does so for an item without an etag
+	// whose source_encryption_context has the domain's reserved pair, in an ACTIVE
+	// domain that never had, and is not getting, another key than that item's
+	// source_kms_key. Every other item is re-encrypted all the same.
+	//
+	// A row that is kept so has an empty key_material_id, and nobody has shown that
+	// KMS can read it. The domain's next key change, or a KEY_MATERIAL job, proves it
+	// and fills that in; a VERIFY job proves it too. Keep the originals until one of
+	// them has succeeded: it names each row that KMS cannot read.
+	AllowUnproven bool `protobuf:"varint,4,opt,name=allow_unproven,json=allowUnproven,proto3" json:"allow_unproven,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -654,6 +665,13 @@ func (x *ImportDataKeysRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *ImportDataKeysRequest) GetAllowUnproven() bool {
+	if x != nil {
+		return x.AllowUnproven
+	}
+	return false
 }
 
 // What became of each item.
@@ -1812,12 +1830,13 @@ const file_keybroker_v1_data_keys_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tBZ\xbaHWrU2S^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/dataKeys/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$R\x04name\x12\x1b\n" +
 	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x123\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xcb\x06\n" +
+	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xf2\x06\n" +
 	"\x15ImportDataKeysRequest\x12H\n" +
 	"\x06parent\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12K\n" +
 	"\x05items\x18\x02 \x03(\v2(.keybroker.v1.ImportDataKeysRequest.ItemB\v\xbaH\b\x92\x01\x05\b\x01\x10\xf4\x03R\x05items\x123\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\x1a\xe5\x04\n" +
+	"request_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\x12%\n" +
+	"\x0eallow_unproven\x18\x04 \x01(\bR\rallowUnproven\x1a\xe5\x04\n" +
 	"\x04Item\x12I\n" +
 	"\vdata_key_id\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$R\tdataKeyId\x123\n" +
 	"\x0fciphertext_blob\x18\x02 \x01(\fB\n" +

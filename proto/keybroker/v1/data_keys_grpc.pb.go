@@ -67,7 +67,8 @@ type DataKeyServiceClient interface {
 	DeleteDataKey(ctx context.Context, in *DeleteDataKeyRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// Takes in data keys that were wrapped elsewhere. Each is re-encrypted at KMS
 	// under the domain's key, with the reserved pair in its context, before it is
-	// acknowledged: one call that proves key, context and integrity.
+	// acknowledged: one call that proves key, context and integrity. allow_unproven
+	// spares the call where the blob needs no change.
 	//
 	// A malformed field, or one data_key_id twice, refuses the whole call before
 	// any KMS call. If KMS fails to answer for any item, nothing is stored: repeat
@@ -250,7 +251,8 @@ type DataKeyServiceServer interface {
 	DeleteDataKey(context.Context, *DeleteDataKeyRequest) (*emptypb.Empty, error)
 	// Takes in data keys that were wrapped elsewhere. Each is re-encrypted at KMS
 	// under the domain's key, with the reserved pair in its context, before it is
-	// acknowledged: one call that proves key, context and integrity.
+	// acknowledged: one call that proves key, context and integrity. allow_unproven
+	// spares the call where the blob needs no change.
 	//
 	// A malformed field, or one data_key_id twice, refuses the whole call before
 	// any KMS call. If KMS fails to answer for any item, nothing is stored: repeat
