@@ -165,6 +165,36 @@ func TestSchemasAgree(t *testing.T) {
 	}
 }
 
+var keyConstraint = regexp.MustCompile(`(?m)^\tconstraint (\w+) (?:PRIMARY KEY|UNIQUE|FOREIGN KEY) \((\w+)`)
+
+// TestKeysBeginWithTheDomain: what belongs to a domain has keys that begin with
+// its uid, so that a store may be distributed by it. The others are those that
+// ARCHITECTURE.md, section 9, says how to keep.
+func TestKeysBeginWithTheDomain(t *testing.T) {
+	var others []string
+	all := keyConstraint.FindAllStringSubmatch(postgresSchema(t), -1)
+	for _, key := range all {
+		if key[2] != "domain_uid" {
+			others = append(others, key[1])
+		}
+	}
+	slices.Sort(others)
+	want := []string{"audit_event_pk", "compatibility_pk", "domain_id_unique", "kms_grant_name_unique", "listed_key_pk",
+		"meta_pk", "periodic_pk", "replica_pk", "request_pk"}
+	if diff := cmp.Diff(want, others); diff != "" || len(all) < 25 {
+		t.Errorf("of %d keys, those that do not begin with domain_uid (-known +found):\n%s", len(all), diff)
+	}
+	text, err := os.ReadFile(filepath.Join("..", "..", "ARCHITECTURE.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range others {
+		if !strings.Contains(string(text), "`"+name) {
+			t.Errorf("ARCHITECTURE.md, section 9, does not say how %s would be kept", name)
+		}
+	}
+}
+
 // TestSchemaVersions: a program refuses what it cannot run on, names the way
 // out, and runs on a newer schema as long as that has everything it needs.
 func TestSchemaVersions(t *testing.T) {
