@@ -16,8 +16,10 @@ import (
 )
 
 // migrations holds one folder per engine; a number means the same step in each.
-// A migration only adds, one release before the code that needs what it adds, so
-// that two releases can share a database during an upgrade.
+// A migration comes with the code that needs it and is run before that code, on
+// a database that the release before is still at work on. So it only adds, with
+// defaults that mean "as before", and takes away a release later: see
+// CONTRIBUTING.md, "A change of the schema".
 //
 //go:embed migrations
 var migrations embed.FS
