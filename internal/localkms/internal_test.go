@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -368,6 +370,36 @@ func TestReplayOfEveryPrefix(t *testing.T) {
 	}
 	if lines != len(batches) {
 		t.Errorf("reached line %d of %d", lines, len(batches))
+	}
+}
+
+// A whole last line that says what this program does not know was acknowledged by
+// a newer one. It is refused where it stands, and stays on disk.
+func TestLineOfANewerProgram(t *testing.T) {
+	for _, text := range []string{`[{"sealed":{"key":"k"}}]`, `[{"enabled":{"key":{},"by":"b"}}]`, `{"batch":[]}`, `[{}`} {
+		dir := t.TempDir()
+		k, err := New(Config{Dir: dir, Now: time.Now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := k.Close(); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, journalName)
+		before, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before = fmt.Appendf(before, "%08x %s\n", crc32.Checksum([]byte(text), crc32.MakeTable(crc32.Castagnoli)), text)
+		if err := os.WriteFile(path, before, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New(Config{Dir: dir, Now: time.Now}); err == nil || !strings.Contains(err.Error(), "line 2: ") {
+			t.Errorf("%s: opened with %v", text, err)
+		}
+		if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, before) {
+			t.Errorf("%s: the journal was changed: %v", text, err)
+		}
 	}
 }
 

@@ -185,8 +185,12 @@ func readJournal(path string) (*state, error) {
 	return s, nil
 }
 
+var errChecksum = errors.New("checksum does not match")
+
 // replay applies the lines of a journal. What a crash left of the last line is
-// passed over; a bad line before others is damage.
+// passed over: it lacks its newline, or its checksum is not that of the rest. A
+// bad line before others is damage, and a whole line that says what this program
+// does not know is a newer one's.
 func (s *state) replay(r io.Reader) error {
 	lines := bufio.NewReaderSize(r, 64<<10)
 	for number := 1; ; number++ {
@@ -198,10 +202,12 @@ func (s *state) replay(r io.Reader) error {
 			return err
 		}
 		batch, err := readLine(line)
-		if err != nil {
+		if errors.Is(err, errChecksum) {
 			if _, last := lines.Peek(1); errors.Is(last, io.EOF) {
 				return nil
 			}
+		}
+		if err != nil {
 			return fmt.Errorf("line %d: %w", number, err)
 		}
 		for _, e := range batch {
@@ -215,7 +221,7 @@ func (s *state) replay(r io.Reader) error {
 func readLine(line []byte) ([]*event, error) {
 	sum, text, found := bytes.Cut(bytes.TrimSuffix(line, []byte("\n")), []byte(" "))
 	if !found || string(sum) != fmt.Sprintf("%08x", crc32.Checksum(text, castagnoli())) {
-		return nil, errors.New("checksum does not match")
+		return nil, errChecksum
 	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields() // a newer program knows more: its state is not ours to drop
