@@ -22,6 +22,10 @@ type part struct {
 // holds one (AWS KMS Developer Guide, "Creating a key policy", Key policy format).
 const literalByte = '\x00'
 
+// meaningful are the characters that a value has to be freed of. A colon is not
+// among them: the ARN in a variable has parts like any other.
+const meaningful = "*?" + string(literalByte)
+
 // variables are the condition keys that may stand in a pattern: of those that a
 // request has once, the ones that this package knows.
 var variables = map[string]bool{
@@ -98,7 +102,7 @@ func (p *pattern) fill(q *query, wildcards bool) (filled string, ok bool) {
 			}
 		}
 		for j := range len(text) {
-			if part.literal && wildcards {
+			if part.literal && wildcards && strings.IndexByte(meaningful, text[j]) >= 0 {
 				b.WriteByte(literalByte)
 			}
 			b.WriteByte(text[j])

@@ -98,7 +98,7 @@ func (w *world) condition() (operator, key string, values any) {
 	}
 	switch w.rnd.IntN(12) {
 	case 0, 1, 2:
-		return text(), "kms:EncryptionContext:" + w.pick("tenant", "Tenant", "env"), several("a", "A", "b", "?", "${aws:username}", "${kms:EncryptionContext:env, 'b'}", "${*}", "a*")
+		return text(), "kms:EncryptionContext:" + w.pick("tenant", "Tenant", "env"), several("a", "A", "b", "?", "${aws:username}", "${kms:EncryptionContext:env, 'b'}", "${*}", "${kms:EncryptionContext:env}*", "a*")
 	case 3:
 		set = w.pick("ForAllValues:", "ForAnyValue:", "ForAnyValue:")
 		return set + text(), w.pick("kms:EncryptionContextKeys", "kms:GrantOperations", "aws:TagKeys", "kms:ResourceAliases"), several("tenant", "env", "Decrypt", "Encrypt", "team", "alias/*", "alias/key")
@@ -106,7 +106,7 @@ func (w *world) condition() (operator, key string, values any) {
 		return "Null", w.pick("kms:EncryptionContextKeys", "aws:PrincipalTag/x", "kms:ViaService", "aws:TokenIssueTime", "sts:ExternalId", "kms:GranteePrincipal", "aws:TagKeys"), w.pick("true", "false")
 	case 5:
 		return w.pick("Arn"+not+"Equals", "Arn"+not+"Like") + optional, w.pick("aws:PrincipalArn", "kms:GranteePrincipal", "kms:RetiringPrincipal", "aws:SourceArn"),
-			several(worldUser(homeAccount), worldRole(foreignAccount), "arn:aws:iam::*:role/*", "arn:aws:*::"+homeAccount+":*", rootARN(homeAccount), "arn:aws:iam::"+foreignAccount+":user/${aws:username}")
+			several(worldUser(homeAccount), worldRole(foreignAccount), "arn:aws:iam::*:role/*", "arn:aws:*::"+homeAccount+":*", rootARN(homeAccount), "arn:aws:iam::"+foreignAccount+":user/${aws:username}", "${aws:PrincipalArn}")
 	case 6:
 		return w.pick("Numeric"+not+"Equals", "NumericLessThan", "NumericGreaterThanEquals", "NumericLessThanEquals", "NumericGreaterThan") + optional,
 			w.pick("kms:EncryptionContext:level", "aws:EpochTime", "kms:TrailingDaysWithoutKeyUsage"), w.pick("7", "1800000000", "0")

@@ -117,6 +117,9 @@ func statementScenarios() []scenario {
 		as("S9", "another's name", on(`"StringEquals":{"kms:EncryptionContext:user":"${aws:username}"}`), false, "user", "bob"),
 		as("S9", "no value", on(`"StringLike":{"kms:EncryptionContext:user":"${aws:TokenIssueTime}*"}`), false, "user", "x"),
 		as("S9", "a default", on(`"StringEquals":{"kms:EncryptionContext:user":"${aws:TokenIssueTime, 'x'}"}`), true, "user", "x"),
+		as("S9", "a star in a value", on(`"StringLike":{"kms:EncryptionContext:user":"${kms:EncryptionContext:name}"}`), false, "name", "\x00*", "user", "\x00x"),
+		as("S9", "an ARN", on(`"ArnEquals":{"aws:PrincipalArn":"${aws:PrincipalArn}"}`), true),
+		as("S9", "a part of an ARN", on(`"ArnLike":{"aws:PrincipalArn":"arn:aws:iam::${aws:PrincipalAccount}:user/*"}`), true),
 		as("S9", "a star that is none", on(`"StringLike":{"kms:EncryptionContext:user":"${*}"}`), false, "user", "x"),
 	}
 }
