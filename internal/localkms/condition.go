@@ -12,8 +12,6 @@ import (
 	"time"
 )
 
-var errTrailingText = errors.New("text after the end of the document")
-
 // condition is one operator on one condition key of a statement. Operators and
 // their treatment of absent keys: IAM User Guide, "IAM JSON policy elements:
 // Condition operators" and "Single-valued vs. multivalued context keys".

@@ -403,6 +403,23 @@ func TestLineOfANewerProgram(t *testing.T) {
 	}
 }
 
+// What a policy has to be is decided when it is put. One that a journal holds was
+// accepted once, and does not keep the KMS from opening.
+func TestPolicyOfAnOlderProgram(t *testing.T) {
+	ref := keyRef{"111122223333", "us-west-2", newUUID()}
+	taken := defaultPolicy(ref.Account) + "}"
+	if _, err := parseKeyPolicy(taken); err == nil {
+		t.Fatal("the policy would be accepted today")
+	}
+	s := newState(newTokenSecret())
+	made := &keyEvent{Ref: ref, Policy: taken, Materials: []materialEvent{newMaterialEvent(kind{symmetricSpec, encryptDecrypt})}}
+	for _, e := range []*event{{Key: made}, {Policy: &policyEvent{ref, taken}}} {
+		if err := s.apply(e); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A rotation that is decided, and not yet on disk, governs what is encrypted from
 // then on. The material gets there before anything under it leaves.
 func TestMaterialIsOnDiskBeforeItsCiphertext(t *testing.T) {

@@ -2,6 +2,9 @@ package localkms
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strconv"
@@ -71,6 +74,19 @@ func parseKeyPolicy(document string) (*policy, error) {
 }
 
 func parsePolicy(kind policyKind, name, document string) (*policy, error) {
+	p, err := readPolicy(kind, name, document)
+	if err != nil {
+		return nil, err
+	}
+	if err := unambiguous(document); err != nil {
+		return nil, malformed("Policy contains invalid JSON: " + err.Error())
+	}
+	return p, nil
+}
+
+// readPolicy reads a policy as parsePolicy does, or as a program did that accepted
+// more: what a journal holds is a policy whatever was decided about such since.
+func readPolicy(kind policyKind, name, document string) (*policy, error) {
 	var doc struct {
 		Version   string
 		ID        string `json:"Id"`
@@ -105,13 +121,57 @@ func malformed(message string) error { return fault(codeMalformedPolicy, message
 func strictJSON(document string, into any) error {
 	d := json.NewDecoder(strings.NewReader(document))
 	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
+	return d.Decode(into)
+}
+
+// unambiguous refuses text behind a JSON document, and an object that has a member
+// twice: Go takes the last of them, another reader may take the first.
+func unambiguous(document string) error {
+	d := json.NewDecoder(strings.NewReader(document))
+	if err := membersOnce(d, true); err != nil {
 		return err
 	}
-	if d.More() {
-		return errTrailingText
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("text after the end of the document")
 	}
 	return nil
+}
+
+// membersOnce reads one value. Go reads the elements of a policy in any case, so
+// those are the same; within a Condition, each spelling of a key is a condition.
+func membersOnce(d *json.Decoder, anyCase bool) error {
+	token, err := d.Token()
+	if err != nil {
+		return err
+	}
+	opened, ok := token.(json.Delim)
+	if !ok {
+		return nil
+	}
+	seen := map[string]bool{}
+	for d.More() {
+		inside := anyCase
+		if opened == '{' {
+			token, err := d.Token()
+			if err != nil {
+				return err
+			}
+			name := token.(string) // the decoder takes nothing else here
+			if anyCase {
+				name = fold(name)
+			}
+			if seen[name] {
+				return fmt.Errorf("an object has two members %q", token)
+			}
+			seen[name] = true
+			inside = anyCase && name != "condition"
+		}
+		if err := membersOnce(d, inside); err != nil {
+			return err
+		}
+	}
+	_, err = d.Token() // of the end
+	return err
 }
 
 // oneOrMore is a policy element that may be a single value or a list.

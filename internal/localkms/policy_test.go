@@ -371,6 +371,13 @@ func TestKeyPolicyDocuments(t *testing.T) {
 	}{
 		"not JSON":          {`{"Statement":`, refusal{"MalformedPolicyDocumentException", "Policy contains invalid JSON: unexpected EOF"}},
 		"trailing text":     {statement("") + "x", refusal{"MalformedPolicyDocumentException", "Policy contains invalid JSON: text after the end of the document"}},
+		"one brace more":    {statement("") + "}", refusal{"MalformedPolicyDocumentException", "Policy contains invalid JSON: text after the end of the document"}},
+		"one bracket more":  {statement("") + "]", refusal{"MalformedPolicyDocumentException", "Policy contains invalid JSON: text after the end of the document"}},
+		"two policies":      {statement("") + statement(""), refusal{"MalformedPolicyDocumentException", "Policy contains invalid JSON: text after the end of the document"}},
+		"two effects":       {statement(`,"Effect":"Allow"`), refusal{"MalformedPolicyDocumentException", `Policy contains invalid JSON: an object has two members "Effect"`}},
+		"in other case":     {statement(`,"resource":"*"`), refusal{"MalformedPolicyDocumentException", `Policy contains invalid JSON: an object has two members "resource"`}},
+		"two operators":     {statement(`,"Condition":{"StringEquals":{"a":"b"},"StringEquals":{"c":"d"}}`), refusal{"MalformedPolicyDocumentException", `Policy contains invalid JSON: an object has two members "StringEquals"`}},
+		"two of a key":      {statement(`,"Condition":{"StringEquals":{"a":"b","a":["b"]}}`), refusal{"MalformedPolicyDocumentException", `Policy contains invalid JSON: an object has two members "a"`}},
 		"unknown element":   {statement(`,"Conditions":{}`), refusal{"MalformedPolicyDocumentException", `Policy contains invalid JSON: json: unknown field "Conditions"`}},
 		"no statement":      {`{"Version":"2012-10-17","Statement":[]}`, refusal{"MalformedPolicyDocumentException", "Policy contains no statement."}},
 		"version":           {`{"Version":"2020-01-01","Statement":[]}`, refusal{"MalformedPolicyDocumentException", "Policy contains an unknown version."}},

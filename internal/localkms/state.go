@@ -39,7 +39,7 @@ func (s *state) apply(e *event) error {
 	case e.Key != nil:
 		return s.applyKey(e.Key)
 	case e.Policy != nil:
-		p, err := parseKeyPolicy(e.Policy.Policy)
+		p, err := readPolicy(keyPolicy, "", e.Policy.Policy)
 		if err != nil {
 			return err
 		}
@@ -89,7 +89,7 @@ func (s *state) applyOpened(e *openedEvent) error {
 }
 
 func (s *state) applyKey(e *keyEvent) error {
-	p, err := parseKeyPolicy(e.Policy)
+	p, err := readPolicy(keyPolicy, "", e.Policy)
 	if err != nil {
 		return err
 	}
