@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/rotation"
 	"github.com/keybroker/keybroker/test/harness"
 )
 
@@ -237,6 +238,21 @@ func TestCreateDataKeyDuringASwitch(t *testing.T) {
 	read, err := b.getDataKey("k")
 	if err != nil || !bytes.Equal(read.Ciphertext, k.Ciphertext) {
 		t.Errorf("the row is not what was answered: %v", err)
+	}
+}
+
+// I14: the domain is deleted between KMS's answer and the store. It gains no row.
+func TestCreateDataKeyDuringADeletion(t *testing.T) {
+	b := newActive(t)
+	b.road.after("GenerateDataKeyWithoutPlaintext", func() {
+		if err := b.Engine.DeleteDomain(t.Context(), harness.Caller, rotation.DeleteDomain{Domain: "acme"}); err != nil {
+			t.Error(err)
+		}
+	})
+	_, err := b.createDataKey("k")
+	wantReason(t, err, broker.ReasonDomainNotFound)
+	if rows := b.query(`select data_key_id from data_key`); len(rows) != 0 {
+		t.Errorf("the deleted domain has %d rows", len(rows))
 	}
 }
 

@@ -250,20 +250,28 @@ func TestChangeDuringChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	createKeys(t, b, "acme", 6)
+	serviceGrant(t, b, "acme", "Decrypt") // which lets a change wait before its switch
 	second := must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))
 	third := must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))
+	granted := func(key broker.KeyARN) func(rotation.JobView) bool {
+		return func(rotation.JobView) bool { return len(must[[]string](t)(b.GrantsAt(ctx, key, d))) == 3 }
+	}
 	job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", second))
 	if same := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", second)); same.ID != job.ID {
 		t.Errorf("the same change again made job %s, want %s", same.ID, job.ID)
 	}
-	workUntil(t, b, job, func(v rotation.JobView) bool { return v.TargetKey != "" })
+	workUntil(t, b, job, granted(second))
 	other := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", third))
+	if other.TargetEpoch <= job.TargetEpoch {
+		t.Errorf("epoch %d is given out again: it means another key already", other.TargetEpoch)
+	}
 	if view := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); view.State != rotation.Superseded {
 		t.Errorf("the first change ended %s, want %s", view.State, rotation.Superseded)
 	}
 	if names := must[[]string](t)(b.GrantsAt(ctx, second, d)); len(names) != 0 {
 		t.Errorf("the superseded change left %v on its key", names)
 	}
+	workUntil(t, b, other, granted(third))
 	back := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", first))
 	if back.ID != other.ID {
 		t.Errorf("the present key made job %s, want %s taken back", back.ID, other.ID)
@@ -376,6 +384,36 @@ func TestPauseResumeCancel(t *testing.T) {
 		if err := verb(); broker.ReasonOf(err) != broker.ReasonJobEnded {
 			t.Errorf("a verb on an ended job: %v, want %s", err, broker.ReasonJobEnded)
 		}
+	}
+}
+
+// Whatever phase a job is paused in, it stays there, however many of its waits
+// are over.
+func TestPausedInEachPhase(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	if _, _, err := b.Onboard(ctx, "acme"); err != nil {
+		t.Fatal(err)
+	}
+	createKeys(t, b, "acme", 12)
+	serviceGrant(t, b, "acme", "Decrypt", "GenerateDataKey")
+	job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))))
+	act := rotation.JobAct{Domain: "acme", Job: job.ID}
+	for _, phase := range []rotation.Phase{rotation.Preparing, rotation.Reencrypting, rotation.Draining, rotation.Verifying, rotation.Retiring} {
+		workUntil(t, b, job, func(v rotation.JobView) bool { return v.Phase == phase })
+		paused := must[rotation.JobView](t)(b.Engine.PauseJob(ctx, harness.Caller, act))
+		for range 10 {
+			b.Clock.Advance(time.Hour)
+			must[bool](t)(b.Step(ctx))
+		}
+		v := must[rotation.JobView](t)(b.Engine.GetJob(ctx, harness.Caller, "acme", job.ID))
+		if v.State != rotation.Paused || v.Phase != phase || v.Progress != paused.Progress {
+			t.Fatalf("paused in %s, and now %s in %s, %+v (was %+v)", phase, v.State, v.Phase, v.Progress, paused.Progress)
+		}
+		must[rotation.JobView](t)(b.Engine.ResumeJob(ctx, harness.Caller, act))
+	}
+	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded || v.Progress.Done != 12 {
+		t.Errorf("after all pauses: %s, %d rows", v.State, v.Progress.Done)
 	}
 }
 

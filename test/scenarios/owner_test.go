@@ -200,6 +200,13 @@ func TestDeleteDomain(t *testing.T) {
 		if len(rows) != 0 {
 			t.Errorf("%d rows left", len(rows))
 		}
+		if err != nil {
+			return err
+		}
+		grants, err := tx.LiveGrants(ctx, d.UID)
+		if len(grants) != 0 {
+			t.Errorf("live grants of the deleted domain: %+v", grants)
+		}
 		return err
 	})
 	if _, err := b.Broker.CreateDataKey(ctx, harness.Caller, broker.NewDataKey{Domain: "acme"}); broker.ReasonOf(err) != broker.ReasonDomainNotFound {
