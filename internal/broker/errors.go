@@ -100,6 +100,7 @@ const (
 
 	ReasonKMSThrottled     Reason = "KMS_THROTTLED"
 	ReasonKMSUnavailable   Reason = "KMS_UNAVAILABLE"
+	ReasonKMSRefused       Reason = "KMS_REFUSED"
 	ReasonStoreUnavailable Reason = "STORE_UNAVAILABLE"
 	ReasonShuttingDown     Reason = "SHUTTING_DOWN"
 )

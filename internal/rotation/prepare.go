@@ -242,7 +242,7 @@ func (e *Engine) dryRun(ctx context.Context, p plan, j Job, tokens []broker.Secr
 			continue
 		}
 		if !broker.ClassOf(err).LostAccess() {
-			return err
+			return blockOnKMS(From, source, err)
 		}
 		if j.AllowInaccessibleSource && j.Phase == Preparing {
 			continue

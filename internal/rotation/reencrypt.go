@@ -95,7 +95,7 @@ func (e *Engine) claimAndWork(ctx context.Context, batches int) (worked bool, er
 }
 
 // A rowOutcome is exactly one of: a move, a row that KMS can read (of a VERIFY
-// job), a failure, or none of them (left for later).
+// job), a failure, a refusal that blocks the job, or none of them (left for later).
 type rowOutcome struct {
 	move     *Move
 	verified bool
@@ -108,8 +108,13 @@ type rowOutcome struct {
 }
 
 // moveRow moves one row. Failures that pass are tried again while the batch has
-// time.
+// time. Poison is what KMS says of the blob alone: that it is not under the key, or
+// that it is damaged. Every other refusal says nothing of the row, which may be
+// good, so it blocks the job.
 func (w *shardWork) moveRow(ctx, timed context.Context, row *broker.DataKey) rowOutcome {
+	if row.Epoch > w.job.TargetEpoch {
+		return rowOutcome{} // a switch has ended this job meanwhile
+	}
 	key, ok := broker.KeyOfEpoch(w.plan.keys, row.Epoch)
 	if !ok {
 		return rowOutcome{failure: w.failure(row, "", fmt.Errorf("the domain never had epoch %d", row.Epoch))}
@@ -138,10 +143,10 @@ func (w *shardWork) moveRow(ctx, timed context.Context, row *broker.DataKey) row
 			if w.engine.cfg.Sleep(timed, wait) != nil {
 				return rowOutcome{}
 			}
-		case class.LostAccess():
-			return rowOutcome{lost: err, lostOn: source}
-		default:
+		case class == broker.KMSIncorrectKey || class == broker.KMSInvalidCiphertext:
 			return rowOutcome{failure: w.failure(row, class, err)}
+		default:
+			return rowOutcome{lost: fmt.Errorf("%s: %w", broker.DataKeyName(w.plan.domain.ID, row.ID), err), lostOn: source}
 		}
 	}
 }
@@ -159,9 +164,12 @@ func (w *shardWork) reencrypt(ctx context.Context, row *broker.DataKey, source b
 }
 
 // tryOtherKeys asks the domain's other keys that are not retired, the target
-// among them, for a row that is not under the key recorded for it.
-func (w *shardWork) tryOtherKeys(ctx context.Context, row *broker.DataKey, recorded broker.KeyARN) (broker.ReEncrypted, broker.KeyARN, error) {
-	err := error(&broker.KMSError{Class: broker.KMSIncorrectKey, Code: "IncorrectKeyException", Operation: "ReEncrypt", Key: recorded})
+// among them, for a row that is not under the key recorded for it. A key that
+// cannot be asked may be the right one: if no other is, its refusal counts, and
+// source is that key.
+func (w *shardWork) tryOtherKeys(ctx context.Context, row *broker.DataKey, recorded broker.KeyARN) (made broker.ReEncrypted, source broker.KeyARN, err error) {
+	source = recorded
+	err = &broker.KMSError{Class: broker.KMSIncorrectKey, Code: "IncorrectKeyException", Operation: "ReEncrypt", Key: recorded}
 	tried := []broker.KeyARN{recorded}
 	for _, k := range w.plan.keys {
 		if !k.Unretired() || slices.Contains(tried, k.KMSKey) {
@@ -169,14 +177,17 @@ func (w *shardWork) tryOtherKeys(ctx context.Context, row *broker.DataKey, recor
 		}
 		tried = append(tried, k.KMSKey)
 		made, otherErr := w.reencrypt(ctx, row, k.KMSKey)
-		if otherErr == nil {
-			return made, k.KMSKey, nil
-		}
-		if broker.ClassOf(otherErr).Transient() {
-			err = otherErr
+		switch class := broker.ClassOf(otherErr); {
+		case class == broker.KMSIncorrectKey:
+		case class.Transient() || class.LostAccess():
+			if !broker.ClassOf(err).Transient() {
+				source, err = k.KMSKey, otherErr
+			}
+		default:
+			return made, k.KMSKey, otherErr
 		}
 	}
-	return broker.ReEncrypted{}, recorded, err
+	return broker.ReEncrypted{}, source, err
 }
 
 func (w *shardWork) failure(row *broker.DataKey, class broker.KMSClass, err error) *Failure {

@@ -35,12 +35,12 @@ func failWith(reason broker.Reason, format string, args ...any) error {
 	return &hold{State: Failed, Reason: reason, Message: fmt.Sprintf(format, args...)}
 }
 
-// blockOnKMS turns a refusal of KMS into a block on one side; a failure that
-// will pass is returned as it is.
+// blockOnKMS turns a lasting refusal of KMS into a block on one side; a failure
+// that will pass, and one that is not KMS's, is returned as it is.
 func blockOnKMS(side Side, key broker.KeyARN, err error) error {
 	var reason broker.Reason
 	var what string
-	switch broker.ClassOf(err) {
+	switch class := broker.ClassOf(err); class {
 	case broker.KMSDenied, broker.KMSInvalidToken:
 		reason, what = broker.ReasonKeyAccessDenied, "KMS denies the broker the use of %s: compare its key policy with GenerateKeyPolicy"
 	case broker.KMSDisabled:
@@ -54,9 +54,20 @@ func blockOnKMS(side Side, key broker.KeyARN, err error) error {
 	case broker.KMSInvalidPrincipal:
 		reason, what = broker.ReasonGranteeNotAllowed, "KMS does not know the role that a grant on %s is for"
 	default:
-		return err
+		if class == "" || class.Transient() {
+			return err
+		}
+		return blockOnRefusal(side, err)
 	}
 	return blockOn(side, reason, what, key)
+}
+
+// blockOnRefusal is for an answer of KMS that is no key owner's doing. What KMS
+// says beside its code may quote the request, so people get the request's id.
+func blockOnRefusal(side Side, err error) error {
+	var k *broker.KMSError
+	errors.As(err, &k)
+	return blockOn(side, broker.ReasonKMSRefused, "%s (request %q): no key's state or policy explains it, so whoever runs the broker has to look", err, k.RequestID)
 }
 
 // StepJob takes the job's lease and advances it by one step, if it is due. It
@@ -113,17 +124,22 @@ func (e *Engine) phase(ctx context.Context, j Job) (Job, error) {
 	return j, fmt.Errorf("job %s is in unknown phase %q", j.ID, j.Phase)
 }
 
-// settle stores what a phase said. Failures of KMS that pass are waits.
+// settle stores what a phase said. Failures of KMS that pass are waits; a refusal
+// that the phase has no word for blocks, so that no job hangs without one.
 func (e *Engine) settle(ctx context.Context, before, after Job, cause error) (moved bool, err error) {
 	var h *hold
 	if errors.Is(cause, broker.ErrConflict) {
 		return false, nil // as below
 	}
 	if cause != nil && !errors.As(cause, &h) {
-		if !broker.ClassOf(cause).Transient() {
+		switch class := broker.ClassOf(cause); {
+		case class == "":
 			return false, cause
+		case class.Transient():
+			h = &hold{State: Running, Message: "KMS throttles or does not answer; trying again"}
+		default:
+			errors.As(blockOnRefusal("", cause), &h)
 		}
-		h = &hold{State: Running, Message: "KMS throttles or does not answer; trying again"}
 	}
 	if h == nil {
 		after.State, after.Block, after.WaitMessage, after.WaitUntil = keepState(after), Block{}, "", time.Time{}

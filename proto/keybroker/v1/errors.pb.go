@@ -227,6 +227,10 @@ const (
 	// UNAVAILABLE: KMS does not answer or reports a fault of its own. Repeat after
 	// RetryInfo's delay, with the same request_id.
 	Reason_REASON_KMS_UNAVAILABLE Reason = 101
+	// On jobs: KMS refused a request with a code that no key's owner and no data key
+	// is the cause of. The message has it, with the id of the request: whoever runs
+	// the broker has to look. The job goes on by itself once KMS takes the request.
+	Reason_REASON_KMS_REFUSED Reason = 102
 )
 
 // Enum value maps for Reason.
@@ -296,6 +300,7 @@ var (
 		98:  "REASON_NO_OLDER_KEY",
 		100: "REASON_KMS_THROTTLED",
 		101: "REASON_KMS_UNAVAILABLE",
+		102: "REASON_KMS_REFUSED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":               0,
@@ -362,6 +367,7 @@ var (
 		"REASON_NO_OLDER_KEY":              98,
 		"REASON_KMS_THROTTLED":             100,
 		"REASON_KMS_UNAVAILABLE":           101,
+		"REASON_KMS_REFUSED":               102,
 	}
 )
 
@@ -465,7 +471,7 @@ const file_keybroker_v1_errors_proto_rawDesc = "" +
 	"\x06Status\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason*\xb4\x0f\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason*\xcc\x0f\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x18\n" +
@@ -531,7 +537,8 @@ const file_keybroker_v1_errors_proto_rawDesc = "" +
 	"\x1cREASON_ATTESTATION_TOO_EARLY\x10a\x12\x17\n" +
 	"\x13REASON_NO_OLDER_KEY\x10b\x12\x18\n" +
 	"\x14REASON_KMS_THROTTLED\x10d\x12\x1a\n" +
-	"\x16REASON_KMS_UNAVAILABLE\x10e\"\x04\b%\x10%*!REASON_INVENTORY_SELF_UNSUPPORTEDB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
+	"\x16REASON_KMS_UNAVAILABLE\x10e\x12\x16\n" +
+	"\x12REASON_KMS_REFUSED\x10f\"\x04\b%\x10%*!REASON_INVENTORY_SELF_UNSUPPORTEDB?Z=github.com/keybroker/keybroker/proto/keybroker/v1;keybrokerv1b\x06proto3"
 
 var (
 	file_keybroker_v1_errors_proto_rawDescOnce sync.Once
