@@ -151,16 +151,12 @@ func (w *shardWork) moveRow(ctx, timed context.Context, row *broker.DataKey) row
 	}
 }
 
-// reencrypt is the one call of the engine: from source to the target or, in a
-// VERIFY job, to source itself. The adapter has compared the keys in the answer.
+// reencrypt is the one call of the engine: from source to the present key. What a
+// VERIFY job makes so is dropped. The adapter has compared the keys in the answer.
 func (w *shardWork) reencrypt(ctx context.Context, row *broker.DataKey, source broker.KeyARN) (broker.ReEncrypted, error) {
 	full := contextOf(*row, w.plan.domain)
-	destination := w.job.TargetKey
-	if w.job.Kind == KindVerify {
-		destination = source
-	}
 	return w.engine.worker.ReEncrypt(ctx, broker.ReEncrypt{Ciphertext: row.Ciphertext, SourceKey: source,
-		SourceContext: full, DestinationKey: destination, DestinationContext: full})
+		SourceContext: full, DestinationKey: w.job.TargetKey, DestinationContext: full})
 }
 
 // tryOtherKeys asks the domain's other keys that are not retired, the target

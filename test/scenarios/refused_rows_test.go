@@ -70,6 +70,28 @@ func TestRowUnderADisabledKey(t *testing.T) {
 	}
 }
 
+// A VERIFY job beside a key change that has failed over a poison row: the worker
+// may not wrap under the old key any more, and need not.
+func TestVerifyBesideAFailedChange(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	d, _, err := b.Onboard(ctx, "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	createKeys(t, b, "acme", 8)
+	spoil(t, b, d, "k0003")
+	change := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))))
+	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", change.ID)); v.State != rotation.Failed {
+		t.Fatalf("change over a damaged row: %s", v.State)
+	}
+	verify := must[rotation.JobView](t)(b.Engine.CreateJob(ctx, harness.Caller, rotation.NewJob{Domain: "acme", Kind: rotation.KindVerify}))
+	v := must[rotation.JobView](t)(b.Finish(ctx, "acme", verify.ID))
+	if v.State != rotation.Failed || v.FailReason != broker.ReasonRowsFailed || v.Progress.Done != 7 || v.Progress.Failed != 1 {
+		t.Errorf("verify ended %s (%s) with %+v, want one row of 8 failed", v.State, v.FailReason, v.Progress)
+	}
+}
+
 func disable(t *testing.T, b *harness.Bench, key broker.KeyARN) {
 	t.Helper()
 	if _, err := b.Customer.DisableKey(t.Context(), &kms.DisableKeyInput{KeyId: aws.String(string(key))}); err != nil {
