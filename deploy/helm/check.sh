@@ -34,8 +34,17 @@ if grep -l 'u:p@db' <(render --set database.existingSecret= --set database.url=p
 fi
 "$validate" --version 1.30 "$work/plain" "$work/full" >"$work/validate.log" 2>&1 || { cat "$work/validate.log" >&2; exit 1; }
 
-render --show-only templates/configmap.yaml | sed '1,/config.json: |/d; s/^    //' >"$work/config.json"
-bin/broker check-config --config "$work/config.json" >/dev/null
+# configured ARGS...: the broker takes the configuration that the chart renders.
+configured() {
+  "$helm" template check "$chart" --namespace check --show-only templates/configmap.yaml "$@" |
+    sed '1,/config.json: |/d; s/^    //' >"$work/config.json"
+  bin/broker check-config --config "$work/config.json" >"$work/in-force.json"
+}
+configured --values "$values"
+# The values that docs/deploy.md gives to copy.
+sed -n '/^<!-- values.yaml -->$/,/^```$/p' docs/deploy.md | sed '1,2d; $d' >"$work/documented.yaml"
+configured --values "$work/documented.yaml"
+grep -q '"grantee_accounts": \[$' "$work/in-force.json" || { echo "docs/deploy.md: no service could get a grant" >&2; exit 1; }
 
 # refused WORDS ARGS...: the chart does not render, and says why.
 refused() {
@@ -53,4 +62,5 @@ refused "set existingSecret" --set database.existingSecret=
 refused "replica" --set replica=3
 refused "listen" --set config.listen=0.0.0.0:8443
 refused "replicas" --set replicas=0
+refused "grantee_accounts" --set 'config.grantee_accounts={222233334444}'
 echo "the chart is good: $(grep -c '^kind:' "$work/plain/all.yaml") resources"

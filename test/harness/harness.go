@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 
+	"github.com/keybroker/keybroker/internal/awskms"
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/localkms"
 	"github.com/keybroker/keybroker/internal/rotation"
@@ -101,6 +102,11 @@ type Config struct {
 	Observe func(localkms.Call)
 	// Transport wraps the road to KMS for the broker's calls, for faults.
 	Transport func(http.RoundTripper) http.RoundTripper
+	// Roles gives the broker's roles their credentials, by STS on the road to KMS;
+	// Accounts then says what these roles are. Without it they have access keys, and
+	// identity policies that allow everything.
+	Roles    func(road http.RoundTripper) awskms.Roles
+	Accounts []localkms.Account
 }
 
 // A Bench is a running system: two replicas on one database and one KMS.
@@ -135,14 +141,18 @@ func New(ctx context.Context, cfg Config) (*Bench, error) {
 }
 
 func (b *Bench) openKMS(cfg Config) (err error) {
+	principals := []localkms.Principal{
+		{ARN: CustomerRoot, AccessKeyID: "AKIACUSTOMER", SecretAccessKey: "customer"},
+		{ARN: ServiceRole, AccessKeyID: "AKIASERVICE", SecretAccessKey: "service"},
+		{ARN: ReportsRole, AccessKeyID: "AKIAREPORTS", SecretAccessKey: "reports"},
+	}
+	if cfg.Roles == nil {
+		principals = append(principals,
+			localkms.Principal{ARN: RegistrarRole, AccessKeyID: "AKIAREGISTRAR", SecretAccessKey: "registrar"},
+			localkms.Principal{ARN: WorkerRole, AccessKeyID: "AKIAWORKER", SecretAccessKey: "worker"})
+	}
 	b.KMS, err = localkms.New(localkms.Config{
-		Principals: []localkms.Principal{
-			{ARN: CustomerRoot, AccessKeyID: "AKIACUSTOMER", SecretAccessKey: "customer"},
-			{ARN: ServiceRole, AccessKeyID: "AKIASERVICE", SecretAccessKey: "service"},
-			{ARN: ReportsRole, AccessKeyID: "AKIAREPORTS", SecretAccessKey: "reports"},
-			{ARN: RegistrarRole, AccessKeyID: "AKIAREGISTRAR", SecretAccessKey: "registrar"},
-			{ARN: WorkerRole, AccessKeyID: "AKIAWORKER", SecretAccessKey: "worker"},
-		},
+		Principals: principals, Accounts: cfg.Accounts,
 		GrantDelay: cfg.GrantDelay, Now: b.Clock.Now, Observe: func(c localkms.Call) { b.observe(cfg, c) },
 		ClockSkew: -1, // the SDK signs by the clock of the machine
 	})

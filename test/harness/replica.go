@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/credentials"
-
 	"github.com/keybroker/keybroker/internal/awskms"
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/localkms"
@@ -146,9 +144,12 @@ func (b *Bench) adapters(cfg Config, r *Replica, pace *pacer.Pacer) (foreground,
 	if cfg.Transport != nil {
 		road = cfg.Transport(road)
 	}
+	roles := awskms.StaticRoles(awskms.AccessKey{ID: "AKIAREGISTRAR", Secret: "registrar"}, awskms.AccessKey{ID: "AKIAWORKER", Secret: "worker"})
+	if cfg.Roles != nil {
+		roles = cfg.Roles(localkms.RoundTripper(b.KMS))
+	}
 	adapter := awskms.Config{
-		Registrar:   credentials.NewStaticCredentialsProvider("AKIAREGISTRAR", "registrar", ""),
-		Worker:      credentials.NewStaticCredentialsProvider("AKIAWORKER", "worker", ""),
+		Registrar: roles.Registrar, Worker: roles.Worker,
 		ReservedKey: cfg.ReservedKey, ReservedValue: cfg.ReservedValue, BaseEndpoint: "http://kms.test", Region: Region, Transport: road,
 		CallTimeout: CallTimeout, Jitter: b.ids.float, Sleep: cfg.sleep(), Pacer: pace,
 	}
