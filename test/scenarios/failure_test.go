@@ -194,7 +194,7 @@ func TestPolicyForAnyDomain(t *testing.T) {
 		t.Fatalf("the policy does not pin the pair in the expected form:\n%s", policy.Document)
 	}
 	wide := `"kms:EncryptionContext:aws:voiceid:domain:arn":"` + strings.Replace(d.Reserved.Value, string(d.UID), "*", 1) + `"`
-	document := strings.Replace(policy.Document, `"StringEquals":{`, `"StringLike":{`+wide+`},"StringEquals":{`, 1)
+	document := strings.Replace(policy.Document, `"StringLike":{`, `"StringLike":{`+wide+`,`, 1)
 	document = strings.Replace(strings.Replace(document, pinned+",", "", 1), ","+pinned, "", 1)
 	for _, test := range []struct {
 		policy string
