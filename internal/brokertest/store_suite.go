@@ -48,6 +48,7 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 		{"ClaimShard", testClaimShard},
 		{"ClaimsAreFair", testClaimsAreFair},
 		{"ShardWanted", testShardWanted},
+		{"Shares", testShares},
 		{"Paces", testPaces},
 		{"Replicas", testReplicas},
 		{"CommitShard", testCommitShard},

@@ -147,8 +147,9 @@ type Shard struct {
 	Finished bool
 	// Done counts rows moved, Relabelled those of them that needed no call.
 	Done, Relabelled, Failed int64
-	Pace                     Pace
-	Lease                    Lease
+	// Pace is as of the last commit or, before the first, of the shard's beginning.
+	Pace  Pace
+	Lease Lease
 }
 
 // Progress is a job's shards, summed.

@@ -20,6 +20,11 @@ const (
 // that is four fifths of the budget; ours.
 const highPart = 4
 
+// Turn is how long a worker stays with a shard before it looks whether another
+// job has a better claim to it, and the measure of how long a job without any
+// worker has waited; ours.
+const Turn = time.Second
+
 func (p Priority) orNormal() Priority {
 	if p == "" {
 		return Normal

@@ -62,9 +62,10 @@ type Tx interface {
 	// that is RUNNING in REENCRYPTING, or is of kind VERIFY: Seq is raised and
 	// Until becomes Now + ttl.
 	// If the lease it takes over was not released, Again is set. The job is the one
-	// that has the fewest live leases, each counted highPart times where its
-	// priority is Normal; among equals, one of High priority, then the one that
-	// moved longest ago.
+	// with the best claim: whose live leases, with this one, would count least, each
+	// counted highPart times where its priority is Normal. What counts for a job
+	// without a live lease is divided by 1 + the Turns that have passed since the
+	// latest Pace.Time of its shards. Among equals it is the job with the earliest.
 	// broker.ErrNotFound if there is none.
 	ClaimShard(ctx context.Context, owner string, ttl time.Duration) (Shard, Job, error)
 	// CommitShard stores cursor, counts, pace, Again and Finished and renews the lease
@@ -72,8 +73,9 @@ type Tx interface {
 	// job's state, which tells the worker whether to go on, and its priority. ttl 0
 	// releases.
 	CommitShard(ctx context.Context, s Shard, ttl time.Duration) (State, Priority, error)
-	// ShardWanted says whether a job waits for a worker that has less than r has, by
-	// priority: r's worker should let its shard go then.
+	// ShardWanted says whether another job has a better claim to a worker of r than r
+	// has: the worker should let its shard go then, and ClaimShard will not give it
+	// back to r.
 	ShardWanted(ctx context.Context, r JobRef) (bool, error)
 	// Paces gives the paces of a job's shards.
 	Paces(ctx context.Context, r JobRef) ([]Pace, error)

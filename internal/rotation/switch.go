@@ -173,11 +173,15 @@ func (e *Engine) replaceShards(ctx context.Context, tx Tx, j Job, bounds []broke
 	}
 	shards := make([]Shard, 0, len(bounds)+1)
 	var low broker.DataKeyID
-	for _, b := range bounds {
-		shards = append(shards, Shard{Domain: j.Domain, Job: j.ID, Index: len(shards), Low: low, High: b, Cursor: low})
-		low = b
+	add := func(high broker.DataKeyID) {
+		shards = append(shards, Shard{Domain: j.Domain, Job: j.ID, Index: len(shards), Low: low, High: high, Cursor: low,
+			Pace: Pace{Time: tx.Now()}}) // it waits from now on
+		low = high
 	}
-	shards = append(shards, Shard{Domain: j.Domain, Job: j.ID, Index: len(shards), Low: low, Cursor: low})
+	for _, b := range bounds {
+		add(b)
+	}
+	add("")
 	shards[0].Done, shards[0].Relabelled = sofar.Done, sofar.Relabelled
 	if !afresh {
 		shards[0].Failed = sofar.Failed

@@ -98,35 +98,50 @@ func (t *txn) Progress(ctx context.Context, r rotation.JobRef) (rotation.Progres
 // claim at the same time, the first may be gone.
 const claimCandidates = 32
 
-// openShards is the unfinished shards of jobs that want workers. The condition on
-// three states is that of the index job_open; the next one narrows it. A cross
-// join tells SQLite to begin with the jobs, not with all shards there ever were.
-const openShards = `
-		from job
-		cross join shard
-		where job.state in ('RUNNING', 'PAUSED', 'BLOCKED')
-			and job.state = 'RUNNING' and (job.phase = 'REENCRYPTING' or job.kind = 'VERIFY')
-			and shard.domain_uid = job.domain_uid and shard.job_id = job.job_id and not shard.finished`
-
-// leaseCounts is what a live lease counts: the inverse of its job's part.
-const leaseCounts = `case when shard.lease_until <= $1 then 0 when job.priority = 'HIGH' then 1 else 4 end`
+// claims is how good a claim each job that wants workers has to one more, at the
+// time $1: the smaller, the better. It is what its live leases and one more count,
+// each by the inverse of the job's part. That of a job without a live lease falls
+// with the turns, each as long as $2, since it was worked on: so it comes to its
+// part in time where there are too few workers for all. Both are in millionths.
+//
+// The condition on three states is that of the index job_open; the next one narrows
+// it. A cross join tells SQLite to begin with the jobs, not with all shards there
+// ever were.
+const claims = `
+		with workers as (
+			select job.domain_uid, job.job_id, job.create_time,
+				case when job.priority = 'HIGH' then 1000000 else 4000000 end as cost,
+				count(case when shard.lease_until > $1 then 1 end) as live,
+				count(case when shard.lease_until <= $1 and not shard.finished then 1 end) as free,
+				max(shard.pace_time) as worked
+			from job
+			cross join shard
+			where job.state in ('RUNNING', 'PAUSED', 'BLOCKED')
+				and job.state = 'RUNNING' and (job.phase = 'REENCRYPTING' or job.kind = 'VERIFY')
+				and shard.domain_uid = job.domain_uid and shard.job_id = job.job_id
+			group by job.domain_uid, job.job_id, job.create_time, job.priority
+		), claims as (
+			select domain_uid, job_id, create_time, free, worked,
+				cost * live as taken,
+				case
+					when live > 0 then cost * (live + 1)
+					when worked < $1 then cost * cast($2 as bigint) / ($2 + $1 - worked)
+					else cost
+				end as claim
+			from workers
+		)`
 
 // ClaimShard implements rotation.Tx. Within a job it prefers shards that nobody
 // left behind.
 func (t *txn) ClaimShard(ctx context.Context, owner string, ttl time.Duration) (rotation.Shard, rotation.Job, error) {
-	free, err := all(ctx, t, "list free shards", scanShard, `
+	free, err := all(ctx, t, "list free shards", scanShard, claims+`
 		select `+shardColumns+`
-		from (
-			select shard.domain_uid, shard.job_id, shard.shard_index, shard.lease_until,
-				job.priority, job.last_move_time, job.create_time,
-				sum(`+leaseCounts+`) over (partition by shard.domain_uid, shard.job_id) as taken`+openShards+`
-		) as wanted
-		join shard on shard.domain_uid = wanted.domain_uid and shard.job_id = wanted.job_id
-			and shard.shard_index = wanted.shard_index
-		where wanted.lease_until <= $1
-		order by wanted.taken, wanted.priority, wanted.last_move_time, wanted.create_time,
-			wanted.domain_uid, wanted.job_id, wanted.lease_until, wanted.shard_index
-		limit $2`, micros(t.now), claimCandidates)
+		from claims
+		join shard on shard.domain_uid = claims.domain_uid and shard.job_id = claims.job_id
+		where shard.lease_until <= $1 and not shard.finished
+		order by claims.claim, claims.worked, claims.create_time,
+			claims.domain_uid, claims.job_id, shard.lease_until, shard.shard_index
+		limit $3`, micros(t.now), rotation.Turn.Microseconds(), claimCandidates)
 	if err != nil {
 		return rotation.Shard{}, rotation.Job{}, err
 	}
@@ -143,18 +158,15 @@ func (t *txn) ClaimShard(ctx context.Context, owner string, ttl time.Duration) (
 	return rotation.Shard{}, rotation.Job{}, notFound("free shard")
 }
 
-// ShardWanted implements rotation.Tx.
+// ShardWanted implements rotation.Tx. It compares what ClaimShard would compare
+// if the worker's lease were back, so that no worker is let go and claimed again
+// by the same job.
 func (t *txn) ShardWanted(ctx context.Context, r rotation.JobRef) (bool, error) {
-	return exists(ctx, t, "compare jobs' workers", `
-		with workers as (
-			select shard.domain_uid, shard.job_id, sum(`+leaseCounts+`) as taken,
-				count(case when shard.lease_until <= $1 then 1 end) as free`+openShards+`
-			group by shard.domain_uid, shard.job_id
-		)
+	return exists(ctx, t, "compare jobs' claims", claims+`
 		select 1
-		from workers as mine, workers as other
-		where mine.domain_uid = $2 and mine.job_id = $3 and other.free > 0 and other.taken < mine.taken
-		limit 1`, micros(t.now), r.Domain, r.ID)
+		from claims as mine, claims as other
+		where mine.domain_uid = $3 and mine.job_id = $4 and other.free > 0 and other.claim < mine.taken
+		limit 1`, micros(t.now), rotation.Turn.Microseconds(), r.Domain, r.ID)
 }
 
 // Paces implements rotation.Tx.
