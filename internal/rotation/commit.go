@@ -19,13 +19,13 @@ func (w *shardWork) commit(ctx context.Context, b *batch) (goOn bool, err error)
 	next, tally, lost := w.shard, tally{}, found
 	var state State
 	var priority Priority
-	var wanted bool
 	calls, throttled := w.flow.Counts()
+	var now time.Time
 	var took time.Duration
 	err = w.engine.store.Update(ctx, func(tx Tx) error {
-		next, lost = w.shard, found
+		next, lost, now = w.shard, found, tx.Now()
 		if len(b.slots) > 0 {
-			took = tx.Now().Sub(b.begun)
+			took = now.Sub(b.begun)
 		}
 		if tally, err = w.storeRows(ctx, tx, b); err != nil {
 			return err
@@ -33,7 +33,7 @@ func (w *shardWork) commit(ctx context.Context, b *batch) (goOn bool, err error)
 		next.Done += int64(tally.moved + tally.verified)
 		next.Relabelled += int64(tally.relabelled)
 		next.Failed += int64(tally.failed)
-		next.Pace = next.Pace.add(tx.Now(), uint64(tally.moved+tally.verified+tally.failed), calls-w.calls, throttled-w.throttled)
+		next.Pace = next.Pace.add(now, uint64(tally.moved+tally.verified+tally.failed), calls-w.calls, throttled-w.throttled)
 		next.Again = next.Again || tally.conflicts > 0 || retryLater
 		next.advance(b)
 		ttl := w.engine.cfg.LeaseTTL
@@ -42,11 +42,6 @@ func (w *shardWork) commit(ctx context.Context, b *batch) (goOn bool, err error)
 		}
 		if state, priority, err = tx.CommitShard(ctx, next, ttl); err != nil {
 			return err
-		}
-		if wanted = false; ttl > 0 {
-			if wanted, err = tx.ShardWanted(ctx, w.job.Ref()); err != nil {
-				return err
-			}
 		}
 		if lost == nil {
 			if lost, err = w.doubt(ctx, tx, tally); err != nil {
@@ -69,7 +64,28 @@ func (w *shardWork) commit(ctx context.Context, b *batch) (goOn bool, err error)
 	if next.Finished || lost != nil {
 		w.engine.nudge()
 	}
-	return state == Running && lost == nil && !next.Finished && !b.release && !wanted, nil
+	if state != Running || lost != nil || next.Finished || b.release {
+		return false, nil
+	}
+	return !w.wanted(ctx, now), nil
+}
+
+// wanted asks, once in a Turn, whether another job has a better claim to this
+// worker. The answer is advice and takes a look at every job that is at work, so it
+// is no part of the commit, for whose locks others wait.
+func (w *shardWork) wanted(ctx context.Context, now time.Time) (wanted bool) {
+	if now.Sub(w.asked) < Turn {
+		return false
+	}
+	w.asked = now
+	err := w.engine.store.View(ctx, func(tx Tx) (err error) {
+		wanted, err = tx.ShardWanted(ctx, w.job.Ref())
+		return err
+	})
+	if err != nil {
+		w.engine.logFailure(ctx, "jobs' claims to a worker not compared", err, "job", w.job.ID)
+	}
+	return wanted && err == nil
 }
 
 // look says whether rows are left for later, and finds the loss of access that

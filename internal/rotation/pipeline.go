@@ -24,6 +24,8 @@ type shardWork struct {
 	flow   *pacer.Flow
 	// calls and throttled are the flow's counts as the last commit had them.
 	calls, throttled uint64
+	// asked is when it took the shard, or last asked whether it is wanted elsewhere.
+	asked time.Time
 }
 
 // A page is rows that are read at once.

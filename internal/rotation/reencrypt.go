@@ -66,7 +66,9 @@ func (e *Engine) StepShard(ctx context.Context) (worked bool, err error) {
 func (e *Engine) claimAndWork(ctx context.Context, batches int) (worked bool, err error) {
 	var s Shard
 	var j Job
+	var now time.Time
 	err = e.store.Update(ctx, func(tx Tx) error {
+		now = tx.Now()
 		s, j, err = tx.ClaimShard(ctx, e.cfg.Owner, e.cfg.LeaseTTL)
 		return err
 	})
@@ -76,7 +78,7 @@ func (e *Engine) claimAndWork(ctx context.Context, batches int) (worked bool, er
 	if err != nil {
 		return false, err
 	}
-	w := &shardWork{engine: e, shard: s, job: j, flow: flowOf(j)}
+	w := &shardWork{engine: e, shard: s, job: j, flow: flowOf(j), asked: now}
 	ctx = pacer.WithFlow(ctx, w.flow)
 	stop := e.keepAlive(ctx, func(ctx context.Context) error {
 		return e.store.Update(ctx, func(tx Tx) error { return tx.RenewShard(ctx, s, e.cfg.LeaseTTL) })
