@@ -81,7 +81,7 @@ func (m *machine) prove(t *rapid.T, tn *tenant, key broker.KeyARN, row broker.Da
 // checkReads: whatever a service read within max_read_delay, it can unwrap.
 func (m *machine) checkReads(t *rapid.T, tn *tenant) {
 	now := m.now()
-	tn.reads = slices.DeleteFunc(tn.reads, func(r heldRead) bool { return now.After(r.until) })
+	tn.reads = slices.DeleteFunc(tn.reads, func(r heldRead) bool { return !now.Before(r.until) })
 	if tn.deleting || len(tn.reads) == 0 {
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
@@ -217,7 +218,9 @@ func (m *machine) read(t *rapid.T) {
 		t.Fatalf("I2: acknowledged data key %s: %v", id, err)
 	}
 	if _, bad := tn.poison[id]; !bad {
-		tn.reads = append(tn.reads, heldRead{view: view, plain: tn.plain[id], until: m.now().Add(readDelay)})
+		// As coarse as the database notes the move that may come next.
+		read := m.now().Truncate(time.Microsecond)
+		tn.reads = append(tn.reads, heldRead{view: view, plain: tn.plain[id], until: read.Add(readDelay)})
 	}
 }
 

@@ -231,8 +231,8 @@ func (m *machine) checkSucceeded(t *rapid.T, tn *tenant, d *domainState, j jobSt
 	for _, key := range m.keys {
 		for _, l := range m.listAtKMS(t, key) {
 			// What KMS was told to make after the listing that proved the end is an
-			// orphan, and SweepOrphans's.
-			late := aws.ToTime(l.CreationDate).After(j.ListTime)
+			// orphan, and SweepOrphans's. KMS tells milliseconds.
+			late := !aws.ToTime(l.CreationDate).Before(j.ListTime.Truncate(time.Millisecond))
 			if g, _ := d.grant(l.parts.Grant); g.UID != "" && l.parts.Epoch < j.TargetEpoch && !late && !m.ghost(d, l) {
 				t.Fatalf("I3: job to epoch %d succeeded, and KMS shows %s on %s", j.TargetEpoch, aws.ToString(l.Name), key)
 			}
@@ -311,7 +311,7 @@ func (m *machine) need(now *state, key broker.KeyARN) string {
 		if slices.ContainsFunc(tn.stragglers, func(s straggler) bool { return s.key == key && !m.now().After(s.until) }) {
 			return "a service may still import what it made under it"
 		}
-		if slices.ContainsFunc(tn.reads, func(r heldRead) bool { return r.view.KMSKey == key && !m.now().After(r.until) }) {
+		if slices.ContainsFunc(tn.reads, func(r heldRead) bool { return r.view.KMSKey == key && m.now().Before(r.until) }) {
 			return "a service may still use what it read under it"
 		}
 	}

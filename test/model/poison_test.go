@@ -90,7 +90,7 @@ func (m *machine) replaceID(t *rapid.T, tn *tenant, id broker.DataKeyID) {
 	if row, there := m.look(t).of(tn).row(id); there && string(row.Ciphertext) != tn.poison[id].blob {
 		delete(tn.poison, id)
 	}
-	m.refused(t, tn, err, broker.ReasonEtagMismatch)
+	m.refused(t, tn, err, append(m.ifDeleted(tn, id), broker.ReasonEtagMismatch)...)
 }
 
 // acknowledgeFailures: the owner gives up what a job has recorded as poison.
