@@ -20,6 +20,15 @@ render --set database.existingSecret= --set database.url=postgres://u:p@db/keybr
   --set 'env[0].name=OTEL_EXPORTER_OTLP_ENDPOINT' --set 'env[0].value=http://otel:4317' \
   --set 'serviceAccount.annotations.eks\.amazonaws\.com/role-arn=arn:aws:iam::111122223333:role/keybroker' \
   --set 'nodeSelector.disk=ssd' --set 'podLabels.team=keys' >"$work/full/all.yaml"
+# Whoever opens the database, the migration too, has the CA and the environment.
+for kind in existingConfigMap existingSecret; do
+  render --set "database.ca.$kind=rds-ca" --set database.ca.key=bundle.pem \
+    --set 'env[0].name=CHECKED' --set 'env[0].value=check' >"$work/full/$kind.yaml"
+  for want in '[nN]ame: rds-ca' 'key: bundle.pem, path: ca.pem' 'mountPath: /etc/keybroker/database-ca,' 'name: CHECKED'; do
+    [[ $(grep -c -- "$want" "$work/full/$kind.yaml") == 2 ]] ||
+      { echo "with database.ca.$kind, '$want' is not in both the Deployment and the Job" >&2; exit 1; }
+  done
+done
 for kind in ConfigMap Deployment Job PodDisruptionBudget ServiceAccount; do
   grep -q "^kind: $kind\$" "$work/plain/all.yaml" || { echo "the chart renders no $kind" >&2; exit 1; }
 done
@@ -59,6 +68,8 @@ refused() {
 refused "config.deployment: is required" --set config.deployment=
 refused "exclude each other" --set database.url=postgres://db/keybroker
 refused "set existingSecret" --set database.existingSecret=
+refused "database.ca" --set database.ca.existingConfigMap=a --set database.ca.existingSecret=b
+refused "sslrootcert=" --set database.ca.existingConfigMap=a --set database.existingSecret= --set database.url=postgres://db/keybroker
 refused "replica" --set replica=3
 refused "listen" --set config.listen=0.0.0.0:8443
 refused "replicas" --set replicas=0

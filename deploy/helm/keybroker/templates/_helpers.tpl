@@ -65,12 +65,37 @@ seccompProfile:
   type: RuntimeDefault
 {{- end }}
 
-{{- define "keybroker.databaseVolume" -}}
-name: database
-secret:
-  secretName: {{ include "keybroker.databaseSecret" . }}
-  defaultMode: 0440
-  items:
-    - key: {{ .Values.database.key }}
-      path: url
+{{/* The database's URL and, if there is one, its CA: as volumes and as mounts. */}}
+{{- define "keybroker.databaseVolumes" -}}
+- name: database
+  secret:
+    secretName: {{ include "keybroker.databaseSecret" . }}
+    defaultMode: 0440
+    items:
+      - key: {{ .Values.database.key }}
+        path: url
+{{- $ca := .Values.database.ca }}
+{{- if and $ca.existingConfigMap $ca.existingSecret }}
+{{- fail "database.ca: existingConfigMap and existingSecret exclude each other" }}
+{{- else if $ca.existingConfigMap }}
+- name: database-ca
+  configMap:
+    name: {{ $ca.existingConfigMap }}
+    items: [{key: {{ $ca.key }}, path: ca.pem}]
+{{- else if $ca.existingSecret }}
+- name: database-ca
+  secret:
+    secretName: {{ $ca.existingSecret }}
+    items: [{key: {{ $ca.key }}, path: ca.pem}]
+{{- end }}
+{{- if and (or $ca.existingConfigMap $ca.existingSecret) .Values.database.url (not (contains "sslrootcert=" .Values.database.url)) }}
+{{- fail "database.url: must name the CA: sslrootcert=/etc/keybroker/database-ca/ca.pem" }}
+{{- end }}
+{{- end }}
+
+{{- define "keybroker.databaseMounts" -}}
+- {name: database, mountPath: /etc/keybroker/database, readOnly: true}
+{{- if or .Values.database.ca.existingConfigMap .Values.database.ca.existingSecret }}
+- {name: database-ca, mountPath: /etc/keybroker/database-ca, readOnly: true}
+{{- end }}
 {{- end }}
