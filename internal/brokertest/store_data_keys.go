@@ -2,6 +2,7 @@ package brokertest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -62,6 +63,71 @@ func testDataKeys(t *testing.T, b *storeBench) {
 	b.view(func(ctx context.Context, tx rotation.Tx) error {
 		got, err := tx.CountDataKeys(ctx, d.UID)
 		equal(t, "rows by epoch", got, map[broker.Epoch]int64{1: 9, 3: 1})
+		return err
+	})
+}
+
+// testInsertDataKeys: of rows that are stored together each stands for itself.
+func testInsertDataKeys(t *testing.T, b *storeBench) {
+	d, other := b.domain("alpha"), b.domain("beta")
+	old := b.dataKeys(d.UID, 2) // k000 and k001
+	b.dataKeys(other.UID, 9)
+	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.DeleteDataKey(ctx, old[1]) })
+
+	var keys []broker.DataKey
+	for _, id := range []broker.DataKeyID{"z", "k001", "a", "k000", "B", "k002"} {
+		k := newDataKey(d.UID, id, b.clock.Now())
+		k.UID, k.Ciphertext, k.Context = "together-"+k.UID, broker.Secret("together "+id), broker.Context{"id": string(id)}
+		keys = append(keys, k)
+	}
+	keys[0].KeySpec, keys[0].Epoch, keys[0].Version, keys[0].Abandoned = "AES_128", 7, 3, true
+	keys[2].Context, keys[2].KeyMaterialID, keys[2].KMSRequestID = nil, "", ""
+	keys[4].Ciphertext, keys[4].UpdateTime = make(broker.Secret, 6144), b.clock.Now().Add(time.Hour)
+	var there []error
+	b.update(func(ctx context.Context, tx rotation.Tx) (err error) {
+		there, err = tx.InsertDataKeys(ctx, keys)
+		return err
+	})
+	if len(there) != len(keys) {
+		t.Fatalf("%d answers to %d rows", len(there), len(keys))
+	}
+	for i, k := range keys {
+		switch k.ID {
+		case "k000":
+			if !errors.Is(there[i], broker.ErrAlreadyExists) || broker.ReasonOf(there[i]) == broker.ReasonDataKeyIDDeleted {
+				t.Errorf("an id that lives: %v", there[i])
+			}
+			equal(t, "the row that was there", b.dataKey(d.UID, k.ID), old[0])
+		case "k001":
+			if !errors.Is(there[i], broker.ErrAlreadyExists) || broker.ReasonOf(there[i]) != broker.ReasonDataKeyIDDeleted {
+				t.Errorf("an id that was deleted: %v", there[i])
+			}
+			b.refused(broker.ErrNotFound, "a row of a deleted id", func(ctx context.Context, tx rotation.Tx) error {
+				_, err := tx.DataKey(ctx, d.UID, k.ID)
+				return err
+			})
+		default:
+			if there[i] != nil {
+				t.Errorf("%s: %v", k.ID, there[i])
+			}
+			equal(t, "a row of several", b.dataKey(d.UID, k.ID), k)
+		}
+	}
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		there, err := tx.InsertDataKeys(ctx, nil)
+		if len(there) != 0 {
+			t.Errorf("no rows: %d answers", len(there))
+		}
+		return err
+	})
+	b.refused(broker.ErrConflict, "rows beside what fails", func(ctx context.Context, tx rotation.Tx) error {
+		if _, err := tx.InsertDataKeys(ctx, []broker.DataKey{newDataKey(d.UID, "undone", b.clock.Now())}); err != nil {
+			return err
+		}
+		return broker.ErrConflict
+	})
+	b.refused(broker.ErrNotFound, "a row of a transaction that failed", func(ctx context.Context, tx rotation.Tx) error {
+		_, err := tx.DataKey(ctx, d.UID, "undone")
 		return err
 	})
 }

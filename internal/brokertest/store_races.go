@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -123,6 +124,44 @@ func testRaceForID(t *testing.T, b *storeBench) {
 			return err
 		})
 	}
+}
+
+// testRaceForIDs: of several who insert the same ids together, in whatever order,
+// each id is taken by one, and nobody is refused a transaction.
+func testRaceForIDs(t *testing.T, b *storeBench) {
+	const rows = 50
+	d := b.domain("alpha")
+	var taken [racers][]broker.DataKeyID // of each racer's last run
+	uid := func(racer int) broker.DataKeyUID { return broker.DataKeyUID(fmt.Sprint("racer-", racer)) }
+	errs := b.race(func(ctx context.Context, tx rotation.Tx, racer int) error {
+		keys := make([]broker.DataKey, rows)
+		for i := range keys {
+			keys[i] = newDataKey(d.UID, broker.DataKeyID(fmt.Sprintf("k%03d", (i+racer)%rows)), tx.Now())
+			keys[i].UID = uid(racer)
+		}
+		if racer%2 == 1 {
+			slices.Reverse(keys)
+		}
+		taken[racer] = nil
+		there, err := tx.InsertDataKeys(ctx, keys)
+		for i, err := range there {
+			if err == nil {
+				taken[racer] = append(taken[racer], keys[i].ID)
+			}
+		}
+		return err
+	})
+	if err := errors.Join(errs...); err != nil {
+		t.Error(err)
+	}
+	total := 0
+	for racer, ids := range taken {
+		total += len(ids)
+		for _, id := range ids {
+			equal(t, "whose row "+string(id)+" is", b.dataKey(d.UID, id).UID, uid(racer))
+		}
+	}
+	equal(t, "ids taken", total, rows)
 }
 
 // testRaceForLease: a job's lease, a shard and a periodic task are one replica's

@@ -19,46 +19,44 @@ func scanDataKey(r row) (k broker.DataKey, err error) {
 	return k, err
 }
 
+// dataKeyArgs are a row's values in the order of dataKeyColumns.
+func dataKeyArgs(k broker.DataKey) []any {
+	return []any{string(k.Domain), string(k.ID), string(k.UID), []byte(k.Ciphertext), mapText(k.Context), k.KeySpec, int64(k.Epoch),
+		k.KeyMaterialID, k.KMSRequestID, k.Abandoned, k.Version, micros(k.CreateTime), micros(k.UpdateTime)}
+}
+
 // InsertDataKey implements broker.Tx.
 func (t *txn) InsertDataKey(ctx context.Context, k broker.DataKey) error {
-	n, err := t.exec(ctx, "insert data key", `
-		insert into data_key (`+dataKeyColumns+`)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-		on conflict do nothing`,
-		k.Domain, k.ID, k.UID, []byte(k.Ciphertext), mapText(k.Context), k.KeySpec, k.Epoch,
-		k.KeyMaterialID, k.KMSRequestID, k.Abandoned, k.Version, micros(k.CreateTime), micros(k.UpdateTime))
-	if err == nil && n == 0 {
-		return alreadyExists("data key")
-	}
-	if err != nil {
-		return err
-	}
-	// The tombstone is looked for after: the insert has waited for whoever was
-	// deleting a row of this id, and this statement sees what he left.
-	deleted, err := exists(ctx, t, "read tombstone", `
-		select 1
-		from data_key_tombstone
-		where domain_uid = $1 and data_key_id = $2`, k.Domain, k.ID)
-	if err != nil || !deleted {
-		return err
-	}
-	if _, err := t.exec(ctx, "take data key back", `
-		delete from data_key
-		where domain_uid = $1 and data_key_id = $2`, k.Domain, k.ID); err != nil {
-		return err
-	}
-	return &broker.Error{Kind: broker.ErrAlreadyExists, Reason: broker.ReasonDataKeyIDDeleted,
-		Detail: "a data key of this id was deleted, and ids are never used again: choose another"}
+	there, err := t.InsertDataKeys(ctx, []broker.DataKey{k})
+	return errors.Join(append(there, err)...)
 }
+
+// insertion is what became of a new row.
+type insertion int
+
+const (
+	inserted  insertion = iota
+	idTaken             // a row has its id
+	idDeleted           // a row had its id
+)
 
 // InsertDataKeys implements broker.Tx.
 func (t *txn) InsertDataKeys(ctx context.Context, keys []broker.DataKey) ([]error, error) {
+	if t.broken != nil || len(keys) == 0 {
+		return nil, t.broken
+	}
+	ends, err := t.store.dialect.insertDataKeys(ctx, t.session, keys)
+	if err != nil {
+		return nil, t.fail(ctx, "insert data keys", err)
+	}
 	there := make([]error, len(keys))
-	for i, k := range keys {
-		if err := t.InsertDataKey(ctx, k); errors.Is(err, broker.ErrAlreadyExists) {
-			there[i] = err
-		} else if err != nil {
-			return nil, err
+	for i, end := range ends {
+		switch end {
+		case idTaken:
+			there[i] = alreadyExists("data key")
+		case idDeleted:
+			there[i] = &broker.Error{Kind: broker.ErrAlreadyExists, Reason: broker.ReasonDataKeyIDDeleted,
+				Detail: "a data key of this id was deleted, and ids are never used again: choose another"}
 		}
 	}
 	return there, nil

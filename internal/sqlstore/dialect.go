@@ -22,6 +22,9 @@ type dialect interface {
 	// holding ends a select: nobody else changes its rows before the transaction
 	// ends. "" where nobody could.
 	holding(h hold) string
+	// insertDataKeys stores rows of one domain whose ids differ, and says what became
+	// of each. An id that another transaction is taking or giving up is waited for.
+	insertDataKeys(ctx context.Context, s session, keys []broker.DataKey) ([]insertion, error)
 	// moveDataKeys runs the compare-and-swap of every move, in order.
 	moveDataKeys(ctx context.Context, s session, batch moveBatch) ([]bool, error)
 	// classify sorts the engine's errors, with a text for the log that quotes no

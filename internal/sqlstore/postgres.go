@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -226,6 +227,65 @@ func (e *postgresDialect) holding(h hold) string {
 		return "\n\t\tfor no key update skip locked"
 	}
 	return "\n\t\tfor no key update"
+}
+
+// insertDataKeys sends the rows as arrays, in the order of their ids: two calls
+// with the same ids wait for each other in the same order.
+//
+// Tombstones are looked for after: the insert has waited for whoever was deleting
+// a row of such an id, and the next statement sees what he left.
+func (e *postgresDialect) insertDataKeys(ctx context.Context, s session, keys []broker.DataKey) ([]insertion, error) {
+	places := make(map[string]int, len(keys))
+	ends := make([]insertion, len(keys))
+	for i, k := range keys {
+		places[string(k.ID)], ends[i] = i, idTaken
+	}
+	note := func(end insertion, query string, args ...any) error {
+		ids, err := s.query(ctx, query, args...)
+		if err != nil {
+			return err
+		}
+		defer ids.Close() //nolint:errcheck // Err has said it
+		for ids.Next() {
+			var id string
+			if err := ids.Scan(&id); err != nil {
+				return err
+			}
+			ends[places[id]] = end
+		}
+		return ids.Err()
+	}
+	if err := note(inserted, `
+		insert into data_key (`+dataKeyColumns+`)
+		select $1, fresh.*
+		from unnest($2::text[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::bigint[],
+			$8::text[], $9::text[], $10::boolean[], $11::bigint[], $12::bigint[], $13::bigint[]) as fresh
+		on conflict do nothing
+		returning data_key_id`, dataKeyArrays(keys)...); err != nil {
+		return nil, err
+	}
+	err := note(idDeleted, `
+		delete from data_key
+		using data_key_tombstone
+		where data_key.domain_uid = $1 and data_key.data_key_id = any ($2::text[])
+			and data_key_tombstone.domain_uid = $1 and data_key_tombstone.data_key_id = data_key.data_key_id
+		returning data_key.data_key_id`, string(keys[0].Domain), slices.Collect(maps.Keys(places)))
+	return ends, err
+}
+
+// dataKeyArrays are the domain and the columns of rows, by id.
+func dataKeyArrays(keys []broker.DataKey) []any {
+	n := len(keys)
+	ids, uids, ciphertexts, contexts, specs := make([]string, n), make([]string, n), make([][]byte, n), make([]string, n), make([]string, n)
+	epochs, materials, requests := make([]int64, n), make([]string, n), make([]string, n)
+	abandoned, versions, created, updated := make([]bool, n), make([]int64, n), make([]int64, n), make([]int64, n)
+	byID := slices.SortedFunc(slices.Values(keys), func(a, b broker.DataKey) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	for i, k := range byID {
+		ids[i], uids[i], ciphertexts[i], contexts[i], specs[i] = string(k.ID), string(k.UID), k.Ciphertext, mapText(k.Context), k.KeySpec
+		epochs[i], materials[i], requests[i] = int64(k.Epoch), k.KeyMaterialID, k.KMSRequestID
+		abandoned[i], versions[i], created[i], updated[i] = k.Abandoned, k.Version, micros(k.CreateTime), micros(k.UpdateTime)
+	}
+	return []any{string(keys[0].Domain), ids, uids, ciphertexts, contexts, specs, epochs, materials, requests, abandoned, versions, created, updated}
 }
 
 // moveDataKeys sends a batch as arrays, in one statement. An id that comes twice
