@@ -77,7 +77,7 @@ func (t *txn) ListDataKeys(ctx context.Context, d broker.DomainUID, after broker
 		from data_key
 		where domain_uid = $1 and data_key_id > $2
 		order by data_key_id
-		limit $3`, d, after, limit)
+		limit $3 + 0`, d, after, limit)
 }
 
 // ReplaceDataKey implements broker.Tx.
@@ -150,7 +150,7 @@ func (t *txn) PendingDataKeys(ctx context.Context, s rotation.Shard, target brok
 	return all(ctx, t, "list pending data keys", scanDataKey, shardScan+`
 			and key_epoch < $5 and not abandoned
 		order by data_key_id
-		limit $6`, shardArgs(s, target, limit)...)
+		limit $6 + 0`, shardArgs(s, target, limit)...)
 }
 
 // MaterialDataKeys implements rotation.Tx.
@@ -158,7 +158,7 @@ func (t *txn) MaterialDataKeys(ctx context.Context, s rotation.Shard, epoch brok
 	return all(ctx, t, "list data keys of older material", scanDataKey, shardScan+`
 			and key_epoch = $5 and key_material_id <> $6 and update_time < $7 and not abandoned
 		order by data_key_id
-		limit $8`, shardArgs(s, epoch, target, micros(before), limit)...)
+		limit $8 + 0`, shardArgs(s, epoch, target, micros(before), limit)...)
 }
 
 // ShardDataKeys implements rotation.Tx.
@@ -166,7 +166,7 @@ func (t *txn) ShardDataKeys(ctx context.Context, s rotation.Shard, limit int) ([
 	return all(ctx, t, "list data keys of shard", scanDataKey, shardScan+`
 			and not abandoned
 		order by data_key_id
-		limit $5`, shardArgs(s, limit)...)
+		limit $5 + 0`, shardArgs(s, limit)...)
 }
 
 // ShredDataKeys implements rotation.Tx.

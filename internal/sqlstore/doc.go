@@ -4,9 +4,13 @@
 //
 // What it does. One transaction type serves both ports. The SQL is written once,
 // for every engine; what engines do not share (how a transaction begins, the
-// clock, locks, the bulk move of rows, classes of errors, the schema) is behind
+// clock, locks, rows in bulk, classes of errors, the schema) is behind
 // the small interface dialect. SQLite is the embedded default, PostgreSQL is for
 // any number of replicas.
+//
+// A limit is written "limit $n + 0". SQLite looks into a bare parameter there when
+// it plans, and so plans again, which takes longer than most statements, each time
+// that one is bound.
 //
 // Who may call it. cmd/broker wires it; tests open it on a file of their own.
 // Everything is safe for concurrent use. A transaction belongs to the function

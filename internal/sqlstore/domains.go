@@ -62,7 +62,7 @@ func (t *txn) ListDomains(ctx context.Context, after broker.DomainID, limit int)
 		from domain
 		where domain_id > $1 and state <> 'DELETED'
 		order by domain_id
-		limit $2`, after, limit)
+		limit $2 + 0`, after, limit)
 }
 
 // DeletedDomains implements rotation.Tx.
@@ -80,7 +80,7 @@ func (t *txn) DeletedDomains(ctx context.Context, limit int) ([]broker.Domain, e
 				from kms_grant
 				where kms_grant.domain_uid = domain.domain_uid and kms_grant.state in ('INTENDED', 'LIVE', 'RETIRING')))
 		order by domain_uid
-		limit $1`, limit)
+		limit $1 + 0`, limit)
 }
 
 // UpdateDomain implements broker.Tx. It leaves alone what never changes: the

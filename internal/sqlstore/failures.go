@@ -33,7 +33,7 @@ func (t *txn) Failures(ctx context.Context, r rotation.JobRef, after broker.Data
 		from job_failure
 		where domain_uid = $1 and job_id = $2 and data_key_id > $3
 		order by data_key_id
-		limit $4`, r.Domain, r.ID, after, limit)
+		limit $4 + 0`, r.Domain, r.ID, after, limit)
 }
 
 // DeleteFailures implements rotation.Tx.

@@ -81,7 +81,7 @@ func (t *txn) ListGrants(ctx context.Context, d broker.DomainUID, after broker.G
 		from domain_grant
 		where domain_uid = $1 and grant_id > $2 and not worker
 		order by grant_id
-		limit $3`, d, after, limit)
+		limit $3 + 0`, d, after, limit)
 }
 
 // SelfGrants implements broker.Tx.
@@ -101,7 +101,7 @@ func (t *txn) DueGrants(ctx context.Context, limit int) ([]broker.Grant, error) 
 		from domain_grant
 		where state in ('CREATING', 'ACTIVE') and expire_time > 0 and expire_time <= $1
 		order by expire_time, domain_uid, grant_id
-		limit $2`+t.holding(skipping), micros(t.now), limit)
+		limit $2 + 0`+t.holding(skipping), micros(t.now), limit)
 }
 
 // UnmadeGrants implements broker.Tx, and holds as DueGrants does.
@@ -111,5 +111,5 @@ func (t *txn) UnmadeGrants(ctx context.Context, before time.Time, limit int) ([]
 		from domain_grant
 		where state = 'CREATING' and create_time <= $1
 		order by create_time, domain_uid, grant_id
-		limit $2`+t.holding(skipping), micros(before), limit)
+		limit $2 + 0`+t.holding(skipping), micros(before), limit)
 }

@@ -114,7 +114,7 @@ func (t *txn) OpenJobs(ctx context.Context, limit int) ([]rotation.Job, error) {
 		from job
 		where state in ('RUNNING', 'PAUSED', 'BLOCKED')
 		order by create_time, domain_uid, job_id
-		limit $1`, limit)
+		limit $1 + 0`, limit)
 }
 
 // ListJobs implements rotation.Tx.
@@ -124,7 +124,7 @@ func (t *txn) ListJobs(ctx context.Context, d broker.DomainUID, after broker.Job
 		from job
 		where domain_uid = $1 and job_id > $2
 		order by job_id
-		limit $3`, d, after, limit)
+		limit $3 + 0`, d, after, limit)
 }
 
 // LastKeyChange implements rotation.Tx.

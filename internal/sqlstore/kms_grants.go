@@ -90,5 +90,5 @@ func (t *txn) StaleKMSGrants(ctx context.Context, limit int) ([]broker.KMSGrant,
 		from kms_grant
 		where state in ('INTENDED', 'RETIRING') and next_try <= $1
 		order by next_try, domain_uid, grant_uid, key_epoch, kind, attempt
-		limit $2`+t.holding(skipping), micros(t.now), limit)
+		limit $2 + 0`+t.holding(skipping), micros(t.now), limit)
 }

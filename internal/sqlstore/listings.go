@@ -21,7 +21,7 @@ func (t *txn) ClaimListings(ctx context.Context, before time.Time, limit int) ([
 			from listed_key
 			where list_time <= $2
 			order by list_time, kms_key
-			limit $3)
+			limit $3 + 0)
 		returning kms_key`, micros(t.now), micros(before), limit)
 	slices.Sort(keys) // returning knows no order
 	return keys, err

@@ -36,10 +36,17 @@ func runContract(t *testing.T, open func(*testing.T, func() time.Time) *sqlstore
 			t.Errorf("%s in:%s", step, text)
 		}
 	}
+	for text := range texts {
+		if bareLimit.MatchString(text) {
+			t.Errorf(`SQLite plans this anew each time, unless it says "limit $n + 0":%s`, text)
+		}
+	}
 	if len(texts) < 50 {
 		t.Errorf("only %d statements were seen", len(texts))
 	}
 }
+
+var bareLimit = regexp.MustCompile(`(?i)limit\s+\$\d+(\s*[^\s+\d]|\s*$)`)
 
 func TestSQLite(t *testing.T) {
 	path := dbPath(t)

@@ -56,7 +56,7 @@ func (t *txn) ForgetRequests(ctx context.Context, before time.Time, limit int) (
 			from request
 			where until_time <= $1 and (done or until_time <= $2)
 			order by until_time
-			limit $3`+t.holding(skipping)+`
+			limit $3 + 0`+t.holding(skipping)+`
 		)`, micros(t.now), micros(before), limit)
 	return int(n), err
 }

@@ -141,7 +141,7 @@ func (t *txn) ClaimShard(ctx context.Context, owner string, ttl time.Duration) (
 		where shard.lease_until <= $1 and not shard.finished
 		order by claims.claim, claims.worked, claims.create_time,
 			claims.domain_uid, claims.job_id, shard.lease_until, shard.shard_index
-		limit $3`, micros(t.now), rotation.Turn.Microseconds(), claimCandidates)
+		limit $3 + 0`, micros(t.now), rotation.Turn.Microseconds(), claimCandidates)
 	if err != nil {
 		return rotation.Shard{}, rotation.Job{}, err
 	}
