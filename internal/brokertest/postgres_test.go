@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keybroker/keybroker/internal/brokertest"
 )
@@ -96,8 +97,25 @@ func TestPostgresDiesWithItsProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = child.Wait() // it was killed
-	if n, err := io.Copy(io.Discard, conn); n > 0 && err == nil {
-		t.Errorf("the server said %d bytes to nobody", n)
+	bound := time.Now().Add(time.Minute)
+	if err := conn.SetReadDeadline(bound); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.Copy(io.Discard, conn); n > 0 && err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the server said %d bytes to nobody: %v", n, err)
+	}
+	awaitGone(t, socketDir(t, strings.TrimSpace(at)), bound)
+}
+
+// awaitGone looks again and again: whoever removes the directory is nobody's child.
+func awaitGone(t *testing.T, dir string, bound time.Time) {
+	t.Helper()
+	look := time.NewTicker(10 * time.Millisecond)
+	defer look.Stop()
+	for !isGone(dir) {
+		if now := <-look.C; now.After(bound) {
+			t.Fatalf("%s is still there", dir)
+		}
 	}
 }
 
