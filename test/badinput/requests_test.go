@@ -171,7 +171,11 @@ func TestConcurrentRequestIDs(t *testing.T) {
 			_, r := w.send(t.Context(), method, test.in)
 			done <- r
 		}()
-		<-reached
+		select {
+		case <-reached:
+		case r := <-done:
+			t.Fatalf("%s did not come to KMS: %+v", test.name, r)
+		}
 		w.refused(test.name+" at the same time", method, test.in, inProgress)
 		w.refused(test.name+" at the same time, another request", method, another(test.in), invalid("REQUEST_ID_REUSED", "request_id"))
 		open()
@@ -195,7 +199,11 @@ func TestConcurrentRequestIDs(t *testing.T) {
 			_, r := w.send(t.Context(), method, in)
 			done <- r
 		}()
-		<-reached
+		select {
+		case <-reached:
+		case r := <-done:
+			t.Fatalf("%s did not come to KMS: %+v", method, r)
+		}
 		if _, r := w.send(t.Context(), method, in); r != (refusal{}) { // overtakes
 			t.Errorf("%s, the second: %+v", method, r)
 		}

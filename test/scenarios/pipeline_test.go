@@ -82,10 +82,11 @@ func TestBatchesOverlap(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
-		_ = b.Engine.Run(ctx) // it ends with the context
+		_ = b.Engine.Run(ctx) // it ends with the context, or the context with it
+		stop()
 		close(ended)
 	}()
-	err := b.Engine.WatchJob(t.Context(), harness.Caller, "acme", job.ID, func(v rotation.JobView, _ bool) error {
+	err := b.Engine.WatchJob(ctx, harness.Caller, "acme", job.ID, func(v rotation.JobView, _ bool) error {
 		if v.Phase != rotation.Preparing && v.Phase != rotation.Reencrypting {
 			stop()
 			return context.Canceled
