@@ -66,10 +66,13 @@ func serve(t *testing.T) (url string, made *calls) {
 		t.Fatal(err)
 	}
 	var judge *kmsmodel.Recorder
-	if model, err := kmsmodel.Load(); err == nil {
+	switch model, err := kmsmodel.Load(); {
+	case err == nil:
 		judge = kmsmodel.NewRecorder(model)
-	} else if !errors.Is(err, kmsmodel.ErrNotInstalled) {
+	case !errors.Is(err, kmsmodel.ErrNotInstalled) || os.Getenv("CI") == "true":
 		t.Fatal(err)
+	default:
+		fmt.Println("!!! NOTHING WAS CHECKED AGAINST BOTOCORE'S MODEL:", err)
 	}
 	transport := judge.Transport(localkms.RoundTripper(k), nil)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
