@@ -97,7 +97,10 @@ func opening(t *testing.T) (seed uint64) {
 	return seed
 }
 
+// TestKeyChangesSurviveTheNemesis plays both stories at once, beside the siege:
+// each waits nearly all the time, and has processes and directories of its own.
 func TestKeyChangesSurviveTheNemesis(t *testing.T) {
+	t.Parallel()
 	seed := opening(t)
 	begun := time.Now()
 	bin, err := devserver.Build(t.Context(), t.TempDir())
@@ -109,8 +112,12 @@ func TestKeyChangesSurviveTheNemesis(t *testing.T) {
 		play(t, bin, *nemesisFlag, *cyclesFlag, *rowsFlag, points(), seed)
 		return
 	}
-	t.Run("kill", func(t *testing.T) { play(t, bin, "kill", *cyclesFlag, *rowsFlag, nil, seed) })
+	t.Run("kill", func(t *testing.T) {
+		t.Parallel()
+		play(t, bin, "kill", *cyclesFlag, *rowsFlag, nil, seed)
+	})
 	t.Run("point", func(t *testing.T) {
+		t.Parallel()
 		play(t, bin, "point", len(plainPoints()), min(*rowsFlag, 3000), plainPoints(), seed)
 	})
 }
@@ -184,7 +191,11 @@ func (s *story) judge() {
 // checkTheChecker spoils copies of what the run left and expects each to be
 // noticed. A run that finds nothing means something only after that.
 func checkTheChecker(t *testing.T, h *history, look func(final bool, tamper string) (findings, error)) {
-	for what, spoiled := range h.spoiled() {
+	histories := h.spoiled()
+	if len(histories) != spoilings {
+		t.Errorf("of the rows that clients shared, too few lived to be spoiled: %d ways of %d", len(histories), spoilings)
+	}
+	for what, spoiled := range histories {
 		if v := spoiled.check(); len(v.wrong) != 1 {
 			t.Errorf("no history of a row is right with %s", what)
 		}

@@ -197,8 +197,10 @@ func (c *rowClient) record(ctx context.Context, in linearInput, call func(contex
 	if out.says, err = answerOf(err); err != nil {
 		return fmt.Errorf("%s: %w", in.act, err)
 	}
-	if out.says == saysAbsent && attempts > 1 && (in.act == actCreate || in.act == actReplace) {
-		out.says = saysUnknown // a repeat reads what was stored, which somebody may have deleted since
+	if out.says == saysAbsent && attempts > 1 && in.act != actRead {
+		// A repeat reads what was stored, which somebody may have deleted since. And
+		// the first attempt may sit in a stopped replica, and delete what comes.
+		out.says = saysUnknown
 	}
 	if out.says != saysDone {
 		c.value, c.etag = "", ""

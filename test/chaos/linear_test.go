@@ -187,6 +187,10 @@ func describe(calls []porcupine.Operation) string {
 	return b.String()
 }
 
+// spoilings is how many kinds of copies spoiled gives of a history in which rows
+// were created, read and deleted.
+const spoilings = 3
+
 // spoiled gives copies of a history that no store could have given, by what is
 // wrong with them.
 func (h *history) spoiled() map[string]*history {

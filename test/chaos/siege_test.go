@@ -31,6 +31,7 @@ var (
 // Three replicas on PostgreSQL lose nothing either, whatever befalls them, the
 // database or KMS.
 func TestReplicasSurviveTheNemesis(t *testing.T) {
+	t.Parallel()
 	seed := opening(t)
 	limit := 3*time.Minute + time.Duration(*siegeCyclesFlag)*30*time.Second
 	bounded, stop := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("not done after %v", limit))
