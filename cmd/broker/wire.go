@@ -137,7 +137,7 @@ func (a *app) wireKMS(w wiring) error {
 		RegistrarAccount: broker.RoleAccount(w.broker.RegistrarRole), WorkerAccount: broker.RoleAccount(w.broker.WorkerRole),
 		BaseEndpoint: w.kmsEndpoint, FIPS: w.fips, Region: w.region, Regions: w.regions,
 		CallTimeout: w.broker.KMSCallTimeout, Jitter: mathrand.Float64, Pacer: a.pacer,
-		Observe: w.telemetry.metrics.kms, Now: time.Now, Tracer: w.telemetry.tracers.Tracer(scope),
+		Observe: w.telemetry.metrics.kms, Now: time.Now, Logger: w.log, Tracer: w.telemetry.tracers.Tracer(scope),
 	}
 	if a.foreground, err = awskms.New(config, pacer.Foreground); err != nil {
 		return err

@@ -13,10 +13,10 @@ import (
 // options alone, never from an aws.Config, so neither environment nor files have
 // a say in it. The SDK does not retry: all its callers would share one bucket of
 // attempts, and it takes the permanent LimitExceededException for a throttling.
-func newClient(cfg *Config, region string, role aws.CredentialsProvider, transport http.RoundTripper) *kms.Client {
+func newClient(cfg *Config, region string, as aws.CredentialsProvider, transport http.RoundTripper) *kms.Client {
 	o := kms.Options{
 		Region:           region,
-		Credentials:      role,
+		Credentials:      as,
 		HTTPClient:       direct{transport},
 		Retryer:          aws.NopRetryer{},
 		RetryMaxAttempts: 1,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
@@ -80,6 +81,10 @@ type Config struct {
 	Observe func(operation string, class broker.KMSClass, d time.Duration)
 	// Now tells the time, for Observe only.
 	Now func() time.Time
+
+	// Logger is told when there are no credentials for a role, and when there are
+	// again. Nil tells nobody.
+	Logger *slog.Logger
 
 	// Tracer makes one span per call, with the Region and account of its keys.
 	// Nil makes none.

@@ -21,6 +21,8 @@ const (
 	codeOtherKey       = "AnswerFromAnotherKey" // KMS named another key than was asked
 	codeDryRunIgnored  = "DryRunIgnored"        // a dry run was carried out
 	codeIncomplete     = "AnswerIncomplete"     // a success without what it promises
+
+	codeNoCredentials = "CredentialsUnavailable" // not sent: no credentials for the role
 )
 
 const (
@@ -30,7 +32,8 @@ const (
 
 // classOf says what KMS's error codes mean (AWS KMS API Reference, the Errors of
 // each operation, and Common Error Types). The HTTP status does not matter: KMS
-// answers 400 to almost everything.
+// answers 400 to almost everything. Only what is known to be a refusal is one: the
+// rest may stand for work that was done, and asking again is safe.
 func classOf(code string) broker.KMSClass {
 	switch code {
 	case "ThrottlingException", "Throttling", "ThrottledException", "RequestThrottled", "RequestThrottledException",
@@ -62,13 +65,21 @@ func classOf(code string) broker.KMSClass {
 		return broker.KMSLimitExceeded
 	case "InvalidGrantTokenException":
 		return broker.KMSInvalidToken
+	case "InvalidArnException", "InvalidKeyUsageException", "InvalidMarkerException", "UnsupportedOperationException", codeDryRun,
+		"ValidationException", "ValidationError", "SerializationException", "UnknownOperationException",
+		"MalformedHttpRequestException", "RequestEntityTooLargeException":
+		return broker.KMSInvalidRequest
 	}
-	return broker.KMSInvalidRequest
+	return broker.KMSUnavailable
 }
 
 // translate turns any failure of the SDK into the broker's. caller is the
 // context that the call came with.
 func translate(caller context.Context, operation string, err error) *broker.KMSError {
+	var unasked *noCredentials
+	if errors.As(err, &unasked) {
+		return withoutCredentials(caller, operation, unasked)
+	}
 	k := &broker.KMSError{Operation: operation}
 	var withID interface{ ServiceRequestID() string }
 	if errors.As(err, &withID) {
@@ -116,7 +127,7 @@ func noAnswer(caller context.Context, err error) (broker.KMSClass, error) {
 	case errors.As(err, &unsent):
 		return broker.KMSUnavailable, unsent.Err // of the transport: names addresses
 	}
-	return broker.KMSUnavailable, errors.New(err.Error()) // credentials, endpoint: before there is a body
+	return broker.KMSUnavailable, errors.New(err.Error()) // endpoint, signature: before there is a body
 }
 
 var keyPattern = regexp.MustCompile(`arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+`)
@@ -146,5 +157,7 @@ func withoutQuotes(code, message string) string {
 			return message
 		}
 	}
-	return "[message withheld: it may quote the request]"
+	return withheld
 }
+
+const withheld = "[message withheld: it may quote the request]"

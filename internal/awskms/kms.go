@@ -23,6 +23,8 @@ type KMS struct {
 	class     pacer.Class
 	guard     guard
 	transport http.RoundTripper
+	// The broker's two roles.
+	registrar, worker *role
 
 	regions atomic.Pointer[map[string]*region] // copied on write
 	mu      sync.Mutex                         // held to write regions
@@ -55,6 +57,8 @@ func New(cfg Config, class pacer.Class) (*KMS, error) {
 		class:     class,
 		guard:     newGuard(cfg.ReservedKey, cfg.ReservedValue),
 		transport: cfg.Transport,
+		registrar: &role{name: "registrar", from: cfg.Registrar, log: cfg.Logger},
+		worker:    &role{name: "worker", from: cfg.Worker, log: cfg.Logger},
 	}
 	if k.transport == nil {
 		k.transport = newTransport(cfg.MaxConnections, cfg.CallTimeout/time.Duration(cfg.MaxAttempts))
@@ -91,8 +95,8 @@ func (k *KMS) regionOf(key string) (*region, bool) {
 	}
 	r := &region{
 		name:      otherRegions,
-		registrar: newClient(&k.cfg, name, k.cfg.Registrar, k.transport),
-		worker:    newClient(&k.cfg, name, k.cfg.Worker, k.transport),
+		registrar: newClient(&k.cfg, name, k.registrar, k.transport),
+		worker:    newClient(&k.cfg, name, k.worker, k.transport),
 	}
 	if len(known) < maxRegions {
 		grown := maps.Clone(known)

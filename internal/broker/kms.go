@@ -111,7 +111,7 @@ type KMSClass string
 // The classes of failures.
 const (
 	KMSThrottled         KMSClass = "THROTTLED"          // slow down, go on
-	KMSUnavailable       KMSClass = "UNAVAILABLE"        // 5xx, time-outs, connections: what was asked may have been done
+	KMSUnavailable       KMSClass = "UNAVAILABLE"        // 5xx, time-outs, connections, answers that nobody knows: what was asked may have been done; or no credentials
 	KMSDenied            KMSClass = "DENIED"             // policy, grant or constraint, or a grant not seen yet
 	KMSDisabled          KMSClass = "DISABLED"           // the key is disabled
 	KMSInvalidState      KMSClass = "INVALID_STATE"      // pending deletion, pending import …
@@ -121,15 +121,15 @@ const (
 	KMSLimitExceeded     KMSClass = "LIMIT_EXCEEDED"     // a resource quota, 50,000 grants a key: permanent
 	KMSInvalidToken      KMSClass = "INVALID_GRANT_TOKEN"
 	KMSInvalidPrincipal  KMSClass = "INVALID_PRINCIPAL" // KMS knows no such role, or not yet
-	KMSInvalidRequest    KMSClass = "INVALID_REQUEST"   // any other answer: ours to mend
+	KMSInvalidRequest    KMSClass = "INVALID_REQUEST"   // the request is no good: ours to mend
 )
 
 // KMSError is a failure of one KMS call.
 type KMSError struct {
 	Class KMSClass
 	// Code is KMS's own, e.g. DisabledException, or the adapter's where it refused
-	// the call or the answer itself, e.g. ReservedPairMissing, RegionNotAllowed;
-	// "" where no answer came.
+	// the call or the answer itself, e.g. ReservedPairMissing, RegionNotAllowed, or
+	// could not ask, CredentialsUnavailable; "" where no answer came.
 	Code      string
 	Operation string
 	Key       KeyARN // the key that KMS's message names, "" if none
@@ -158,6 +158,10 @@ func (c KMSClass) LostAccess() bool {
 	return c == KMSDenied || c == KMSDisabled || c == KMSInvalidState || c == KMSNotFound
 }
 
+// Unreadable reports whether the class says that KMS cannot read the blob as it
+// was asked to. No other class says anything about the blob.
+func (c KMSClass) Unreadable() bool { return c == KMSIncorrectKey || c == KMSInvalidCiphertext }
+
 // ClassOf gives the class of the KMSError in err's chain, or "".
 func ClassOf(err error) KMSClass {
 	var e *KMSError
@@ -180,7 +184,7 @@ func RefusedByKMS(err error, resource string) error {
 	case KMSThrottled:
 		kind, reason, retry, detail = ErrExhausted, ReasonKMSThrottled, time.Second, "KMS throttles the broker: repeat the call later"
 	case KMSUnavailable:
-		kind, reason, retry, detail = ErrUnavailable, ReasonKMSUnavailable, time.Second, "KMS did not answer: repeat the call with the same request_id"
+		kind, reason, retry, detail = ErrUnavailable, ReasonKMSUnavailable, time.Second, "KMS did not answer, or could not be asked: repeat the call with the same request_id"
 	case KMSDenied, KMSInvalidToken:
 		detail = "KMS denies the broker the use of the key: compare its key policy with GenerateKeyPolicy"
 	case KMSDisabled:

@@ -47,13 +47,15 @@ func keepsSecrets(t *kmsTest) {
 	}
 	for _, code := range []string{"ValidationException", "InvalidGrantTokenException", "SerializationException", "InvalidCiphertextException", "Unheard"} {
 		for _, message := range messages {
-			t.Faults.Plan("ReEncrypt", Fault{Code: code, Message: message})
-			t.Faults.Plan("GenerateDataKeyWithoutPlaintext", Fault{Code: code, Message: message})
+			quoting := slices.Repeat([]Fault{{Code: code, Message: message}}, t.Attempts)
+			t.Faults.Plan("ReEncrypt", quoting...)
+			t.Faults.Plan("GenerateDataKeyWithoutPlaintext", quoting...)
 			t.findCanaries(t.reEncrypt(move), canaries)
 			_, err := t.Worker.GenerateDataKeyWithoutPlaintext(t.Context(), broker.GenerateDataKey{
 				Key: key, KeySpec: broker.DefaultKeySpec, Context: pairs, Tokens: tokens,
 			})
 			t.findCanaries(err, canaries)
+			t.Faults.Clear()
 		}
 	}
 	broken := Fault{Rewrite: func(string) string { return quote }}

@@ -224,8 +224,9 @@ const (
 	// UNAVAILABLE: KMS throttles the broker's account. Repeat after RetryInfo's
 	// delay, with the same request_id.
 	Reason_REASON_KMS_THROTTLED Reason = 100
-	// UNAVAILABLE: KMS does not answer or reports a fault of its own. Repeat after
-	// RetryInfo's delay, with the same request_id.
+	// UNAVAILABLE: KMS does not answer, reports a fault of its own, or cannot be
+	// asked, since the broker gets no credentials. Repeat after RetryInfo's delay,
+	// with the same request_id.
 	Reason_REASON_KMS_UNAVAILABLE Reason = 101
 	// On jobs: KMS refused a request with a code that no key's owner and no data key
 	// is the cause of. The message has it, with the id of the request: whoever runs
