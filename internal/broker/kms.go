@@ -158,10 +158,6 @@ func (c KMSClass) LostAccess() bool {
 	return c == KMSDenied || c == KMSDisabled || c == KMSInvalidState || c == KMSNotFound
 }
 
-// Unreadable reports whether the class says that KMS cannot read the blob as it
-// was asked to. No other class says anything about the blob.
-func (c KMSClass) Unreadable() bool { return c == KMSIncorrectKey || c == KMSInvalidCiphertext }
-
 // ClassOf gives the class of the KMSError in err's chain, or "".
 func ClassOf(err error) KMSClass {
 	var e *KMSError

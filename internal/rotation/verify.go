@@ -177,14 +177,12 @@ func (e *Engine) verifyRow(ctx context.Context, p plan, j Job, id broker.DataKey
 	full := row.Context.With(p.domain.Reserved)
 	_, err = e.worker.ReEncrypt(ctx, broker.ReEncrypt{Ciphertext: row.Ciphertext, SourceKey: j.TargetKey, SourceContext: full,
 		DestinationKey: j.TargetKey, DestinationContext: full})
-	switch class := broker.ClassOf(err); {
-	case err == nil:
+	if err == nil {
 		return true, nil
-	case class.Transient():
-		return false, err
-	case class.LostAccess():
-		return false, blockOnKMS(To, j.TargetKey, err)
-	default:
+	}
+	switch class := broker.ClassOf(err); class {
+	case broker.KMSIncorrectKey, broker.KMSInvalidCiphertext:
 		return false, failWith(broker.ReasonRowsFailed, "data key %s cannot be read under the new key: %s", id, class)
 	}
+	return false, blockOnKMS(To, j.TargetKey, err)
 }

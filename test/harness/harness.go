@@ -85,6 +85,9 @@ type Config struct {
 	// BatchRows and Shards of the engine; 0 takes small numbers, so that even
 	// small domains are moved in many steps. RowsPerShard is the engine's.
 	BatchRows, Shards, RowsPerShard int
+	// BatchTime is the engine's, on the machine's clock: for rows that KMS does not
+	// answer, which are asked for again until it is over.
+	BatchTime time.Duration
 	// Poll is the engine's. 0 takes two minutes: most tests take the steps
 	// themselves, and in a bubble the minutes cost nothing.
 	Poll time.Duration
@@ -102,9 +105,9 @@ type Config struct {
 	Observe func(localkms.Call)
 	// Transport wraps the road to KMS for the broker's calls, for faults.
 	Transport func(http.RoundTripper) http.RoundTripper
-	// Roles gives the broker's roles their credentials, by STS on the road to KMS;
-	// Accounts then says what these roles are. Without it they have access keys, and
-	// identity policies that allow everything.
+	// Roles gives the broker's roles their credentials, perhaps by STS on the road to
+	// KMS; Accounts then says what these roles are. Without Accounts they have access
+	// keys, those of StaticRoles, and identity policies that allow everything.
 	Roles    func(road http.RoundTripper) awskms.Roles
 	Accounts []localkms.Account
 }
@@ -146,7 +149,7 @@ func (b *Bench) openKMS(cfg Config) (err error) {
 		{ARN: ServiceRole, AccessKeyID: "AKIASERVICE", SecretAccessKey: "service"},
 		{ARN: ReportsRole, AccessKeyID: "AKIAREPORTS", SecretAccessKey: "reports"},
 	}
-	if cfg.Roles == nil {
+	if cfg.Accounts == nil {
 		principals = append(principals,
 			localkms.Principal{ARN: RegistrarRole, AccessKeyID: "AKIAREGISTRAR", SecretAccessKey: "registrar"},
 			localkms.Principal{ARN: WorkerRole, AccessKeyID: "AKIAWORKER", SecretAccessKey: "worker"})

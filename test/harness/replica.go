@@ -117,7 +117,7 @@ func (b *Bench) newReplica(cfg Config, owner string) (*Replica, error) {
 		return nil, err
 	}
 	engine := rotation.Config{Owner: owner, Poll: cfg.Poll, Sweep: 5 * time.Minute, Workers: 2, RegistrarRole: RegistrarRole, WorkerRole: WorkerRole,
-		BatchRows: cfg.BatchRows, Shards: cfg.Shards, RowsPerShard: cfg.RowsPerShard, CallsPerShard: 4, Sleep: cfg.sleep(), Rand: b.ids.float,
+		BatchRows: cfg.BatchRows, BatchTime: cfg.BatchTime, Shards: cfg.Shards, RowsPerShard: cfg.RowsPerShard, CallsPerShard: 4, Sleep: cfg.sleep(), Rand: b.ids.float,
 		NewID: b.ids.next, NewProbe: b.ids.uid, At: at, Logger: slog.New(slog.DiscardHandler)}
 	if engine.BatchRows == 0 {
 		engine.BatchRows = 5
@@ -139,12 +139,17 @@ func (b *Bench) newReplica(cfg Config, owner string) (*Replica, error) {
 // CallTimeout bounds one KMS call.
 const CallTimeout = 10 * time.Second
 
+// StaticRoles are the broker's roles with access keys.
+func StaticRoles() awskms.Roles {
+	return awskms.StaticRoles(awskms.AccessKey{ID: "AKIAREGISTRAR", Secret: "registrar"}, awskms.AccessKey{ID: "AKIAWORKER", Secret: "worker"})
+}
+
 func (b *Bench) adapters(cfg Config, r *Replica, pace *pacer.Pacer) (foreground, background *awskms.KMS, err error) {
 	road := http.RoundTripper(gatedRoad{localkms.RoundTripper(b.KMS), r})
 	if cfg.Transport != nil {
 		road = cfg.Transport(road)
 	}
-	roles := awskms.StaticRoles(awskms.AccessKey{ID: "AKIAREGISTRAR", Secret: "registrar"}, awskms.AccessKey{ID: "AKIAWORKER", Secret: "worker"})
+	roles := StaticRoles()
 	if cfg.Roles != nil {
 		roles = cfg.Roles(localkms.RoundTripper(b.KMS))
 	}
