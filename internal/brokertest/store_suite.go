@@ -42,6 +42,8 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 		{"Audit", testAudit},
 		{"Jobs", testJobs},
 		{"JobLists", testJobLists},
+		{"DueJobs", testDueJobs},
+		{"MovingJobs", testMovingJobs},
 		{"JobLease", testJobLease},
 		{"TouchJob", testTouchJob},
 		{"Shards", testShards},

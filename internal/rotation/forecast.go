@@ -52,13 +52,11 @@ func (e *Engine) forecast(ctx context.Context, p plan, found KeyChangePlan) (*Fo
 	return f, nil
 }
 
-// partsTaken sums the parts of the other jobs that are giving rows to KMS.
+// partsTaken sums the parts of the other domains' jobs that are giving rows to KMS.
 func partsTaken(ctx context.Context, tx Tx, own broker.DomainUID) (parts float64, err error) {
-	jobs, err := tx.OpenJobs(ctx, openJobsPage)
-	for _, j := range jobs {
-		if j.Domain != own && j.State == Running && (j.Phase == Reencrypting || j.Kind == KindVerify) {
-			parts += j.Priority.part()
-		}
+	moving, err := tx.MovingJobs(ctx, own)
+	for priority, jobs := range moving {
+		parts += float64(jobs) * priority.part()
 	}
 	return parts, err
 }

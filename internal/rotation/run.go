@@ -9,12 +9,13 @@ import (
 	"github.com/keybroker/keybroker/internal/pacer"
 )
 
-// jobsAtATime bounds how many jobs one replica advances at the same time; ours.
+// jobsAtATime bounds how many jobs one replica steps at the same time; ours.
 // Their rows are bounded by Config.Workers.
 const jobsAtATime = 8
 
-// openJobsPage bounds how many open jobs one look sees, oldest first; ours.
-const openJobsPage = 1000
+// dueJobsPage is how many jobs one look takes up; ours. It is small, since what it
+// saw grows old while jobs wait for a place.
+const dueJobsPage = 4 * jobsAtATime
 
 // Run works until ctx is done: jobs, shards and periodic tasks. When it returns,
 // nothing of it runs any more. A failure is logged and tried again: what the
@@ -33,47 +34,84 @@ func (e *Engine) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// runJobs steps every job that is due, each in a goroutine of its own, so that a
-// long step of one holds up no other.
+// runJobs steps every job that is due, round after round, each in a goroutine of
+// its own, so that a long step of one holds up no other.
 func (e *Engine) runJobs(ctx context.Context) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	busy := map[JobRef]bool{}
-	var mu sync.Mutex
+	s := stepper{engine: e, places: make(chan struct{}, jobsAtATime), busy: map[JobRef]bool{}}
+	defer s.steps.Wait()
 	for ctx.Err() == nil {
 		wake := e.work.wait()
-		jobs, now, err := e.openJobs(ctx)
-		if err != nil {
-			e.logFailure(ctx, "open jobs not read", err)
-		}
-		for _, j := range jobs {
-			mu.Lock()
-			skip := busy[j.Ref()] || len(busy) >= jobsAtATime || !due(j, now)
-			if !skip {
-				busy[j.Ref()] = true
-			}
-			mu.Unlock()
-			if skip {
-				continue
-			}
-			wg.Go(func() {
-				e.stepUntilIdle(ctx, j.Ref())
-				mu.Lock()
-				delete(busy, j.Ref())
-				mu.Unlock()
-			})
+		if err := s.round(ctx); err != nil {
+			e.logFailure(ctx, "due jobs not read", err)
 		}
 		e.idle(ctx, wake)
 	}
 }
 
-func (e *Engine) openJobs(ctx context.Context) (jobs []Job, now time.Time, err error) {
+// A stepper steps a bounded number of jobs at a time.
+type stepper struct {
+	engine *Engine
+	places chan struct{} // holds one for each step under way
+	steps  sync.WaitGroup
+	mu     sync.Mutex
+	busy   map[JobRef]bool // jobs whose step is under way
+}
+
+// round goes from the oldest job to the youngest, and waits where all places are
+// taken: each job that is due has its turn before any has the next.
+func (s *stepper) round(ctx context.Context) error {
+	var last Job
+	for {
+		jobs, err := s.engine.dueJobs(ctx, last)
+		if err != nil {
+			return err
+		}
+		for _, j := range jobs {
+			if s.enter(j.Ref()) && !s.begin(ctx, j.Ref()) {
+				return nil
+			}
+		}
+		if len(jobs) < dueJobsPage {
+			return nil
+		}
+		last = jobs[len(jobs)-1]
+	}
+}
+
+// enter is false for a job whose step is under way.
+func (s *stepper) enter(j JobRef) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy[j] {
+		return false
+	}
+	s.busy[j] = true
+	return true
+}
+
+// begin waits for a place and steps the job there; false when ctx ended first.
+func (s *stepper) begin(ctx context.Context, j JobRef) bool {
+	select {
+	case s.places <- struct{}{}:
+	case <-ctx.Done():
+		return false
+	}
+	s.steps.Go(func() {
+		s.engine.stepUntilIdle(ctx, j)
+		s.mu.Lock()
+		delete(s.busy, j)
+		s.mu.Unlock()
+		<-s.places
+	})
+	return true
+}
+
+func (e *Engine) dueJobs(ctx context.Context, after Job) (jobs []Job, err error) {
 	err = e.store.View(ctx, func(tx Tx) error {
-		now = tx.Now()
-		jobs, err = tx.OpenJobs(ctx, openJobsPage)
+		jobs, err = tx.DueJobs(ctx, e.cfg.Owner, after, dueJobsPage)
 		return err
 	})
-	return jobs, now, err
+	return jobs, err
 }
 
 func (e *Engine) stepUntilIdle(ctx context.Context, r JobRef) {

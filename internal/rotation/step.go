@@ -70,9 +70,9 @@ func blockOnRefusal(side Side, err error) error {
 	return blockOn(side, broker.ReasonKMSRefused, "%s (request %q): no key's state or policy explains it, so whoever runs the broker has to look", err, k.RequestID)
 }
 
-// StepJob takes the job's lease and advances it by one step, if it is due. It
-// reports whether the job moved, so that the caller steps again at once.
-// Another replica's lease is no error.
+// StepJob takes the job's lease and advances it by one step, unless only a caller
+// can set it going. It reports whether the job moved, so that the caller steps
+// again at once. Another replica's lease is no error.
 func (e *Engine) StepJob(ctx context.Context, r JobRef) (moved bool, err error) {
 	var j Job
 	err = e.store.Update(ctx, func(tx Tx) error {
@@ -212,17 +212,6 @@ func (e *Engine) applyHold(j *Job, before Job, h *hold, now time.Time) {
 func sameJob(a, b Job) bool {
 	a.Lease, b.Lease = Lease{}, Lease{}
 	return a == b
-}
-
-// due reports whether a step of the job may find something to do.
-func due(j Job, now time.Time) bool {
-	switch j.State {
-	case Running:
-		return !now.Before(j.WaitUntil)
-	case Blocked:
-		return j.Block.Reason != broker.ReasonContextOrKeyMismatch && !now.Before(j.Block.NextProbe)
-	}
-	return false
 }
 
 // keepAlive renews a lease every third of its life until stop is called. A lost

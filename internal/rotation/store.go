@@ -30,8 +30,16 @@ type Tx interface {
 	// j with Version+1 and UpdateTime = Now. It never writes the lease, nor
 	// LastMoveTime, which is TouchJob's alone.
 	UpdateJob(ctx context.Context, j Job) error
-	// OpenJobs gives every job that is not final, oldest first, up to limit.
-	OpenJobs(ctx context.Context, limit int) ([]Job, error)
+	// DueJobs gives, oldest first, up to limit jobs that come after one (the zero Job:
+	// all), and in which a step by owner may find something to do. That leaves out
+	// jobs that wait for a time or a probe to come, those that only a caller can set
+	// going (PAUSED, or blocked with ReasonContextOrKeyMismatch), those that another
+	// holds the lease of, and those whose shards are still at work, unless an older
+	// key has a wrap grant.
+	DueJobs(ctx context.Context, owner string, after Job, limit int) ([]Job, error)
+	// MovingJobs counts, by priority, the jobs of other domains than d that want
+	// workers for their shards: see ClaimShard.
+	MovingJobs(ctx context.Context, d broker.DomainUID) (map[Priority]int, error)
 	// ListJobs gives up to limit jobs of a domain with an id greater than after.
 	ListJobs(ctx context.Context, d broker.DomainUID, after broker.JobID, limit int) ([]Job, error)
 	// LastKeyChange gives the domain's newest key change, broker.ErrNotFound if it

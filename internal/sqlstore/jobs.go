@@ -107,14 +107,59 @@ func (t *txn) UpdateJob(ctx context.Context, j rotation.Job) error {
 
 const jobProbe = `select 1 from job where domain_uid = $1 and job_id = $2`
 
-// OpenJobs implements rotation.Tx.
-func (t *txn) OpenJobs(ctx context.Context, limit int) ([]rotation.Job, error) {
-	return all(ctx, t, "list open jobs", scanJob, `
+// openJob is the condition of the index job_open.
+const openJob = `job.state in ('RUNNING', 'PAUSED', 'BLOCKED')`
+
+// movingJob is the jobs that want workers for their shards.
+const movingJob = openJob + ` and job.state = 'RUNNING' and (job.phase = 'REENCRYPTING' or job.kind = 'VERIFY')`
+
+// DueJobs implements rotation.Tx. A job that says what it waits for is due also
+// while its shards are at work: the step clears that.
+func (t *txn) DueJobs(ctx context.Context, owner string, after rotation.Job, limit int) ([]rotation.Job, error) {
+	return all(ctx, t, "list due jobs", scanJob, `
 		select `+jobColumns+`
 		from job
-		where state in ('RUNNING', 'PAUSED', 'BLOCKED')
+		where `+openJob+` and (create_time, domain_uid, job_id) > ($3, $4, $5)
+			and (lease_until <= $1 or lease_owner = $2)
+			and (
+				state = 'BLOCKED' and block_reason <> 'CONTEXT_OR_KEY_MISMATCH' and block_next_probe <= $1
+				or state = 'RUNNING' and wait_until <= $1
+			)
+			and not (
+				`+movingJob+` and wait_message = ''
+				and exists (
+					select 1
+					from shard
+					where shard.domain_uid = job.domain_uid and shard.job_id = job.job_id and not shard.finished)
+				and not exists (
+					select 1
+					from kms_grant
+					where kms_grant.domain_uid = job.domain_uid and kms_grant.kind = 'wrap'
+						and kms_grant.key_epoch < job.target_epoch and kms_grant.state in ('LIVE', 'RETIRING'))
+			)
 		order by create_time, domain_uid, job_id
-		limit $1 + 0`, limit)
+		limit $6 + 0`, micros(t.now), owner, micros(after.CreateTime), after.Domain, after.ID, limit)
+}
+
+// MovingJobs implements rotation.Tx.
+func (t *txn) MovingJobs(ctx context.Context, d broker.DomainUID) (map[rotation.Priority]int, error) {
+	type count struct {
+		priority rotation.Priority
+		jobs     int
+	}
+	counts, err := all(ctx, t, "count moving jobs", func(r row) (c count, err error) {
+		err = r.Scan(&c.priority, &c.jobs)
+		return c, err
+	}, `
+		select priority, count(*)
+		from job
+		where `+movingJob+` and domain_uid <> $1
+		group by priority`, d)
+	byPriority := make(map[rotation.Priority]int, len(counts))
+	for _, c := range counts {
+		byPriority[c.priority] = c.jobs
+	}
+	return byPriority, err
 }
 
 // ListJobs implements rotation.Tx.

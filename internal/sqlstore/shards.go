@@ -104,9 +104,8 @@ const claimCandidates = 32
 // with the turns, each as long as $2, since it was worked on: so it comes to its
 // part in time where there are too few workers for all. Both are in millionths.
 //
-// The condition on three states is that of the index job_open; the next one narrows
-// it. A cross join tells SQLite to begin with the jobs, not with all shards there
-// ever were.
+// A cross join tells SQLite to begin with the jobs, not with all shards there ever
+// were.
 const claims = `
 		with workers as (
 			select job.domain_uid, job.job_id, job.create_time,
@@ -116,8 +115,7 @@ const claims = `
 				max(shard.pace_time) as worked
 			from job
 			cross join shard
-			where job.state in ('RUNNING', 'PAUSED', 'BLOCKED')
-				and job.state = 'RUNNING' and (job.phase = 'REENCRYPTING' or job.kind = 'VERIFY')
+			where ` + movingJob + `
 				and shard.domain_uid = job.domain_uid and shard.job_id = job.job_id
 			group by job.domain_uid, job.job_id, job.create_time, job.priority
 		), claims as (

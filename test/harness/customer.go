@@ -1,8 +1,10 @@
 package harness
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -51,11 +53,7 @@ func (b *Bench) Step(ctx context.Context) (moved bool, err error) { return b.Ste
 
 // StepWith is Step by one of the engines.
 func (b *Bench) StepWith(ctx context.Context, e *rotation.Engine) (moved bool, err error) {
-	var jobs []rotation.Job
-	err = b.Store.Rotation().View(ctx, func(tx rotation.Tx) (err error) {
-		jobs, err = tx.OpenJobs(ctx, 100)
-		return err
-	})
+	jobs, err := b.OpenJobs(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -68,6 +66,26 @@ func (b *Bench) StepWith(ctx context.Context, e *rotation.Engine) (moved bool, e
 	}
 	worked, err := e.StepShard(ctx)
 	return moved || worked, err
+}
+
+// OpenJobs gives every job that is not final, whether due or not, oldest first.
+func (b *Bench) OpenJobs(ctx context.Context) (jobs []rotation.Job, err error) {
+	err = b.Store.Rotation().View(ctx, func(tx rotation.Tx) error {
+		domains, err := tx.ListDomains(ctx, "", 100)
+		for _, d := range domains {
+			unfinished, err := tx.UnfinishedJobs(ctx, d.UID)
+			if err != nil {
+				return err
+			}
+			jobs = append(jobs, unfinished...)
+		}
+		return err
+	})
+	jobs = slices.DeleteFunc(jobs, func(j rotation.Job) bool { return !j.Open() })
+	slices.SortFunc(jobs, func(a, b rotation.Job) int {
+		return cmp.Or(a.CreateTime.Compare(b.CreateTime), cmp.Compare(a.Domain, b.Domain), cmp.Compare(a.ID, b.ID))
+	})
+	return jobs, err
 }
 
 // Finish works until the job has ended, moving the clock where only time helps.

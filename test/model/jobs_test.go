@@ -169,11 +169,8 @@ func (m *machine) workOn(t *rapid.T) {
 
 // nextWait gives the shortest time that an open job waits for, 0 if none does.
 func (m *machine) nextWait(t *rapid.T) time.Duration {
-	var jobs []rotation.Job
-	fatal(t, m.bench.Store.Rotation().View(m.ctx, func(tx rotation.Tx) (err error) {
-		jobs, err = tx.OpenJobs(m.ctx, 100)
-		return err
-	}))
+	jobs, err := m.bench.OpenJobs(m.ctx)
+	fatal(t, err)
 	shortest := time.Duration(0)
 	for _, j := range jobs {
 		if wait := j.WaitUntil.Sub(m.now()); wait > 0 && (shortest == 0 || wait < shortest) {

@@ -47,11 +47,8 @@ func (m *machine) takeOver(t *rapid.T) {
 
 // aStep draws a job that is at work, and one of the two kinds of steps.
 func (m *machine) aStep(t *rapid.T, r *harness.Replica) (rotation.JobRef, func()) {
-	var jobs []rotation.Job
-	fatal(t, m.bench.Store.Rotation().View(m.ctx, func(tx rotation.Tx) (err error) {
-		jobs, err = tx.OpenJobs(m.ctx, 100)
-		return err
-	}))
+	jobs, err := m.bench.OpenJobs(m.ctx)
+	fatal(t, err)
 	if len(jobs) == 0 {
 		panic(nothing("no job is open"))
 	}
