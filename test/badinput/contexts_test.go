@@ -117,12 +117,29 @@ func TestForeignPairs(t *testing.T) {
 	for k, v := range own {
 		capitals[strings.ToUpper(k)] = v
 	}
+	unproven := func(change func(*pb.ImportDataKeysRequest)) func(*pb.ImportDataKeysRequest) {
+		return func(m *pb.ImportDataKeysRequest) {
+			m.AllowUnproven = true
+			change(m)
+		}
+	}
 	reserved := invalid("CONTEXT_KEY_RESERVED", "items[0].source_encryption_context")
+	notOurs := refusal{Code: codes.FailedPrecondition, Reason: "IMPORT_SOURCE_NOT_ALLOWED", Field: "items[0].source_kms_key"}
 	w.run([]badCall{
 		{"another domain's pair", "ImportDataKeys", spoiling(with("", other)), reserved},
 		{"another domain's pair under our key", "ImportDataKeys", spoiling(with(string(w.key), other)), reserved},
 		{"our value under the key in capitals", "ImportDataKeys", spoiling(with(string(w.key), capitals)), reserved},
 		{"our pair, but not our blob", "ImportDataKeys", spoiling(with(string(w.key), own)), invalid("CIPHERTEXT_WRONG_KEY", "")},
-		{"our pair under the import source", "ImportDataKeys", spoiling(with("", own)), refusal{Code: codes.FailedPrecondition, Reason: "IMPORT_SOURCE_NOT_ALLOWED", Field: "items[0].source_kms_key"}},
+		{"our pair under the import source", "ImportDataKeys", spoiling(with("", own)), notOurs},
+		// To allow unproven rows allows none of this.
+		{"another domain's pair, unproven", "ImportDataKeys", spoiling(unproven(with("", other))), reserved},
+		{"another domain's pair under our key, unproven", "ImportDataKeys", spoiling(unproven(with(string(w.key), other))), reserved},
+		{"no pair under our key, unproven", "ImportDataKeys", spoiling(unproven(with(string(w.key), nil))), notOurs},
+		{"our pair under the import source, unproven", "ImportDataKeys", spoiling(unproven(with("", own))), notOurs},
+		{"an import source's blob that is none, unproven", "ImportDataKeys", spoiling(unproven(func(m *pb.ImportDataKeysRequest) { m.Items[0].CiphertextBlob = []byte("words") })), invalid("CIPHERTEXT_INVALID", "")},
+		{"our pair in place of a data key, unproven", "ImportDataKeys", spoiling(unproven(func(m *pb.ImportDataKeysRequest) {
+			with(string(w.key), own)(m)
+			m.Items[0].DataKeyId, m.Items[0].Etag = "k1", "1"
+		})), invalid("CIPHERTEXT_WRONG_KEY", "")},
 	})
 }
