@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -362,5 +363,67 @@ func testRaceForShards(t *testing.T, b *storeBench) {
 		if got[0].Lease.Seq < first {
 			t.Errorf("round %d: the new shard is at fence %d, and the former one gave out %d", round, got[0].Lease.Seq, first-1)
 		}
+	}
+}
+
+// testRaceForCounts: workers of one job count the rows that they moved, of the same
+// key materials in any order. None of them meets another halfway, which would undo
+// its batch.
+func testRaceForCounts(t *testing.T, b *storeBench) {
+	j := b.job(b.domain("alpha").UID, "job-1", rotation.Running, rotation.Reencrypting)
+	const materials = 16
+	var runs atomic.Int64
+	errs := b.race(func(ctx context.Context, tx rotation.Tx, racer int) error {
+		runs.Add(1)
+		counts := make([]rotation.MaterialCount, materials)
+		for i := range counts {
+			n := i
+			if racer%2 == 1 {
+				n = materials - 1 - i
+			}
+			counts[i] = rotation.MaterialCount{SourceKey: "arn:one", SourceMaterial: fmt.Sprintf("m%02d", n), NewMaterial: "new", Rows: 1}
+		}
+		if err := tx.AddMoved(ctx, refOf(j), counts); err != nil {
+			return err
+		}
+		return tx.TouchJob(ctx, refOf(j))
+	})
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	if n := runs.Load(); n != racers {
+		t.Errorf("%d transactions were run for %d racers: some were undone", n, racers)
+	}
+	b.view(func(ctx context.Context, tx rotation.Tx) error {
+		got, err := tx.Moved(ctx, refOf(j))
+		for _, c := range got {
+			equal(t, "rows of "+c.SourceMaterial, c.Rows, racers)
+		}
+		equal(t, "materials", len(got), materials)
+		return err
+	})
+}
+
+// testRaceForBeats: replicas that wake together, all of whose words have run out,
+// tell theirs and forget the others'. None waits for one that waits for it.
+func testRaceForBeats(t *testing.T, b *storeBench) {
+	for round := range 10 {
+		var runs atomic.Int64
+		errs := b.race(func(ctx context.Context, tx rotation.Tx, racer int) error {
+			runs.Add(1)
+			return tx.BeatReplica(ctx, fmt.Sprint("replica-", racer), nil, shardTTL)
+		})
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
+		if n := runs.Load(); n != racers {
+			t.Errorf("round %d: %d transactions were run for %d replicas: some were undone", round, n, racers)
+		}
+		b.view(func(ctx context.Context, tx rotation.Tx) error {
+			got, err := tx.Replicas(ctx)
+			equal(t, fmt.Sprint("live replicas in round ", round), len(got), racers)
+			return err
+		})
+		b.clock.Advance(shardTTL)
 	}
 }

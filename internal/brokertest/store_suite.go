@@ -79,6 +79,8 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 		{"RaceForRequest", testRaceForRequest},
 		{"RaceForGrant", testRaceForGrant},
 		{"RaceForShards", testRaceForShards},
+		{"RaceForCounts", testRaceForCounts},
+		{"RaceForBeats", testRaceForBeats},
 		{"Clock", testClock},
 	} {
 		t.Run(topic.name, func(t *testing.T) {

@@ -1,7 +1,9 @@
 package sqlstore
 
 import (
+	"cmp"
 	"context"
+	"slices"
 
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/rotation"
@@ -61,9 +63,13 @@ func (t *txn) AbandonDataKey(ctx context.Context, f rotation.Failure) (bool, err
 	return err == nil, err
 }
 
-// AddMoved implements rotation.Tx.
+// AddMoved implements rotation.Tx. All transactions take the rows in one order, so
+// that no two of a job's wait for each other.
 func (t *txn) AddMoved(ctx context.Context, r rotation.JobRef, counts []rotation.MaterialCount) error {
-	for _, c := range counts {
+	inOrder := slices.SortedFunc(slices.Values(counts), func(a, b rotation.MaterialCount) int {
+		return cmp.Or(cmp.Compare(a.SourceKey, b.SourceKey), cmp.Compare(a.SourceMaterial, b.SourceMaterial), cmp.Compare(a.NewMaterial, b.NewMaterial))
+	})
+	for _, c := range inOrder {
 		if _, err := t.exec(ctx, "count moved rows", `
 			insert into job_moved (domain_uid, job_id, source_key, source_material, new_material, moved)
 			values ($1, $2, $3, $4, $5, $6)

@@ -19,7 +19,8 @@ type storedBeat struct {
 	Busy       bool    `json:"busy"`
 }
 
-// BeatReplica implements rotation.Tx.
+// BeatReplica implements rotation.Tx. It waits for no other replica: what one of
+// them is changing is not dead.
 func (t *txn) BeatReplica(ctx context.Context, id string, budgets []rotation.Beat, ttl time.Duration) error {
 	stored := make([]storedBeat, len(budgets))
 	for i, b := range budgets {
@@ -38,7 +39,11 @@ func (t *txn) BeatReplica(ctx context.Context, id string, budgets []rotation.Bea
 	}
 	_, err = t.exec(ctx, "forget dead replicas", `
 		delete from replica
-		where until_time <= $1`, micros(t.now))
+		where replica_id in (
+			select replica_id
+			from replica
+			where until_time <= $1`+t.holding(skipping)+`
+		)`, micros(t.now))
 	return err
 }
 
