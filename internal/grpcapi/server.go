@@ -72,7 +72,8 @@ type Jobs interface {
 	GetJob(ctx context.Context, caller broker.Caller, d broker.DomainID, id broker.JobID) (rotation.JobView, error)
 	ListJobs(ctx context.Context, caller broker.Caller, d broker.DomainID, after rotation.JobCursor, limit int) ([]rotation.JobView, error)
 	WatchJob(ctx context.Context, caller broker.Caller, d broker.DomainID, id broker.JobID, send func(v rotation.JobView, heartbeat bool) error) error
-	// OpenJob gives the domain's job that is not final, "" if there is none.
+	// OpenJob gives the domain's newest key change that is not final, nor being taken
+	// back; "" if there is none.
 	OpenJob(ctx context.Context, d broker.DomainUID) (broker.JobID, error)
 	RetirementReport(ctx context.Context, caller broker.Caller, d broker.DomainID, id broker.JobID) (rotation.Report, error)
 	OverrideSelfInventory(ctx context.Context, caller broker.Caller, in rotation.OverrideInventory) (rotation.SelfInventory, error)

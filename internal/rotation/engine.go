@@ -16,7 +16,7 @@ import (
 type Config struct {
 	// Owner names this replica in leases; unique among replicas.
 	Owner string
-	// RegistrarRole and WorkerAccount are the broker's, for the ownership probe.
+	// RegistrarRole and WorkerRole are the broker's, for the ownership probe.
 	RegistrarRole, WorkerRole string
 	// MayBeBroad lets a key of the broker's own account pass the ownership probe
 	// with a warning although its policy is broader than ours.
