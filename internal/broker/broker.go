@@ -32,12 +32,10 @@ type Config struct {
 	// none retired, since. Without it Sweep still ends what the database knows.
 	SweepOrphans bool
 	// NewID mints 26 characters, time-ordered; NewUID mints 26 random ones.
-
-	NewID func() string
+	NewID, NewUID func() string
 	// At, if set, is called between an act at KMS and its commit, or before and
 	// after one, with the point's name. Tests of crashes end the process there.
-	At     func(point string)
-	NewUID func() string
+	At func(point string)
 }
 
 // Windows are the waits that a key change must keep, because KMS is eventually

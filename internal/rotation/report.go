@@ -14,12 +14,12 @@ import (
 
 // RetirementReport says of each older key of a key change whether it may be
 // retired: a verdict about the key's ARN, over all domains of this broker. It
-// is evaluated anew at each call, and its hash is audited.
+// is evaluated anew at each call, in one snapshot, and its hash is audited.
 func (e *Engine) RetirementReport(ctx context.Context, caller broker.Caller, d broker.DomainID, id broker.JobID) (Report, error) {
 	var report Report
-	err := e.store.Update(ctx, func(tx Tx) error {
-		view, err := e.readJob(ctx, tx, d, id)
-		if err != nil {
+	var view JobView
+	err := e.store.View(ctx, func(tx Tx) (err error) {
+		if view, err = e.readJob(ctx, tx, d, id); err != nil {
 			return err
 		}
 		if view.SourceEpoch == 0 || view.Kind != KindKeyChange {
@@ -38,17 +38,19 @@ func (e *Engine) RetirementReport(ctx context.Context, caller broker.Caller, d b
 			}
 			report.Keys = append(report.Keys, verdict)
 		}
-		if err := seal(&report); err != nil {
-			return err
-		}
-		domain, err := tx.Domain(ctx, d)
+		return seal(&report)
+	})
+	if err != nil {
+		return report, err
+	}
+	return report, e.store.Update(ctx, func(tx Tx) error {
+		domain, err := tx.DomainByUID(ctx, view.Domain)
 		if err != nil {
 			return err
 		}
 		return tx.Audit(ctx, e.event(caller.Subject, "retirementReports.get", domain, view.Job, broker.AuditDone,
 			map[string]string{"sha256": report.SHA256, "safe": strconv.FormatBool(allSafe(report))}))
 	})
-	return report, err
 }
 
 // reportedKeys are the older keys that the job had to do with: its source, and
@@ -80,26 +82,31 @@ func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn
 			v.Moved = append(v.Moved, m)
 		}
 	}
-	if v.Blockers, err = e.blockers(ctx, tx, j, d, arn); err != nil {
+	uses, err := tx.UsesOfKey(ctx, arn)
+	if err != nil {
+		return v, err
+	}
+	if v.Blockers, err = e.blockers(ctx, tx, j, d, arn, uses); err != nil {
 		return v, err
 	}
 	if v.Inventories, err = e.inventoriesOf(ctx, tx, j, arn); err != nil {
 		return v, err
 	}
+	since := "the job's end"
 	if !stands(v.Blockers) {
-		v.SafeAfter = j.EndTime
-		if retention := e.broker.Windows().BackupRetention; retention > 0 && !j.LastMoveTime.IsZero() {
-			v.SafeAfter = latest(v.SafeAfter, j.LastMoveTime.Add(retention))
-			if tx.Now().Before(v.SafeAfter) {
-				v.Blockers = append(v.Blockers, Blocker{Kind: BlockBackup, Count: 1, Until: v.SafeAfter,
-					Message: "a backup from before the last move, if it is restored, needs the key"})
-			}
+		// A domain's rows were all gone from the key when it was retired there, but
+		// a backup from just before that may have them: of any domain.
+		retired := lastRetired(uses)
+		v.SafeAfter = latest(j.EndTime, retired)
+		since = v.SafeAfter.UTC().Format(time.RFC3339)
+		if retention := e.broker.Windows().BackupRetention; retention > 0 && !retired.IsZero() {
+			v.SafeAfter = latest(v.SafeAfter, retired.Add(retention))
+		}
+		if tx.Now().Before(v.SafeAfter) {
+			v.Blockers = append(v.Blockers, Blocker{Kind: BlockBackup, Count: 1, Until: v.SafeAfter,
+				Message: "a backup from before the key was retired, if it is restored, needs the key"})
 		}
 		v.Safe = !stands(v.Blockers)
-	}
-	since := "the job's end"
-	if !v.SafeAfter.IsZero() {
-		since = v.SafeAfter.UTC().Format(time.RFC3339)
 	}
 	v.Confirm = []string{
 		fmt.Sprintf("CloudTrail shows no successful use of %s by the broker's roles or your services after %s", arn, since),
@@ -107,6 +114,14 @@ func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn
 		"disable the key first and watch for DisabledException before you schedule its deletion",
 	}
 	return v, nil
+}
+
+// lastRetired gives when the last domain was done with a key, zero if none is.
+func lastRetired(uses []KeyUse) (last time.Time) {
+	for _, u := range uses {
+		last = latest(last, u.RetireTime)
+	}
+	return last
 }
 
 // stands reports whether any of them stands against retiring the key.
@@ -122,7 +137,7 @@ func latest(a, b time.Time) time.Time {
 }
 
 // blockers lists what stands against retiring a key, in this domain and others.
-func (e *Engine) blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn broker.KeyARN) ([]Blocker, error) {
+func (e *Engine) blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn broker.KeyARN, uses []KeyUse) ([]Blocker, error) {
 	var out []Blocker
 	keys, err := tx.DomainKeys(ctx, j.Domain)
 	if err != nil {
@@ -131,10 +146,6 @@ func (e *Engine) blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, 
 	if !reportReady(j, keys, arn) {
 		out = append(out, Blocker{Kind: BlockJob, Resource: broker.JobName(d, j.ID), Count: 1,
 			Message: fmt.Sprintf("the key change is %s in %s; it must succeed first", j.State, j.Phase)})
-	}
-	uses, err := tx.UsesOfKey(ctx, arn)
-	if err != nil {
-		return nil, err
 	}
 	for _, u := range uses {
 		name := u.DomainID.Name()
@@ -174,6 +185,9 @@ func (e *Engine) blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, 
 // openInventories gives the services of one domain whose word about the key is
 // asked for and not given.
 func (e *Engine) openInventories(ctx context.Context, tx Tx, use KeyUse) ([]SelfInventory, error) {
+	if len(use.Epochs) == 0 {
+		return nil, nil
+	}
 	d, err := tx.DomainByUID(ctx, use.DomainUID)
 	if err != nil {
 		return nil, err

@@ -165,4 +165,7 @@ type KeyUse struct {
 	Abandoned int64
 	// ImportSource says that the domain may import blobs made under it.
 	ImportSource bool
+	// RetireTime is when the last of the domain's epochs with this ARN was
+	// retired, zero if none is.
+	RetireTime time.Time
 }

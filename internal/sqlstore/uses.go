@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/rotation"
@@ -23,7 +24,7 @@ func (t *txn) UsesOfKey(ctx context.Context, key broker.KeyARN) ([]rotation.KeyU
 	}
 	var found []rotation.KeyUse
 	for _, u := range uses {
-		if len(u.Epochs) > 0 || u.Preparing != "" || u.Grants > 0 || u.Rows > 0 || u.Abandoned > 0 || u.ImportSource {
+		if len(u.Epochs) > 0 || u.Preparing != "" || u.Grants > 0 || u.Rows > 0 || u.Abandoned > 0 || u.ImportSource || !u.RetireTime.IsZero() {
 			found = append(found, *u)
 		}
 	}
@@ -44,16 +45,18 @@ func (u keyUses) of(uid broker.DomainUID, id broker.DomainID) *rotation.KeyUse {
 // usesByEpoch adds epochs and, for each domain that has any, its rows.
 func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, uses keyUses) error {
 	type epoch struct {
-		uid   broker.DomainUID
-		id    broker.DomainID
-		epoch broker.Epoch
-		state broker.KeyState
+		uid     broker.DomainUID
+		id      broker.DomainID
+		epoch   broker.Epoch
+		state   broker.KeyState
+		retired time.Time
 	}
 	epochs, err := all(ctx, t, "list epochs of key", func(r row) (e epoch, err error) {
-		err = r.Scan(&e.uid, &e.id, &e.epoch, &e.state)
+		err = r.Scan(&e.uid, &e.id, &e.epoch, &e.state, at{&e.retired})
 		return e, err
 	}, `
-		select domain_key.domain_uid, domain.domain_id, domain_key.key_epoch, domain_key.state
+		select domain_key.domain_uid, domain.domain_id, domain_key.key_epoch, domain_key.state,
+			domain_key.retire_time
 		from domain_key
 		join domain on domain.domain_uid = domain_key.domain_uid
 		where domain_key.kms_key = $1
@@ -67,6 +70,8 @@ func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, uses keyUses) 
 		if e.state != broker.KeyRetired {
 			use.Epochs = append(use.Epochs, e.epoch)
 			use.Current = use.Current || e.state == broker.KeyCurrent
+		} else if e.retired.After(use.RetireTime) {
+			use.RetireTime = e.retired
 		}
 		if counted {
 			continue
