@@ -118,6 +118,12 @@ func (g KMSGrant) MayExist() bool {
 	return g.State == KMSGrantIntended || g.State == KMSGrantLive || g.State == KMSGrantRetiring
 }
 
+// MayHaveExisted reports whether somebody may have used the grant: not if its
+// making failed, unless a listing has shown it since.
+func (g KMSGrant) MayHaveExisted() bool {
+	return g.State != KMSGrantFailed || g.KMSGrantID != ""
+}
+
 // grantName renders the Name under which KMS knows a grant. KMS allows 256
 // characters of [a-zA-Z0-9:/_-] (KMS API Reference, CreateGrant).
 func grantName(deployment string, g GrantUID, kind GrantKind, e Epoch, attempt int) string {

@@ -201,8 +201,10 @@ func (b *Broker) retireOrphan(ctx context.Context, key KeyARN, l ListedGrant, be
 	ctx = context.WithoutCancel(ctx)
 	return b.store.Update(ctx, func(tx Tx) error {
 		row, err := tx.KMSGrantByName(ctx, l.Name)
-		if err == nil && row.State == KMSGrantRetired {
-			row.EndTime = tx.Now() // its drain clock starts again
+		// Its drain clock starts again, or for the first time: a service can use a
+		// grant whose making was thought to have failed.
+		if err == nil && (row.State == KMSGrantRetired || row.State == KMSGrantFailed) {
+			row.EndTime = tx.Now()
 			err = tx.UpdateKMSGrant(ctx, row)
 		}
 		if err != nil && !errors.Is(err, ErrNotFound) {

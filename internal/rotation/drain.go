@@ -7,6 +7,8 @@ import (
 	"github.com/keybroker/keybroker/internal/broker"
 )
 
+const drainMessage = "services may still hold data keys that they made under the older keys (grant_visibility + max_store_delay)"
+
 // drain is phase 4: it waits until no service can still hold a data key that it
 // generated at KMS under an older key. The clock of an older key starts when
 // its last service wrap grant ended, in this job or before; the broker's own do
@@ -34,7 +36,7 @@ func (e *Engine) drain(ctx context.Context, j Job) (Job, error) {
 		return j, err
 	}
 	if now.Before(until) {
-		return j, waitUntil(until, "services may still hold data keys that they made under the older keys (grant_visibility + max_store_delay)")
+		return j, waitUntil(until, drainMessage)
 	}
 	j.Phase = Verifying
 	return j, nil
@@ -53,7 +55,7 @@ func (e *Engine) drained(ctx context.Context, tx Tx, d broker.DomainUID, target 
 	}
 	for _, g := range grants {
 		key, ok := broker.KeyOfEpoch(keys, g.Epoch)
-		if !ok || !key.Unretired() || g.Epoch >= target || g.Kind != broker.Wrap || g.Worker || g.State == broker.KMSGrantFailed {
+		if !ok || !key.Unretired() || g.Epoch >= target || g.Kind != broker.Wrap || g.Worker || !g.MayHaveExisted() {
 			continue
 		}
 		end := g.EndTime

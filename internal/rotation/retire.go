@@ -14,10 +14,6 @@ import (
 // none of them is left. "Older" is always by epoch, never by ARN: after A to B
 // and back to A the present key's own listing is read too.
 func (e *Engine) retire(ctx context.Context, j Job) (Job, error) {
-	now, err := e.now(ctx)
-	if err != nil {
-		return j, err
-	}
 	if j.CloseTime.IsZero() {
 		return e.closeEpochs(ctx, j)
 	}
@@ -37,18 +33,37 @@ func (e *Engine) retire(ctx context.Context, j Job) (Job, error) {
 	if open > 0 {
 		return j, waitUntil(time.Time{}, "grants on the older keys that KMS has not answered for must show, or prove absent, first")
 	}
-	if until := j.RetireTime.Add(e.broker.Windows().GrantVisibility); !j.RetireTime.IsZero() && now.Before(until) {
+	now, ended, err := e.lastEnded(ctx, j)
+	if err != nil {
+		return j, err
+	}
+	if until := ended.Add(e.broker.Windows().GrantVisibility); !ended.IsZero() && now.Before(until) {
 		return j, waitUntil(until, "KMS may take grant_visibility to forget the retired grants everywhere")
 	}
 	return e.proveRetired(ctx, j, now)
 }
 
-func (e *Engine) now(ctx context.Context) (now time.Time, err error) {
+// lastEnded gives when the last KMS grant on an older epoch that is not retired
+// ended, by whoever's doing, zero if there never was one.
+func (e *Engine) lastEnded(ctx context.Context, j Job) (now, ended time.Time, err error) {
 	err = e.store.View(ctx, func(tx Tx) error {
-		now = tx.Now()
+		keys, err := tx.DomainKeys(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		made, err := tx.KMSGrants(ctx, j.Domain, "")
+		if err != nil {
+			return err
+		}
+		now, ended = tx.Now(), j.RetireTime
+		for _, g := range made {
+			if key, _ := broker.KeyOfEpoch(keys, g.Epoch); g.Epoch < j.TargetEpoch && key.Unretired() && g.MayHaveExisted() {
+				ended = latest(ended, g.EndTime)
+			}
+		}
 		return nil
 	})
-	return now, err
+	return now, ended, err
 }
 
 // blockedFrom: a refusal about the older keys blocks the job on their side.
@@ -60,7 +75,7 @@ func (e *Engine) blockedFrom(j Job, err error) error {
 }
 
 // countRetired stores on the job how many grants were retired, and the time of
-// the last RetireGrant, from which the listing's wait counts.
+// the last RetireGrant: no listing before one visibility window later counts.
 func (e *Engine) countRetired(ctx context.Context, j Job, n int) (Job, error) {
 	stored := j
 	err := e.store.Update(ctx, func(tx Tx) error {
@@ -77,14 +92,22 @@ func (e *Engine) countRetired(ctx context.Context, j Job, n int) (Job, error) {
 	return stored, err
 }
 
-// mayClose holds a job whose older keys somebody may still need: a service that
-// keeps its own wrapped keys, until its word is given for each grant; a reader,
-// for max_read_delay after the last key was moved, which for those services is
-// when they said so.
+// mayClose holds a job whose older keys somebody may still need: a service on its
+// way here with what it made under one, if a wrap grant came to light after
+// DRAINING; one that keeps its own wrapped keys, until its word is given for each
+// grant; a reader, for max_read_delay after the last key was moved, which for
+// those services is when they said so.
 func (e *Engine) mayClose(ctx context.Context, tx Tx, j Job) error {
 	d, err := tx.DomainByUID(ctx, j.Domain)
 	if err != nil {
 		return err
+	}
+	until, err := e.drained(ctx, tx, j.Domain, j.TargetEpoch)
+	if err != nil {
+		return err
+	}
+	if tx.Now().Before(until) {
+		return waitUntil(until, drainMessage)
 	}
 	keys, err := tx.DomainKeys(ctx, j.Domain)
 	if err != nil {
@@ -159,7 +182,7 @@ func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, e
 	if err != nil {
 		return j, err
 	}
-	found := 0
+	left := map[broker.KeyARN][]broker.ListedGrant{}
 	for _, arn := range olderKeys(p, j) {
 		listed, err := e.broker.ListKMSGrants(ctx, arn)
 		if broker.ClassOf(err) == broker.KMSNotFound {
@@ -169,20 +192,36 @@ func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, e
 			return j, e.blockedFrom(j, err)
 		}
 		for _, l := range listed {
-			if !e.leftover(p, j, l) {
-				continue
-			}
-			found++
-			if err := e.retireLeftover(ctx, p.domain, j, arn, l); err != nil {
-				return j, e.blockedFrom(j, err)
+			if e.leftover(p, j, l) {
+				left[arn] = append(left[arn], l)
 			}
 		}
 	}
-	if found > 0 {
-		return e.countRetired(ctx, j, found)
+	if len(left) > 0 {
+		return e.retireLeftovers(ctx, p.domain, j, left)
 	}
 	e.cfg.At("retire.listed")
 	return e.succeed(ctx, p, j, now)
+}
+
+// retireLeftovers retires grants that only KMS's listings know of. No row of
+// theirs says when they ended: the job says it, before the first is retired, for
+// a crash in between, and after the last.
+func (e *Engine) retireLeftovers(ctx context.Context, d broker.Domain, j Job, left map[broker.KeyARN][]broker.ListedGrant) (Job, error) {
+	j, err := e.countRetired(ctx, j, 0)
+	if err != nil {
+		return j, err
+	}
+	retired := 0
+	for arn, listed := range left {
+		for _, l := range listed {
+			if err := e.retireLeftover(ctx, d, j, arn, l); err != nil {
+				return j, e.blockedFrom(j, err)
+			}
+			retired++
+		}
+	}
+	return e.countRetired(ctx, j, retired)
 }
 
 // retireLeftover retires a grant that only KMS's listing knows of, with the two

@@ -73,7 +73,7 @@ func selfGrantsOn(ctx context.Context, tx Tx, d broker.DomainUID, keys []broker.
 		}
 		if slices.ContainsFunc(made, func(k broker.KMSGrant) bool {
 			_, ok := broker.KeyOfEpoch(keys, k.Epoch)
-			return ok && k.State != broker.KMSGrantFailed
+			return ok && k.MayHaveExisted()
 		}) {
 			on = append(on, g)
 		}
