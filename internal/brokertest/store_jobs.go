@@ -263,7 +263,19 @@ func testFailures(t *testing.T, b *storeBench) {
 	failures[1].Time = b.clock.Now().Add(time.Minute)
 	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.AddFailures(ctx, failures[1:2]) })
 	list("a failure replaced", refOf(j), "", 10, failures...)
-	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.DeleteFailures(ctx, refOf(j)) })
+	kept := failures[2]
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		for id, version := range map[broker.DataKeyID]int64{"k2": kept.Version, "k3": failures[3].Version + 1} {
+			row := newDataKey(d.UID, id, b.clock.Now())
+			row.Version = version
+			if err := tx.InsertDataKey(ctx, row); err != nil {
+				return err
+			}
+		}
+		return tx.DeleteFailures(ctx, refOf(j), 1)
+	})
+	list("failures of rows at an epoch, after the others' deletion", refOf(j), "", 10, kept)
+	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.DeleteFailures(ctx, refOf(j), 0) })
 	list("failures after their deletion", refOf(j), "", 10)
 	list("failures of another job", refOf(other), "", 10, foreign)
 }

@@ -55,7 +55,7 @@ func tooEarly(resource string, now, until time.Time) error {
 
 // settleGrants stores a service's word for each of its grants, and gives what is
 // stored. The word of one pass is stored once: an answer was lost, and the client
-// asks again.
+// asks again. An operator's word stands.
 func settleGrants(ctx context.Context, tx Tx, d broker.Domain, owner PassOwner, word Settlement) ([]SelfInventory, error) {
 	grants, err := owner.grants(ctx, tx, d)
 	if err != nil {
@@ -69,7 +69,9 @@ func settleGrants(ctx context.Context, tx Tx, d broker.Domain, owner PassOwner, 
 	for _, g := range grants {
 		stored := word
 		stored.Grant = g.UID
-		i := slices.IndexFunc(before, func(s Settlement) bool { return s.Grant == g.UID && s.Kind == Attested && s.Pass == word.Pass })
+		i := slices.IndexFunc(before, func(s Settlement) bool {
+			return s.Grant == g.UID && (s.Kind == Overridden || s.Pass == word.Pass)
+		})
 		if i >= 0 {
 			stored = before[i]
 		} else if err := putSettlement(ctx, tx, d, g, stored, ""); err != nil {

@@ -54,7 +54,8 @@ func (w *shardWork) commit(ctx context.Context, b *batch) (goOn bool, err error)
 		return false, err
 	}
 	w.engine.cfg.At("batch.committed")
-	w.shard, w.calls, w.throttled = next, calls, throttled
+	w.shard, w.held = next, !b.release && !next.Finished
+	w.calls, w.throttled = calls, throttled
 	w.flow.SetWeight(priority.part())
 	w.engine.cfg.Observe.Batch(tally.moved, tally.relabelled, tally.failed, tally.conflicts, took)
 	if tally.conflicts > 0 {
@@ -86,6 +87,14 @@ func (w *shardWork) wanted(ctx context.Context, now time.Time) (wanted bool) {
 		w.engine.logFailure(ctx, "jobs' claims to a worker not compared", err, "job", w.job.ID)
 	}
 	return wanted && err == nil
+}
+
+// release gives the lease back, with everything as the last commit left it.
+func (w *shardWork) release(ctx context.Context) error {
+	return w.engine.store.Update(ctx, func(tx Tx) error {
+		_, _, err := tx.CommitShard(ctx, w.shard, 0)
+		return err
+	})
 }
 
 // look says whether rows are left for later, and finds the loss of access that

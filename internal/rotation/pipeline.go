@@ -22,6 +22,7 @@ type shardWork struct {
 	job    Job
 	plan   plan
 	flow   *pacer.Flow
+	held   bool // the last commit kept the lease
 	// calls and throttled are the flow's counts as the last commit had them.
 	calls, throttled uint64
 	// asked is when it took the shard, or last asked whether it is wanted elsewhere.
@@ -61,9 +62,15 @@ type slot struct {
 // back, the job is not RUNNING, or another has a better claim to the worker.
 func (w *shardWork) sweep(ctx context.Context, most int) (goOn bool, _ error) {
 	// To stop is to take no more rows: the calls under way are seen through and
-	// committed. Where no commit will come, they are abandoned.
+	// committed; where the process ends, for as long as a batch takes. Where no
+	// commit will come, they are abandoned.
 	reading, stop := context.WithCancel(ctx)
-	calls, abandon := context.WithCancel(ctx)
+	calls, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	defer context.AfterFunc(ctx, func() {
+		if w.engine.cfg.Sleep(calls, w.engine.cfg.BatchTime) == nil {
+			abandon()
+		}
+	})()
 	pages, rows, batches := make(chan page), make(chan *slot), make(chan *batch)
 	var wg sync.WaitGroup
 	defer func() { // also where a commit panics
@@ -101,6 +108,9 @@ func (w *shardWork) sweep(ctx context.Context, most int) (goOn bool, _ error) {
 		if goOn = goOn && more; !goOn {
 			stop()
 		}
+	}
+	if !goOn && w.held { // the feeder had ended before it was told to
+		return false, w.release(context.WithoutCancel(ctx))
 	}
 	return goOn && fed == nil, fed
 }
@@ -144,7 +154,8 @@ func (w *shardWork) feed(ctx, calls context.Context, most int, pages <-chan page
 		b.release = err != nil || ctx.Err() != nil || n == most
 		select {
 		case batches <- b:
-		case <-calls.Done():
+		case <-calls.Done(): // nothing may be committed past it
+			return err
 		}
 		if b.end || b.release {
 			return err

@@ -189,7 +189,14 @@ func (w *shardWork) tryOtherKeys(ctx context.Context, row *broker.DataKey, recor
 }
 
 func (w *shardWork) failure(row *broker.DataKey, class broker.KMSClass, err error) *Failure {
-	return &Failure{Domain: row.Domain, Job: w.job.ID, DataKey: row.ID, UID: row.UID, Version: row.Version, Class: class, Message: err.Error()}
+	f := newFailure(w.job, *row, class, err)
+	return &f
+}
+
+// newFailure is the record of a row, as it is, that KMS cannot read; it lacks its
+// time.
+func newFailure(j Job, row broker.DataKey, class broker.KMSClass, err error) Failure {
+	return Failure{Domain: row.Domain, Job: j.ID, DataKey: row.ID, UID: row.UID, Version: row.Version, Class: class, Message: err.Error()}
 }
 
 // diagnose finds the side on which access was lost: the key that KMS's message

@@ -150,6 +150,10 @@ func (e *Engine) closeEpochs(ctx context.Context, j Job) (Job, error) {
 		if err := e.mayClose(ctx, tx, j); err != nil {
 			return err
 		}
+		d, err := tx.DomainByUID(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
 		keys, err := tx.DomainKeys(ctx, j.Domain)
 		if err != nil {
 			return err
@@ -165,6 +169,9 @@ func (e *Engine) closeEpochs(ctx context.Context, j Job) (Job, error) {
 		next := j
 		next.State, next.Block, next.CloseTime = keepState(j), Block{}, tx.Now()
 		if err := tx.UpdateJob(ctx, next); err != nil {
+			return err
+		}
+		if err := tx.Audit(ctx, e.event(broker.System.Subject, "reencryptionJobs.closeOlderKeys", d, next, broker.AuditDone, nil)); err != nil {
 			return err
 		}
 		closed, err = tx.Job(ctx, j.Ref())

@@ -110,8 +110,9 @@ type Tx interface {
 	AddFailures(ctx context.Context, f []Failure) error // replaces those of the same row
 	// Failures gives up to limit failures of a job with a data key greater than after.
 	Failures(ctx context.Context, r JobRef, after broker.DataKeyID, limit int) ([]Failure, error)
-	// DeleteFailures forgets those that are not acknowledged.
-	DeleteFailures(ctx context.Context, r JobRef) error
+	// DeleteFailures forgets those that are not acknowledged, but for rows that
+	// are at epoch but (0: none) and as they were.
+	DeleteFailures(ctx context.Context, r JobRef, but broker.Epoch) error
 	// AbandonDataKey marks a failure as acknowledged and its row as abandoned, if
 	// the row is still the one that failed; false if it is not.
 	AbandonDataKey(ctx context.Context, f Failure) (bool, error)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 
 	"github.com/keybroker/keybroker/internal/broker"
 )
@@ -21,7 +23,8 @@ const (
 // older key; what it finds goes back to REENCRYPTING, and poison rows alone
 // fail the job. Then a sample of rows is given to KMS for a real ReEncrypt from
 // the new key to itself, whose result is dropped: a dry run may not look at the
-// ciphertext.
+// ciphertext. A row that KMS cannot read is a failure of the job, and first in
+// the sample when the job is resumed.
 func (e *Engine) verify(ctx context.Context, j Job) (Job, error) {
 	pass, err := e.fullPass(ctx, j)
 	if err != nil {
@@ -39,13 +42,18 @@ func (e *Engine) verify(ctx context.Context, j Job) (Job, error) {
 	}
 	e.cfg.At("verify.passed")
 	j.VerifiedRows = 0
-	for _, id := range pass.sample {
+	for _, id := range slices.Concat(pass.suspects, pass.sample) {
 		checked, err := e.verifyRow(ctx, p, j, id)
 		if err != nil {
 			return j, err
 		}
 		if checked {
 			j.VerifiedRows++
+		}
+	}
+	if len(pass.suspects) > 0 { // KMS can read them now
+		if err := e.store.Update(ctx, func(tx Tx) error { return tx.DeleteFailures(ctx, j.Ref(), 0) }); err != nil {
+			return j, err
 		}
 	}
 	j.Phase = Retiring
@@ -55,7 +63,9 @@ func (e *Engine) verify(ctx context.Context, j Job) (Job, error) {
 // A passResult is what a full pass saw.
 type passResult struct {
 	rows, pending, poison int64
-	sample                []broker.DataKeyID
+	// suspects are rows under the new key that an earlier sample found unreadable,
+	// and that are as they were.
+	suspects, sample []broker.DataKeyID
 }
 
 // fullPass reads every row of the domain, page by page, and draws a sample
@@ -94,12 +104,16 @@ func (e *Engine) seeRow(out *passResult, row broker.DataKey, target broker.Epoch
 		return
 	}
 	out.rows++
-	if row.Epoch < target {
-		if version, ok := poison[row.ID]; ok && version == row.Version {
-			out.poison++
-		} else {
-			out.pending++
-		}
+	version, recorded := poison[row.ID]
+	switch poisonous := recorded && version == row.Version; {
+	case row.Epoch < target && poisonous:
+		out.poison++
+		return
+	case row.Epoch < target:
+		out.pending++
+		return
+	case poisonous:
+		out.suspects = append(out.suspects, row.ID)
 		return
 	}
 	if len(out.sample) < sampleMax {
@@ -142,6 +156,7 @@ func (e *Engine) sweepAgain(ctx context.Context, j Job, pass passResult) (Job, e
 	if err != nil {
 		return j, err
 	}
+	again := j
 	err = e.store.Update(ctx, func(tx Tx) error {
 		if err := e.replaceShards(ctx, tx, j, bounds, false); err != nil {
 			return err
@@ -151,10 +166,18 @@ func (e *Engine) sweepAgain(ctx context.Context, j Job, pass passResult) (Job, e
 		if err := tx.UpdateJob(ctx, next); err != nil {
 			return err
 		}
-		j, err = tx.Job(ctx, j.Ref())
+		d, err := tx.DomainByUID(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		if err := tx.Audit(ctx, e.event(broker.System.Subject, "reencryptionJobs.sweepAgain", d, next, broker.AuditDone,
+			map[string]string{"rows": strconv.FormatInt(pass.pending, 10)})); err != nil {
+			return err
+		}
+		again, err = tx.Job(ctx, j.Ref())
 		return err
 	})
-	return j, err
+	return again, err
 }
 
 // verifyRow has KMS read one row as it is stored now. A row that was deleted
@@ -182,6 +205,14 @@ func (e *Engine) verifyRow(ctx context.Context, p plan, j Job, id broker.DataKey
 	}
 	switch class := broker.ClassOf(err); class {
 	case broker.KMSIncorrectKey, broker.KMSInvalidCiphertext:
+		failure := newFailure(j, row, class, err)
+		err := e.store.Update(ctx, func(tx Tx) error {
+			failure.Time = tx.Now()
+			return tx.AddFailures(ctx, []Failure{failure})
+		})
+		if err != nil {
+			return false, err
+		}
 		return false, failWith(broker.ReasonRowsFailed, "data key %s cannot be read under the new key: %s", id, class)
 	}
 	return false, blockOnKMS(To, j.TargetKey, err)
