@@ -52,6 +52,9 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 	}
+	if err := flag.Set("test.parallel", "3"); err != nil { // they wait, whatever there is of processors
+		panic(err)
+	}
 	goleak.VerifyTestMain(m)
 }
 

@@ -3,6 +3,7 @@ package scenarios_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"sync"
@@ -83,6 +84,16 @@ func (b *brittle) Write(p []byte) (int, error) {
 	}
 	n, err := b.Conn.Write(p[:through])
 	return n, errors.Join(err, b.Close(), net.ErrClosed)
+}
+
+// TestMain sets how many passes rapid draws: each moves up to 250 keys through a
+// connection that is made anew, on two engines. A flag on the command line counts
+// more.
+func TestMain(m *testing.M) {
+	if err := flag.Set("rapid.checks", "20"); err != nil {
+		panic(err)
+	}
+	m.Run()
 }
 
 // Whenever the connection breaks: each wrapped key has exactly one receipt in the
