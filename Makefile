@@ -73,8 +73,7 @@ test: ## Vet, all tests, scenarios and model on PostgreSQL too, and the race det
 	@python3 -c 'import botocore' 2>/dev/null || /usr/bin/python3 -c 'import botocore' 2>/dev/null || \
 		echo "!!! LOCALKMS WAS NOT CHECKED AGAINST BOTOCORE'S MODEL: it needs botocore, which is not installed" >&2
 
-# It compiles the product once for each bug, and the model walks until it meets
-# it: on two cores 10 minutes and more, so that it is not part of make test.
+# It compiles the product once for each bug, so it is not part of make test.
 .PHONY: bugs
 bugs: ## Put each seeded bug in and see that the suites catch it
 	go test -v $(TESTFLAGS) ./test/bugs | grep -v '^=== '

@@ -172,8 +172,9 @@ func TestDisabledKeyBlocksAndHeals(t *testing.T) {
 // workUntil steps the job, and time, until it looks as wanted.
 func workUntil(t *testing.T, b *harness.Bench, job rotation.JobView, wanted func(rotation.JobView) bool) rotation.JobView {
 	t.Helper()
+	var view rotation.JobView
 	for range 500 {
-		view := must[rotation.JobView](t)(b.Engine.GetJob(t.Context(), harness.Caller, job.DomainID, job.ID))
+		view = must[rotation.JobView](t)(b.Engine.GetJob(t.Context(), harness.Caller, job.DomainID, job.ID))
 		if wanted(view) {
 			return view
 		}
@@ -181,8 +182,8 @@ func workUntil(t *testing.T, b *harness.Bench, job rotation.JobView, wanted func
 			b.Clock.Advance(20 * time.Second)
 		}
 	}
-	t.Fatal("the job never came to look as wanted")
-	return rotation.JobView{}
+	t.Fatalf("the job never came to look as wanted: it is %s in %s, block %+v", view.State, view.Phase, view.Block)
+	return view
 }
 
 // I6: at no moment before the job has succeeded does the report call the old key
