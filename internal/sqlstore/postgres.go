@@ -159,7 +159,8 @@ const (
 
 // begin finds out whether the pool's connection still leads anywhere. Where it
 // does not, a server has been restarted, most likely: the others are dropped too,
-// and the caller begins again on a new one.
+// and the caller begins again on a new one. A connection that is lost because its
+// caller left says nothing about the others.
 func (e *postgresDialect) begin(ctx context.Context, readOnly bool) (session, error) {
 	text := beginWrite
 	if readOnly {
@@ -178,7 +179,7 @@ func (e *postgresDialect) begin(ctx context.Context, readOnly bool) (session, er
 		s.began, err = readClock(results)
 	}
 	if err != nil {
-		if err = s.broken(err); errors.As(err, new(*lostConnectionError)) {
+		if err = s.broken(err); errors.As(err, new(*lostConnectionError)) && ctx.Err() == nil {
 			e.pool.Reset()
 		}
 		conn.Release() // which gives up one that is in a transaction

@@ -20,6 +20,7 @@ const (
 	beforeCommit     // the commit does not reach the server
 	afterCommit      // the server has committed, and its answer does not come back
 	inSetup          // a new connection's first words do not reach the server
+	inBegin          // a transaction's first words do not reach the server, and the connection stays
 )
 
 // proxy stands between a store and the server, and loses what it is told to.
@@ -27,6 +28,7 @@ type proxy struct {
 	net.Listener
 	socket string // the server's
 	next   atomic.Int32
+	lost   chan struct{} // told of each inBegin
 	conns  sync.WaitGroup
 }
 
@@ -41,7 +43,7 @@ func newProxy(t *testing.T, at string) (*proxy, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{Listener: l, socket: filepath.Join(u.Query().Get("host"), ".s.PGSQL.5432")}
+	p := &proxy{Listener: l, lost: make(chan struct{}), socket: filepath.Join(u.Query().Get("host"), ".s.PGSQL.5432")}
 	p.conns.Go(p.serve)
 	t.Cleanup(func() {
 		l.Close()
@@ -98,6 +100,10 @@ func (p *proxy) relay(client net.Conn) {
 		mode := nowhere
 		if bytes.Contains(message, []byte("set_config('synchronous_commit'")) && p.next.CompareAndSwap(int32(inSetup), int32(nowhere)) {
 			return
+		}
+		if bytes.Contains(message, []byte("begin isolation level")) && p.next.CompareAndSwap(int32(inBegin), int32(nowhere)) {
+			p.lost <- struct{}{}
+			continue
 		}
 		if string(message[1:]) == "\x00\x00\x00\x0bcommit\x00" && cut(p.next.Load()) != inSetup {
 			mode = cut(p.next.Swap(int32(nowhere)))
