@@ -280,18 +280,19 @@ func (c command) serveApp(ctx context.Context, w wiring, at addresses, dev bool,
 	if w.telemetry, err = newTelemetry(ctx, c.getenv, dev); err != nil {
 		return err
 	}
+	end := newEnding(w.stop)
 	defer func() {
-		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		limited, cancel := end.within(ctx, partAll)
 		defer cancel()
 		if err := w.telemetry.shutdown(limited); err != nil { // a collector that is away fails nobody
 			w.log.Warn("telemetry was not sent", "error", err.Error())
 		}
 	}()
-	a, err := newApp(ctx, w)
+	a, err := newApp(ctx, w, end)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, a.close()) }()
+	defer func() { err = errors.Join(err, a.close(ctx, end)) }()
 	var l net.Listener
 	if w.does.api {
 		if l, err = listen(ctx, at.listenSetting, at.listen); err != nil {
@@ -310,12 +311,12 @@ func (c command) serveApp(ctx context.Context, w wiring, at addresses, dev bool,
 		admin := startAdmin(adminListener, w.telemetry, a.store.Ping)
 		defer func() { err = errors.Join(err, admin.stop()) }()
 	}
-	return a.runWith(ctx, l, ready)
+	return a.runWith(ctx, end, l, ready)
 }
 
 // runWith runs the app and, beside it, what is to happen once it serves. l is nil
 // without the API; the address is "" then.
-func (a *app) runWith(ctx context.Context, l net.Listener, ready func(context.Context, string) error) error {
+func (a *app) runWith(ctx context.Context, end *ending, l net.Listener, ready func(context.Context, string) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var address string
@@ -329,7 +330,7 @@ func (a *app) runWith(ctx context.Context, l net.Listener, ready func(context.Co
 			cancel(err)
 		}
 	}()
-	err := a.run(ctx, l)
+	err := a.run(ctx, end, l)
 	cancel(nil)
 	<-readyDone
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {

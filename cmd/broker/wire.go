@@ -38,6 +38,8 @@ type wiring struct {
 	// owner names this process in leases; see rotation.Config for the rest.
 	owner                     string
 	lease, probe, poll, sweep time.Duration
+	// stop is how long the process may take to end; 0 takes stopTime.
+	stop time.Duration
 
 	// at is called at the points where a crash counts, see failpoint.
 	at func(point string)
@@ -70,11 +72,11 @@ type app struct {
 }
 
 // newApp wires everything and starts nothing. Close it in any case.
-func newApp(ctx context.Context, w wiring) (_ *app, err error) {
+func newApp(ctx context.Context, w wiring, end *ending) (_ *app, err error) {
 	a := &app{log: w.log, does: w.does}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.close())
+			err = errors.Join(err, a.close(ctx, end))
 		}
 	}()
 	tracer := w.telemetry.tracers.Tracer(scope)
@@ -146,35 +148,15 @@ func (a *app) wireKMS(w wiring) error {
 	return err
 }
 
-// shutdownTime is how long calls at work may take to end. A pod's
-// terminationGracePeriodSeconds must be above it.
-const shutdownTime = 20 * time.Second
-
-// run does what its roles say until ctx ends, then stops in order: health says
-// NOT_SERVING, the engine lets its leases go, calls at work finish. It fails if
-// either part ends before it was asked to. l is nil without the API.
-func (a *app) run(ctx context.Context, l net.Listener) error {
+// run does what its roles say until ctx ends, and then stops: health says
+// NOT_SERVING, no call is let in any more, calls at work finish, and the engine
+// lets its leases go, all of that at the same time and before end is over. It
+// fails if either part ends before it was asked to, or does not end when asked.
+// l is nil without the API.
+func (a *app) run(ctx context.Context, end *ending, l net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
-	engineCtx, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopEngine()
-	engineDone := make(chan struct{})
-	group.Go(func() error {
-		defer close(engineDone)
-		if !a.does.worker {
-			a.engine.Heartbeat(engineCtx) // workers leave it what its callers take
-			return nil
-		}
-		if err := a.engine.Run(engineCtx); engineCtx.Err() == nil {
-			return fmt.Errorf("the engine stopped: %w", err)
-		}
-		return nil
-	})
+	group.Go(func() error { return a.runEngine(ctx, end) })
 	if a.server == nil {
-		group.Go(func() error {
-			<-ctx.Done()
-			stopEngine()
-			return nil
-		})
 		return group.Wait()
 	}
 	group.Go(func() error {
@@ -189,18 +171,46 @@ func (a *app) run(ctx context.Context, l net.Listener) error {
 	})
 	group.Go(func() error {
 		<-ctx.Done()
-		a.server.Drain()
-		stopEngine()
-		<-engineDone
-		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
+		limited, cancel := end.within(ctx, partWork)
 		defer cancel()
 		return a.server.Shutdown(limited)
 	})
 	return group.Wait()
 }
 
-// close gives everything back; after run, or instead of it.
-func (a *app) close() error {
+// runEngine works on jobs, or only keeps step with who does, until ctx ends.
+func (a *app) runEngine(ctx context.Context, end *ending) error {
+	work := func() error {
+		a.engine.Heartbeat(ctx) // workers leave it what its callers take
+		return nil
+	}
+	if a.does.worker {
+		work = func() error {
+			if err := a.engine.Run(ctx); ctx.Err() == nil {
+				return fmt.Errorf("the engine stopped: %w", err)
+			}
+			return nil
+		}
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- work() }()
+	select {
+	case err := <-stopped:
+		return err
+	case <-ctx.Done():
+	}
+	limited, cancel := end.within(ctx, partWork)
+	defer cancel()
+	select {
+	case err := <-stopped:
+		return err
+	case <-limited.Done():
+		return errors.New("the engine did not stop in time: its leases run out by themselves")
+	}
+}
+
+// close gives everything back, before end is over; after run, or instead of it.
+func (a *app) close(ctx context.Context, end *ending) error {
 	for _, k := range []*awskms.KMS{a.foreground, a.background} {
 		if k != nil {
 			k.Close()
@@ -209,5 +219,10 @@ func (a *app) close() error {
 	if a.store == nil {
 		return nil
 	}
-	return a.store.Close()
+	limited, cancel := end.within(ctx, partDatabase)
+	defer cancel()
+	if err := finish(limited, a.store.Close); err != nil {
+		return fmt.Errorf("close the database: %w", err)
+	}
+	return nil
 }
