@@ -160,6 +160,10 @@ func (a *app) run(ctx context.Context, end *ending, l net.Listener) error {
 		return group.Wait()
 	}
 	group.Go(func() error {
+		watchReadiness(ctx, a.store.Ping, a.setReady)
+		return nil
+	})
+	group.Go(func() error {
 		err := a.server.Serve(l)
 		if err == nil && ctx.Err() == nil {
 			return errors.New("the listener stopped")
@@ -207,6 +211,16 @@ func (a *app) runEngine(ctx context.Context, end *ending) error {
 	case <-limited.Done():
 		return errors.New("the engine did not stop in time: its leases run out by themselves")
 	}
+}
+
+// setReady says by gRPC health whether calls are welcome.
+func (a *app) setReady(ready bool) {
+	a.server.SetServing(ready)
+	if ready {
+		a.log.Info("the database answers again")
+		return
+	}
+	a.log.Error("the database does not answer")
 }
 
 // close gives everything back, before end is over; after run, or instead of it.
