@@ -3,6 +3,7 @@ package awskms_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -378,3 +379,26 @@ func TestOwnTransport(t *testing.T) {
 		t.Errorf("a redirect: got %v, want UNAVAILABLE", err)
 	}
 }
+
+// TestBodiesEndQuietly: the transport may look for the end of a body that the SDK
+// has closed, once the answer is there. An error then costs the connection, and
+// now and then the answer.
+func TestBodiesEndQuietly(t *testing.T) {
+	bodies := make(chan io.ReadCloser, 1)
+	wire := localkms.RoundTripper(newLocal(t, 0, nil))
+	k := open(t, config(t, roundTripper(func(r *http.Request) (*http.Response, error) {
+		bodies <- r.Body
+		return wire.RoundTrip(r)
+	})), pacer.Background)
+	_, err := k.DescribeKey(t.Context(), "arn:aws:kms:"+homeRegion+":111122223333:key/00000000-0000-4000-8000-000000000000")
+	if broker.ClassOf(err) != broker.KMSNotFound {
+		t.Fatal(err)
+	}
+	if n, err := io.Copy(io.Discard, <-bodies); n != 0 || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

@@ -1,6 +1,7 @@
 package awskms
 
 import (
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -33,8 +34,18 @@ func newClient(cfg *Config, region string, as aws.CredentialsProvider, transport
 // KMS redirects nobody and sets no cookies, and time limits come by context.
 type direct struct{ transport http.RoundTripper }
 
-// Do implements kms.HTTPClient.
-func (d direct) Do(r *http.Request) (*http.Response, error) { return d.transport.RoundTrip(r) }
+// Do implements kms.HTTPClient. The SDK closes the body as soon as there is an
+// answer, while the transport may still look for the body's end. A closed body
+// tells a Read that it is at its end, but fails a WriteTo, whereupon the transport
+// drops the connection in the middle of the answer. So WriteTo is hidden.
+func (d direct) Do(r *http.Request) (*http.Response, error) {
+	if r.Body != nil {
+		sent := *r
+		sent.Body = struct{ io.ReadCloser }{r.Body}
+		r = &sent
+	}
+	return d.transport.RoundTrip(r)
+}
 
 // newTransport is sized so that calls in flight each keep their connection.
 // patience is how long an answer may take; it leaves time for another attempt.
