@@ -19,7 +19,7 @@ func TestForegroundOnLocalKMS(t *testing.T) { runOnLocalKMS(t, pacer.Foreground,
 func TestBackgroundOnLocalKMS(t *testing.T) { runOnLocalKMS(t, pacer.Background, 1) }
 
 func runOnLocalKMS(t *testing.T, class pacer.Class, attempts int) {
-	brokertest.RunKMS(t, func(t *testing.T) brokertest.KMSBench {
+	brokertest.RunKMS(t, nil, func(t *testing.T) brokertest.KMSBench {
 		clock := &clock{now: time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)}
 		const delay = 5 * time.Minute
 		wire := localkms.RoundTripper(newLocal(t, delay, clock.Now))

@@ -122,8 +122,12 @@ func triesReEncrypt(t *kmsTest) {
 			t.Errorf("%s: the denial names key %q, want %q", c.name, failure.Key, c.denied)
 		}
 	}
-	t.Customer.SetEnabled(t.T, ready, false)
-	t.want(t.reEncryptDry(t.Context(), ready, ready, t.pairs("one")), "ReEncrypt", broker.KMSDisabled)
+}
+
+func triesReEncryptOnDisabledKeys(t *kmsTest) {
+	key := t.readyKey()
+	t.Customer.SetEnabled(t.T, key, false)
+	t.want(t.reEncryptDry(t.Context(), key, key, t.pairs("one")), "ReEncrypt", broker.KMSDisabled)
 }
 
 func refusesWrongSources(t *kmsTest) {
@@ -162,7 +166,7 @@ func namesDisabledKeys(t *kmsTest) {
 			Key: key, KeySpec: broker.DefaultKeySpec, Context: t.pairs("one"),
 		})
 		t.want(err, "GenerateDataKeyWithoutPlaintext", broker.KMSDisabled)
-		_, err = t.Registrar.CreateGrant(t.Context(), t.newGrant(key, "kb/suite/disabled/1"))
+		_, err = t.Registrar.CreateGrant(t.Context(), t.newGrant(key, "disabled/1"))
 		t.want(err, "CreateGrant", broker.KMSDisabled)
 		t.Customer.SetEnabled(t.T, key, true)
 	}
@@ -183,7 +187,10 @@ func namesDeniedKeys(t *kmsTest) {
 	if failure := t.failure(t.reEncrypt(move), "ReEncrypt", broker.KMSDenied); failure.Key != bare {
 		t.Errorf("denied source: the error names %q", failure.Key)
 	}
-	// A key whose policy does not name the broker.
+}
+
+// namesKeysOfClosedPolicies: of keys whose policy does not name the broker.
+func namesKeysOfClosedPolicies(t *kmsTest) {
 	closed := t.Customer.NewKey(t.T, KMSPolicy{
 		Owner: t.Customer.Account(), Registrar: "arn:aws:iam::" + t.Customer.Account() + ":root", Worker: t.WorkerRole, Pinned: t.reserved,
 	}.Document())
@@ -216,7 +223,7 @@ func refusesUnreserved(t *kmsTest) {
 			Ciphertext: blob, SourceKey: key, SourceContext: t.pairs("one"), DestinationKey: key, DestinationContext: pairs,
 		}), "ReEncrypt", broker.KMSInvalidRequest)
 		for _, c := range []broker.Constraint{{Subset: pairs}, {Equals: pairs}} {
-			g := t.newGrant(key, "kb/suite/unreserved/1")
+			g := t.newGrant(key, "unreserved/1")
 			g.Constraint = c
 			_, err = t.Registrar.CreateGrant(t.Context(), g)
 			t.want(err, "CreateGrant", broker.KMSInvalidRequest)

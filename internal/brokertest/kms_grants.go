@@ -24,14 +24,18 @@ func describesKeys(t *kmsTest) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
+	_, err = t.Registrar.DescribeKey(t.Context(), unknownKey(key))
+	t.want(err, "DescribeKey", broker.KMSNotFound)
+}
+
+func describesDisabledKeys(t *kmsTest) {
+	key := t.newKey()
 	t.Customer.SetEnabled(t.T, key, false)
-	got, err = t.Registrar.DescribeKey(t.Context(), string(key))
+	got, err := t.Registrar.DescribeKey(t.Context(), string(key))
 	t.must(err)
 	if got.KeyState != "Disabled" {
 		t.Errorf("state of a disabled key: got %s", got.KeyState)
 	}
-	_, err = t.Registrar.DescribeKey(t.Context(), unknownKey(key))
-	t.want(err, "DescribeKey", broker.KMSNotFound)
 }
 
 // unknownKey is a key that surely does not exist, beside one that does.
@@ -46,30 +50,31 @@ func createsGrants(t *kmsTest) {
 	if subset.ID == "" || len(subset.Token) == 0 || subset.RequestID == "" {
 		t.Errorf("incomplete answer: id %q, %d bytes of token, request %q", subset.ID, len(subset.Token), subset.RequestID)
 	}
-	exact := t.newGrant(key, "kb/suite/exact/1")
+	exact := t.newGrant(key, "exact/1")
 	exact.Constraint = broker.Constraint{Equals: t.pairs("one")}
 	equals := t.create(exact)
 	if equals.ID == subset.ID {
 		t.Error("two grants have one id")
 	}
-	bad := t.newGrant(key, "kb/suite/bad/1")
+	bad := t.newGrant(key, "bad/1")
 	bad.Operations = []string{"NoSuchOperation"}
 	_, err := t.Registrar.CreateGrant(t.Context(), bad)
 	t.want(err, "CreateGrant", broker.KMSInvalidRequest)
 
 	t.Faults.Plan("CreateGrant", Fault{Code: "InvalidArnException", Message: "ARN does not refer to a valid principal: " + t.WorkerRole})
-	_, err = t.Registrar.CreateGrant(t.Context(), t.newGrant(key, "kb/suite/unknown/1"))
+	_, err = t.Registrar.CreateGrant(t.Context(), t.newGrant(key, "unknown/1"))
 	t.want(err, "CreateGrant", broker.KMSInvalidPrincipal)
 	t.Faults.Plan("CreateGrant", Fault{Code: "InvalidArnException", Message: "ARN does not refer to a valid principal: " + t.RegistrarRole})
-	_, err = t.Registrar.CreateGrant(t.Context(), t.newGrant(key, "kb/suite/unknown/2"))
+	_, err = t.Registrar.CreateGrant(t.Context(), t.newGrant(key, "unknown/2"))
 	t.want(err, "CreateGrant", broker.KMSInvalidRequest)
 
-	missing := t.newGrant(broker.KeyARN(unknownKey(key)), "kb/suite/missing/1")
+	missing := t.newGrant(broker.KeyARN(unknownKey(key)), "missing/1")
 	_, err = t.Registrar.CreateGrant(t.Context(), missing)
 	t.want(err, "CreateGrant", broker.KMSNotFound)
 
 	sent := t.Faults.Attempts("CreateGrant")
 	nameless := t.newGrant(key, "")
+	nameless.Name = ""
 	_, err = t.Registrar.CreateGrant(t.Context(), nameless)
 	t.want(err, "CreateGrant", broker.KMSInvalidRequest)
 	if t.Faults.Attempts("CreateGrant") != sent {
@@ -79,7 +84,7 @@ func createsGrants(t *kmsTest) {
 
 func triesGrants(t *kmsTest) {
 	key := t.newKey()
-	g := t.newGrant(key, "kb/suite/dry/1")
+	g := t.newGrant(key, "dry/1")
 	g.DryRun = true
 	got, err := t.Registrar.CreateGrant(t.Context(), g)
 	t.must(err)
@@ -92,9 +97,7 @@ func triesGrants(t *kmsTest) {
 		t.Errorf("the denial names key %q, want %q", failure.Key, key)
 	}
 	t.ShowGrants(t.T)
-	grants, err := t.Registrar.ListGrants(t.Context(), key, "")
-	t.must(err)
-	if len(grants) != 0 {
+	if grants := t.own(t.Registrar.ListGrants(t.Context(), key, "")); len(grants) != 0 {
 		t.Errorf("dry runs left %d grants", len(grants))
 	}
 }
@@ -114,7 +117,7 @@ func repeatsGrants(t *kmsTest) {
 		})
 		t.must(err)
 	}
-	other := t.newGrant(key, "kb/suite/worker/1")
+	other := t.newGrant(key, "worker/1")
 	other.Operations = other.Operations[:1]
 	if t.create(other).ID == first.ID {
 		t.Error("a Name with other parameters gave the first grant")
@@ -129,9 +132,7 @@ func usesTokensBeforeGrantsShow(t *kmsTest) {
 	if t.HidesGrants {
 		_, err := t.Worker.GenerateDataKeyWithoutPlaintext(t.Context(), generate)
 		t.want(err, "GenerateDataKeyWithoutPlaintext", broker.KMSDenied)
-		grants, err := t.Registrar.ListGrants(t.Context(), from, "")
-		t.must(err)
-		if len(grants) != 0 {
+		if grants := t.own(t.Registrar.ListGrants(t.Context(), from, "")); len(grants) != 0 {
 			t.Error("a hidden grant is listed")
 		}
 	}
@@ -155,30 +156,22 @@ func usesTokensBeforeGrantsShow(t *kmsTest) {
 }
 
 func listsGrants(t *kmsTest) {
-	const many = 120 // more than a page of KMS, 100
+	const many = 101 // more than a page of KMS, 100
 	key := t.newKey()
 	want := map[broker.ListedGrant]bool{}
 	var one broker.ListedGrant
 	for i := range many {
-		g := t.newGrant(key, fmt.Sprintf("kb/suite/list/%d", i))
+		g := t.newGrant(key, fmt.Sprintf("list/%d", i))
 		one = broker.ListedGrant{ID: t.create(g).ID, Name: g.Name, Grantee: g.Grantee}
 		want[one] = true
 	}
 	t.ShowGrants(t.T)
 	before := t.Faults.Attempts("ListGrants")
-	grants, err := t.Registrar.ListGrants(t.Context(), key, "")
-	t.must(err)
-	got := map[broker.ListedGrant]bool{}
-	for _, g := range grants {
-		got[g] = true
-	}
-	if diff := cmp.Diff(want, got); diff != "" || len(grants) != many {
-		t.Errorf("%d grants listed, want %d (-want +got)\n%s", len(grants), many, diff)
-	}
+	t.compareGrants(want, t.own(t.Registrar.ListGrants(t.Context(), key, "")))
 	if pages := t.Faults.Attempts("ListGrants") - before; pages < 2 {
 		t.Errorf("read %d page", pages)
 	}
-	grants, err = t.Registrar.ListGrants(t.Context(), key, one.ID)
+	grants, err := t.Registrar.ListGrants(t.Context(), key, one.ID)
 	t.must(err)
 	if diff := cmp.Diff([]broker.ListedGrant{one}, grants); diff != "" {
 		t.Errorf("by id (-want +got)\n%s", diff)
@@ -192,63 +185,69 @@ func listsGrants(t *kmsTest) {
 	t.want(err, "ListGrants", broker.KMSNotFound)
 }
 
-// listsRetirableGrants: whoever is to retire a grant finds it, also where the key's
-// owner does not let it list grants, and whatever else it may retire.
-func listsRetirableGrants(t *kmsTest) {
-	const many = 120 // more than a page of KMS, 100
-	key := t.Customer.NewKey(t.T, KMSPolicy{
-		Owner: t.Customer.Account(), Registrar: t.RegistrarRole, Worker: t.WorkerRole, Pinned: t.reserved, Unlisted: true,
-	}.Document())
-	other := t.newKey()
-	want := map[broker.ListedGrant]bool{}
-	for i := range many / 2 {
-		g := t.newGrant(key, fmt.Sprintf("kb/suite/retirable/%d", i))
-		want[broker.ListedGrant{ID: t.create(g).ID, Name: g.Name, Grantee: g.Grantee}] = true
-		t.create(t.newGrant(other, g.Name))
-	}
-	t.ShowGrants(t.T)
-	_, err := t.Registrar.ListGrants(t.Context(), key, "")
-	t.want(err, "ListGrants", broker.KMSDenied)
-
-	before := t.Faults.Attempts("ListRetirableGrants")
-	grants, err := t.Registrar.ListRetirableGrants(t.Context(), key, t.RegistrarRole)
-	t.must(err)
+func (t *kmsTest) compareGrants(want map[broker.ListedGrant]bool, listed []broker.ListedGrant) {
+	t.Helper()
 	got := map[broker.ListedGrant]bool{}
-	for _, g := range grants {
+	for _, g := range listed {
 		got[g] = true
 	}
-	if diff := cmp.Diff(want, got); diff != "" || len(grants) != len(want) {
-		t.Errorf("%d grants listed, want %d (-want +got)\n%s", len(grants), len(want), diff)
+	if diff := cmp.Diff(want, got); diff != "" || len(listed) != len(want) {
+		t.Errorf("%d grants listed, want %d (-want +got)\n%s", len(listed), len(want), diff)
 	}
+}
+
+// listsRetirableGrants: whoever is to retire a grant finds it, whatever else it
+// may retire.
+func listsRetirableGrants(t *kmsTest) {
+	const many = 51 // on each of two keys: more than a page of KMS, 100
+	key, other := t.newKey(), t.newKey()
+	want := map[broker.ListedGrant]bool{}
+	for i := range many {
+		g := t.newGrant(key, fmt.Sprintf("retirable/%d", i))
+		want[broker.ListedGrant{ID: t.create(g).ID, Name: g.Name, Grantee: g.Grantee}] = true
+		t.create(t.newGrant(other, fmt.Sprintf("retirable/%d", i)))
+	}
+	t.ShowGrants(t.T)
+	before := t.Faults.Attempts("ListRetirableGrants")
+	t.compareGrants(want, t.own(t.Registrar.ListRetirableGrants(t.Context(), key, t.RegistrarRole)))
 	if pages := t.Faults.Attempts("ListRetirableGrants") - before; pages < 2 {
 		t.Errorf("read %d page", pages)
 	}
-	for what, key := range map[string]broker.KeyARN{"a key without grants": t.newKey(), "a key that is not there": broker.KeyARN(unknownKey(key))} {
-		grants, err = t.Registrar.ListRetirableGrants(t.Context(), key, t.RegistrarRole)
-		t.must(err)
-		if len(grants) != 0 {
-			t.Errorf("%s lists %d grants", what, len(grants))
-		}
-	}
-	grants, err = t.Registrar.ListRetirableGrants(t.Context(), key, t.WorkerRole)
+	grants, err := t.Registrar.ListRetirableGrants(t.Context(), broker.KeyARN(unknownKey(key)), t.RegistrarRole)
 	t.must(err)
 	if len(grants) != 0 {
+		t.Errorf("a key that is not there lists %d grants", len(grants))
+	}
+	if grants = t.own(t.Registrar.ListRetirableGrants(t.Context(), key, t.WorkerRole)); len(grants) != 0 {
 		t.Errorf("%d grants are the worker's to retire", len(grants))
+	}
+}
+
+// listsWhereListingIsDenied: the key's owner has no say in what can be retired.
+func listsWhereListingIsDenied(t *kmsTest) {
+	key := t.Customer.NewKey(t.T, KMSPolicy{
+		Owner: t.Customer.Account(), Registrar: t.RegistrarRole, Worker: t.WorkerRole, Pinned: t.reserved, Unlisted: true,
+	}.Document())
+	g := t.newGrant(key, "unlisted/1")
+	want := map[broker.ListedGrant]bool{{ID: t.create(g).ID, Name: g.Name, Grantee: g.Grantee}: true}
+	t.ShowGrants(t.T)
+	_, err := t.Registrar.ListGrants(t.Context(), key, "")
+	t.want(err, "ListGrants", broker.KMSDenied)
+	t.compareGrants(want, t.own(t.Registrar.ListRetirableGrants(t.Context(), key, t.RegistrarRole)))
+	if grants := t.own(t.Registrar.ListRetirableGrants(t.Context(), t.newKey(), t.RegistrarRole)); len(grants) != 0 {
+		t.Errorf("a key without grants lists %d", len(grants))
 	}
 	_, err = t.Registrar.ListRetirableGrants(t.Context(), key, "arn:aws:iam::"+t.Customer.Account()+":role/somebody")
 	t.want(err, "ListRetirableGrants", broker.KMSDenied)
 }
 
 func reachesGrantLimit(t *kmsTest) {
-	if t.GrantsPerKey == 0 {
-		t.Skip("the quota of grants is out of reach")
-	}
 	key := t.newKey()
 	for i := range t.GrantsPerKey {
-		t.create(t.newGrant(key, fmt.Sprintf("kb/suite/limit/%d", i)))
+		t.create(t.newGrant(key, fmt.Sprintf("limit/%d", i)))
 	}
 	before := t.Faults.Attempts("CreateGrant")
-	_, err := t.Registrar.CreateGrant(t.Context(), t.newGrant(key, "kb/suite/limit/last"))
+	_, err := t.Registrar.CreateGrant(t.Context(), t.newGrant(key, "limit/last"))
 	t.want(err, "CreateGrant", broker.KMSLimitExceeded)
 	if tries := t.Faults.Attempts("CreateGrant") - before; tries != 1 {
 		t.Errorf("a permanent refusal was asked for %d times", tries)

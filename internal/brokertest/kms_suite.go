@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,8 +18,7 @@ import (
 type KMSBench struct {
 	Registrar broker.Registrar
 	Worker    broker.Worker
-	// RegistrarRole and WorkerRole are the roles of the two, as ARNs, of an
-	// account other than the customer's.
+	// RegistrarRole and WorkerRole are the roles of the two, as ARNs.
 	RegistrarRole, WorkerRole string
 	// ReservedKey is the deployment's reserved context key; its value is the uid of a
 	// domain.
@@ -37,65 +37,93 @@ type KMSBench struct {
 	// HidesGrants says that a new grant is surely not in effect without its token
 	// until ShowGrants returns.
 	HidesGrants bool
-	// GrantsPerKey is the quota of grants on a key, at least 120, where it is
-	// small enough to be reached; 0 leaves that out.
+	// GrantsPerKey is the quota of grants on a key, at least 110, where it is
+	// small enough to be reached.
 	GrantsPerKey int
 
-	// Lacks names, by topic of this suite, what this KMS does otherwise than AWS,
-	// with the reason. Those topics are skipped.
-	Lacks map[string]string
+	// Run tells this run's domains and grants, up to six digits, from those of
+	// earlier runs on the same keys.
+	Run int
 }
+
+// A KMSNeed is what a topic needs beside two keys under the policy of KMSPolicy.
+type KMSNeed string
+
+// The needs.
+const (
+	// NeedPolicies is keys under other policies, of which there may be three.
+	NeedPolicies KMSNeed = "policies"
+	// NeedDisable is a key that may be disabled.
+	NeedDisable KMSNeed = "disable"
+	// NeedQuota is a quota of grants within reach: GrantsPerKey.
+	NeedQuota KMSNeed = "quota"
+)
 
 // KMSCustomer owns keys. Its methods end the test where they fail.
 type KMSCustomer interface {
 	// Account is its AWS account, 12 digits.
 	Account() string
 	// NewKey makes a symmetric key under a policy; it need not be a key that
-	// nobody used before.
+	// nobody used before. Where policies cannot be chosen, calls in one topic give
+	// two keys in turn.
 	NewKey(t *testing.T, policy string) broker.KeyARN
 	SetEnabled(t *testing.T, key broker.KeyARN, enabled bool)
 	Encrypt(t *testing.T, key broker.KeyARN, plaintext []byte, pairs broker.Context) broker.Secret
 	Decrypt(t *testing.T, key broker.KeyARN, blob broker.Secret, pairs broker.Context) []byte
 }
 
+// A KMSTopic is a part of the suite, which runs as a subtest.
+type KMSTopic struct {
+	Name  string
+	Needs KMSNeed // "" for none
+	run   func(*kmsTest)
+}
+
+// KMSTopics gives the topics of RunKMS, in its order.
+func KMSTopics() []KMSTopic {
+	return []KMSTopic{
+		{"DescribeKey", "", describesKeys},
+		{"DescribeKeyDisabled", NeedDisable, describesDisabledKeys},
+		{"CreateGrant", "", createsGrants},
+		{"CreateGrantDryRun", "", triesGrants},
+		{"GrantNames", "", repeatsGrants},
+		{"GrantTokens", "", usesTokensBeforeGrantsShow},
+		{"ListGrants", "", listsGrants},
+		{"ListRetirableGrants", "", listsRetirableGrants},
+		{"ListGrantsDenied", NeedPolicies, listsWhereListingIsDenied},
+		{"GrantLimit", NeedQuota, reachesGrantLimit},
+		{"RetireGrant", "", retiresGrants},
+		{"GenerateDataKey", "", generatesDataKeys},
+		{"ReEncrypt", "", reEncrypts},
+		{"ReEncryptImport", NeedPolicies, imports},
+		{"ReEncryptDryRun", "", triesReEncrypt},
+		{"ReEncryptDryRunDisabled", NeedDisable, triesReEncryptOnDisabledKeys},
+		{"WrongSource", "", refusesWrongSources},
+		{"Disabled", NeedDisable, namesDisabledKeys},
+		{"Denied", "", namesDeniedKeys},
+		{"DeniedByPolicy", NeedPolicies, namesKeysOfClosedPolicies},
+		{"ReservedPair", "", refusesUnreserved},
+		{"ErrorCodes", "", classifiesErrorCodes},
+		{"Transient", "", repeatsTransientFailures},
+		{"LostAnswers", "", survivesLostAnswers},
+		{"OtherKeyAnswers", "", comparesKeys},
+		{"UnreadableAnswers", "", refusesUnreadableAnswers},
+		{"Cancelled", "", endsWithItsContext},
+		{"Secrets", "", keepsSecrets},
+	}
+}
+
 // RunKMS checks that a KMS keeps the contract of broker.Registrar and
-// broker.Worker. open is called once for each topic.
-func RunKMS(t *testing.T, open func(t *testing.T) KMSBench) {
-	for _, topic := range []struct {
-		name string
-		run  func(*kmsTest)
-	}{
-		{"DescribeKey", describesKeys},
-		{"CreateGrant", createsGrants},
-		{"CreateGrantDryRun", triesGrants},
-		{"GrantNames", repeatsGrants},
-		{"GrantTokens", usesTokensBeforeGrantsShow},
-		{"ListGrants", listsGrants},
-		{"ListRetirableGrants", listsRetirableGrants},
-		{"GrantLimit", reachesGrantLimit},
-		{"RetireGrant", retiresGrants},
-		{"GenerateDataKey", generatesDataKeys},
-		{"ReEncrypt", reEncrypts},
-		{"ReEncryptImport", imports},
-		{"ReEncryptDryRun", triesReEncrypt},
-		{"WrongSource", refusesWrongSources},
-		{"Disabled", namesDisabledKeys},
-		{"Denied", namesDeniedKeys},
-		{"ReservedPair", refusesUnreserved},
-		{"ErrorCodes", classifiesErrorCodes},
-		{"Transient", repeatsTransientFailures},
-		{"LostAnswers", survivesLostAnswers},
-		{"OtherKeyAnswers", comparesKeys},
-		{"UnreadableAnswers", refusesUnreadableAnswers},
-		{"Cancelled", endsWithItsContext},
-		{"Secrets", keepsSecrets},
-	} {
-		t.Run(topic.name, func(t *testing.T) {
-			bench := open(t)
-			if reason, lacks := bench.Lacks[topic.name]; lacks {
+// broker.Worker. cannot names what cannot be done here, with the reason: topics
+// that need it are skipped. open is called once for each of the others.
+func RunKMS(t *testing.T, cannot map[KMSNeed]string, open func(t *testing.T) KMSBench) {
+	for _, topic := range KMSTopics() {
+		t.Run(topic.Name, func(t *testing.T) {
+			if reason := cannot[topic.Needs]; reason != "" {
 				t.Skip(reason)
 			}
-			topic.run(&kmsTest{T: t, KMSBench: bench, reserved: broker.Pair{Key: bench.ReservedKey, Value: uid(topic.name)}})
+			bench := open(t)
+			topic.run(&kmsTest{T: t, KMSBench: bench, topic: topic.Name, reserved: broker.Pair{Key: bench.ReservedKey, Value: uid(topic.Name, bench.Run)}})
 		})
 	}
 }
@@ -105,6 +133,7 @@ type kmsTest struct {
 	*testing.T
 	KMSBench
 
+	topic    string
 	reserved broker.Pair
 }
 
@@ -135,16 +164,30 @@ func (t *kmsTest) pairs(object string) broker.Context {
 
 // stranger is a context of another domain.
 func (t *kmsTest) stranger() broker.Context {
-	return broker.Context{t.ReservedKey: uid("somebodyelse")}
+	return broker.Context{t.ReservedKey: uid(KMSStranger, 0)}
 }
 
+// KMSStranger begins the uid of a domain that no key policy may let the broker
+// make grants for.
+const KMSStranger = "somebodyelse"
+
 // uid gives a domain's uid of 26 characters.
-func uid(name string) string { return fmt.Sprintf("%s%0*d", name, 26-len(name), 0) }
+func uid(name string, run int) string {
+	return fmt.Sprintf("%.20s%0*d", name, 26-min(len(name), 20), run)
+}
+
+// KMSGrantNames begins the Name of every grant that the suite makes.
+const KMSGrantNames = "kb/suite/"
+
+// names begins the Names of this topic's grants.
+func (t *kmsTest) names() string {
+	return fmt.Sprintf("%s%d/%s/", KMSGrantNames, t.KMSBench.Run, t.topic)
+}
 
 // newGrant is what the broker asks for its own worker.
 func (t *kmsTest) newGrant(key broker.KeyARN, name string) broker.NewKMSGrant {
 	return broker.NewKMSGrant{
-		Key: key, Name: name, Grantee: t.WorkerRole, Retiring: t.RegistrarRole,
+		Key: key, Name: t.names() + name, Grantee: t.WorkerRole, Retiring: t.RegistrarRole,
 		Operations: []string{"GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo"},
 		Constraint: broker.Constraint{Subset: broker.Context{}.With(t.reserved)},
 	}
@@ -159,7 +202,15 @@ func (t *kmsTest) create(g broker.NewKMSGrant) broker.CreatedKMSGrant {
 
 func (t *kmsTest) grant(key broker.KeyARN) broker.CreatedKMSGrant {
 	t.Helper()
-	return t.create(t.newGrant(key, "kb/suite/worker/1"))
+	return t.create(t.newGrant(key, "worker/1"))
+}
+
+// own chooses the grants of this topic from a listing: there may be others on a
+// key.
+func (t *kmsTest) own(grants []broker.ListedGrant, err error) []broker.ListedGrant {
+	t.Helper()
+	t.must(err)
+	return slices.DeleteFunc(grants, func(g broker.ListedGrant) bool { return !strings.HasPrefix(g.Name, t.names()) })
 }
 
 func (t *kmsTest) generate(key broker.KeyARN, pairs broker.Context) broker.Secret {
@@ -216,7 +267,7 @@ func (t *kmsTest) eachCall(key broker.KeyARN) map[string]func(context.Context) e
 			return err
 		},
 		"CreateGrant": func(ctx context.Context) error {
-			_, err := t.Registrar.CreateGrant(ctx, t.newGrant(key, "kb/suite/each/1"))
+			_, err := t.Registrar.CreateGrant(ctx, t.newGrant(key, "each/1"))
 			return err
 		},
 		"ListGrants": func(ctx context.Context) error {
