@@ -82,7 +82,7 @@ func TestDemo(t *testing.T) {
 		t.Errorf("the broker's log: %s, %v", log, err)
 	}
 	// A finished run gives way to the next.
-	begun, err := demo.Open(data, dir, 3)
+	begun, err := demo.Open(data, dir, 3, demo.OwnKeys{})
 	if err != nil || begun.Resumed || begun.Keys != 3 {
 		t.Errorf("%+v, %v", begun, err)
 	}
@@ -103,7 +103,7 @@ func TestDemoGoesOnWhereItWasStopped(t *testing.T) {
 		{demo.StageDisable, 1}, {demo.StageVerify, 0}, {demo.StageVerify, 2},
 	}
 	for _, stop := range stops {
-		begun, err := demo.Open(data, dir, keys)
+		begun, err := demo.Open(data, dir, keys, demo.OwnKeys{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -121,7 +121,7 @@ func TestDemoGoesOnWhereItWasStopped(t *testing.T) {
 			t.Fatalf("not stopped in %s at act %d: %v, %+v\n%s", stop.stage, stop.act, err, result, c.stdout)
 		}
 	}
-	begun, err := demo.Open(data, "elsewhere/../"+"..", 1)
+	begun, err := demo.Open(data, "elsewhere/../"+"..", 1, demo.OwnKeys{})
 	if err != nil || !begun.Resumed || begun.Keys != keys || begun.Dir != dir {
 		t.Fatalf("%+v, %v", begun, err)
 	}

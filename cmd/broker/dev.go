@@ -36,9 +36,7 @@ func devWorker() account {
 	return account{"arn:aws:iam::999999999999:role/keybroker-worker", "AKIADEVWORKER0000000", "dev-worker"}
 }
 
-func (a account) demo() demo.Account {
-	return demo.Account{ARN: a.arn, AccessKeyID: a.accessKeyID, SecretAccessKey: a.secret}
-}
+func (a account) demo() demo.Account { return demo.KeyedAccount(a.arn, a.accessKeyID, a.secret) }
 
 // devRoles are known to the embedded KMS alone.
 func devRoles() awskms.Roles {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
+	"net/http"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,9 +47,10 @@ type wiring struct {
 
 	mayBeBroad  bool // see Config.OneAccountMayBeBroad
 	roles       awskms.Roles
-	region      string   // of key identifiers that name none; "" refuses those
-	regions     []string // that may be called; empty: any
-	kmsEndpoint string   // "": AWS's own
+	region      string            // of key identifiers that name none; "" refuses those
+	regions     []string          // that may be called; empty: any
+	kmsEndpoint string            // "": AWS's own
+	kmsWire     http.RoundTripper // nil: the adapter's own
 	fips        bool
 	// pace is the budgets; where no quota is known, they are found by trial.
 	pace pacer.Config
@@ -137,7 +139,7 @@ func (a *app) wireKMS(w wiring) error {
 	config := awskms.Config{
 		Registrar: w.roles.Registrar, Worker: w.roles.Worker, ReservedKey: w.broker.ReservedKey, ReservedValue: w.broker.ReservedValue,
 		RegistrarAccount: broker.RoleAccount(w.broker.RegistrarRole), WorkerAccount: broker.RoleAccount(w.broker.WorkerRole),
-		BaseEndpoint: w.kmsEndpoint, FIPS: w.fips, Region: w.region, Regions: w.regions,
+		BaseEndpoint: w.kmsEndpoint, Transport: w.kmsWire, FIPS: w.fips, Region: w.region, Regions: w.regions,
 		CallTimeout: w.broker.KMSCallTimeout, Jitter: mathrand.Float64, Pacer: a.pacer,
 		Observe: w.telemetry.metrics.kms, Now: time.Now, Logger: w.log, Tracer: w.telemetry.tracers.Tracer(scope),
 	}

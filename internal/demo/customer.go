@@ -12,7 +12,7 @@ import (
 // makeDomain registers the customer's data with the broker. The legacy key is
 // older than that: the domain may import from it.
 func (r *run) makeDomain(ctx context.Context) error {
-	if r.st.LegacyKey == "" {
+	if r.st.LegacyKey == "" && !r.st.Own.given() {
 		key, err := r.createKey(ctx, "keybroker demo: legacy", nil)
 		if err != nil {
 			return err
@@ -23,15 +23,16 @@ func (r *run) makeDomain(ctx context.Context) error {
 		}
 	}
 	r.act()
+	wanted := &keybrokerv1.Domain{
+		DisplayName: "The demo's customer",
+		Region:      r.cfg.Region,
+		KeyAccounts: []string{r.cfg.Customer.id()},
+	}
+	if r.st.LegacyKey != "" {
+		wanted.ImportSourceKeys = []string{r.st.LegacyKey}
+	}
 	domain, err := r.domains.CreateDomain(ctx, &keybrokerv1.CreateDomainRequest{
-		DomainId: domainID,
-		Domain: &keybrokerv1.Domain{
-			DisplayName:      "The demo's customer",
-			Region:           r.cfg.Region,
-			KeyAccounts:      []string{r.cfg.Customer.id()},
-			ImportSourceKeys: []string{r.st.LegacyKey},
-		},
-		RequestId: "demo-domain",
+		DomainId: domainID, Domain: wanted, RequestId: "demo-domain",
 	})
 	if exists(err) { // by an earlier start, longer ago than the broker remembers requests
 		domain, err = r.domains.GetDomain(ctx, &keybrokerv1.GetDomainRequest{Name: domainName})
@@ -44,8 +45,15 @@ func (r *run) makeDomain(ctx context.Context) error {
 }
 
 // makeKeys makes the key that the domain begins with and the one that it will
-// change to, both with the policy that the broker rendered.
+// change to, both with the policy that the broker rendered; or takes those that
+// the customer has.
 func (r *run) makeKeys(ctx context.Context) error {
+	if r.st.Own.given() {
+		r.st.OldKey, r.st.NewKey = r.st.Own.Old, r.st.Own.New
+		r.act()
+		r.story.say("customer", "has two KMS keys, whose policies let the broker serve it")
+		return nil
+	}
 	policy, err := r.domains.GenerateKeyPolicy(ctx, &keybrokerv1.GenerateKeyPolicyRequest{
 		Name: domainName,
 		Base: &keybrokerv1.GenerateKeyPolicyRequest_KeyAccount{KeyAccount: r.cfg.Customer.id()},
@@ -117,9 +125,14 @@ func (r *run) disableOldKey(ctx context.Context) error {
 		return nil
 	}
 	r.story.say("broker", "reports that the old key is safe to retire (report %s)", report.GetReportSha256()[:12])
+	if r.st.Own.given() && !r.cfg.DisableOld {
+		r.story.say("customer", "leaves the old key as it is, since nobody asked for more")
+		return nil
+	}
 	if _, err := r.customer.DisableKey(ctx, &kms.DisableKeyInput{KeyId: &r.st.OldKey}); err != nil {
 		return fmt.Errorf("the customer disables the old key: %w", err)
 	}
+	r.st.Disabled = true
 	r.act()
 	r.story.say("customer", "disabled the old key at KMS: what still needed it would be lost now")
 	return nil

@@ -1,19 +1,40 @@
 package demo
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
 )
 
-// Account is a principal at AWS, with the access key that it signs with.
+// Account is a principal at AWS, with what it signs with.
 type Account struct {
-	ARN             string // of a role, or of an account's root
-	AccessKeyID     string
-	SecretAccessKey string
+	ARN         string // of a role, of an account's root, or as STS names a caller
+	Credentials aws.CredentialsProvider
 }
+
+// KeyedAccount is a principal with a permanent access key.
+func KeyedAccount(arn, accessKeyID, secret string) Account {
+	return Account{arn, aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+		return aws.Credentials{AccessKeyID: accessKeyID, SecretAccessKey: secret}, nil
+	})}
+}
+
+// OwnKeys are two keys that the customer has already, as ARNs, instead of keys
+// that a run makes. Such a run makes no key, changes none and no policy, calls
+// KMS little, and deletes its domain at the end, so that no grant is left on
+// them. The import is left out: it takes a third key, and changes its policy.
+type OwnKeys struct {
+	Old string `json:"old,omitempty"`
+	New string `json:"new,omitempty"`
+}
+
+func (k OwnKeys) given() bool { return k != OwnKeys{} }
 
 // id gives the account's 12 digits.
 func (a Account) id() string {
@@ -42,13 +63,22 @@ type Config struct {
 	Broker string
 	// MaxReadDelay is what the broker announces.
 	MaxReadDelay time.Duration
-	// KMSEndpoint is the URL of KMS, Region the Region of the customer's keys.
+	// KMSEndpoint is the URL of KMS, Region the Region of the customer's keys. No
+	// URL is AWS's own.
 	KMSEndpoint, Region string
+	// Transport carries the calls of KMS. Nil is a transport of the run's own.
+	Transport http.RoundTripper
 	// Customer owns the keys. Legacy is a role of the same account, which wrapped
 	// data keys before there was a broker. Service is a role of another account.
+	// A run on keys of the customer's own has no Legacy.
 	Customer, Legacy, Service Account
+	// DisableOld has a run on keys of the customer's own disable the old one, as
+	// every other run does.
+	DisableOld bool
+	// GrantVisibility is how long KMS may show a grant that was retired.
+	GrantVisibility time.Duration
 
-	// KMSCalls gives how many calls KMS has answered so far in this process.
+	// KMSCalls gives how many calls KMS has had so far in this process.
 	KMSCalls func() int64
 	// Now tells the time, for rates and durations. Nil means time.Now.
 	Now func() time.Time
@@ -68,10 +98,10 @@ func (c Config) validate() error {
 	refuse(c.Dir == "" || c.Data == "", "Dir and Data must be set")
 	refuse(c.Keys < 0, "Keys must not be negative")
 	refuse(c.Out == nil || c.KMSCalls == nil, "Out and KMSCalls must be set")
-	refuse(c.Broker == "" || c.KMSEndpoint == "" || c.Region == "", "Broker, KMSEndpoint and Region must be set")
+	refuse(c.Broker == "" || c.Region == "", "Broker and Region must be set")
 	refuse(c.MaxReadDelay <= 0, "MaxReadDelay must be set")
-	for name, a := range map[string]Account{"Customer": c.Customer, "Legacy": c.Legacy, "Service": c.Service} {
-		refuse(a.id() == "" || a.AccessKeyID == "", name+" must have an ARN and an access key")
+	for name, a := range map[string]Account{"Customer": c.Customer, "Service": c.Service} {
+		refuse(a.id() == "" || a.Credentials == nil, name+" must have an ARN and credentials")
 	}
 	if err := errors.Join(faults...); err != nil {
 		return fmt.Errorf("configure the demo: %w", err)
@@ -93,6 +123,7 @@ const (
 	StageChange  Stage = "change"  // ChangeKey, with traffic
 	StageDisable Stage = "disable" // the old key, at KMS
 	StageVerify  Stage = "verify"  // every file, every row, every grant
+	StageLeave   Stage = "leave"   // the customer's own keys: no grant stays on them
 	StageDone    Stage = "done"
 )
 

@@ -37,26 +37,26 @@ func TestChooseFiles(t *testing.T) {
 	if err := os.Symlink("b", filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
-	got, err := chooseFiles(t.Context(), dir, filepath.Join(dir, "data"))
+	got, err := chooseFiles(t.Context(), dir, filepath.Join(dir, "data"), maxFiles)
 	if want := []string{"a/1", "a/2", "b", "empty", "full"}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("%q, %v, want %q", got, err, want)
 	}
 	for i := range maxFiles {
 		write(t, filepath.Join(dir, "many", strings.Repeat("f", i/250+1)+string(rune('A'+i%250))), "")
 	}
-	if got, err = chooseFiles(t.Context(), dir, "data"); err != nil || len(got) != maxFiles {
+	if got, err = chooseFiles(t.Context(), dir, "data", maxFiles); err != nil || len(got) != maxFiles {
 		t.Errorf("%d files, %v, want %d", len(got), err, maxFiles)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := chooseFiles(ctx, dir, "data"); !errors.Is(err, context.Canceled) {
+	if _, err := chooseFiles(ctx, dir, "data", maxFiles); !errors.Is(err, context.Canceled) {
 		t.Errorf("after a stop: %v", err)
 	}
 }
 
 func TestOpen(t *testing.T) {
 	dir, data := t.TempDir(), filepath.Join(t.TempDir(), "demo")
-	begun, err := Open(data, dir, 5)
+	begun, err := Open(data, dir, 5, OwnKeys{})
 	if err != nil || begun.Resumed || begun.Dir != dir || begun.Keys != 5 {
 		t.Fatalf("new: %+v, %v", begun, err)
 	}
@@ -69,31 +69,31 @@ func TestOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(data, "keybroker.db"), "rows")
-	if begun, err = Open(data, t.TempDir(), 9); err != nil || !begun.Resumed || begun.Dir != dir || begun.Keys != 5 || begun.Stage != StageFill {
+	if begun, err = Open(data, t.TempDir(), 9, OwnKeys{}); err != nil || !begun.Resumed || begun.Dir != dir || begun.Keys != 5 || begun.Stage != StageFill {
 		t.Errorf("stopped: %+v, %v", begun, err)
 	}
 	st.Stage = StageDone
 	if err := st.save(data); err != nil {
 		t.Fatal(err)
 	}
-	if begun, err = Open(data, dir, 9); err != nil || begun.Resumed || begun.Keys != 9 {
+	if begun, err = Open(data, dir, 9, OwnKeys{}); err != nil || begun.Resumed || begun.Keys != 9 {
 		t.Errorf("finished: %+v, %v", begun, err)
 	}
 	if _, err := os.Stat(filepath.Join(data, "keybroker.db")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the finished run is still there: %v", err)
 	}
 	write(t, filepath.Join(data, stateFile), "{")
-	if _, err := Open(data, dir, 1); err == nil || !strings.Contains(err.Error(), "remove") {
+	if _, err := Open(data, dir, 1, OwnKeys{}); err == nil || !strings.Contains(err.Error(), "remove") {
 		t.Errorf("damaged: %v", err)
 	}
 	foreign := t.TempDir()
 	write(t, filepath.Join(foreign, "mine"), "x")
-	if _, err := Open(foreign, dir, 1); err == nil {
+	if _, err := Open(foreign, dir, 1, OwnKeys{}); err == nil {
 		t.Error("a foreign directory was taken")
 	}
 	killed := t.TempDir() // before the first state was whole
 	write(t, filepath.Join(killed, stateFile+".next"), "{")
-	if _, err := Open(killed, dir, 1); err != nil {
+	if _, err := Open(killed, dir, 1, OwnKeys{}); err != nil {
 		t.Errorf("killed at once: %v", err)
 	}
 }

@@ -17,10 +17,10 @@ const (
 
 var errEnough = errors.New("enough files")
 
-// chooseFiles gives up to maxFiles regular files below dir, as slash-separated
+// chooseFiles gives up to limit regular files below dir, as slash-separated
 // paths in lexical order. Repositories' insides, the run's own directory, and
 // what cannot be read are left out.
-func chooseFiles(ctx context.Context, dir, data string) ([]string, error) {
+func chooseFiles(ctx context.Context, dir, data string, limit int) ([]string, error) {
 	data, err := filepath.Abs(data)
 	if err != nil {
 		return nil, err
@@ -60,7 +60,7 @@ func chooseFiles(ctx context.Context, dir, data string) ([]string, error) {
 			return err
 		}
 		chosen = append(chosen, filepath.ToSlash(relative))
-		if len(chosen) == maxFiles {
+		if len(chosen) == limit {
 			return errEnough
 		}
 		return nil

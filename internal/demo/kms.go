@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 )
@@ -13,14 +12,15 @@ import (
 // newKMS gives the SDK's client for an account. The SDK's way from an
 // aws.Config works as well; this one has no need for files or environment.
 func newKMS(c Config, a Account, transport http.RoundTripper) *kms.Client {
-	return kms.New(kms.Options{
-		Region:       c.Region,
-		BaseEndpoint: &c.KMSEndpoint,
-		HTTPClient:   &http.Client{Transport: transport, Timeout: 10 * time.Second},
-		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-			return aws.Credentials{AccessKeyID: a.AccessKeyID, SecretAccessKey: a.SecretAccessKey}, nil
-		}),
-	})
+	o := kms.Options{
+		Region:      c.Region,
+		HTTPClient:  &http.Client{Transport: transport, Timeout: 10 * time.Second},
+		Credentials: a.Credentials,
+	}
+	if c.KMSEndpoint != "" {
+		o.BaseEndpoint = &c.KMSEndpoint
+	}
+	return kms.New(o)
 }
 
 // A decrypter is what the client package asks of KMS, in a service's own role.

@@ -41,6 +41,9 @@ func (b legacyBlob) context() map[string]string {
 // another key and without the domain's pair. For the length of the import, and
 // no longer, the customer lets the broker's worker re-encrypt away from that key.
 func (r *run) importLegacy(ctx context.Context) error {
+	if r.st.Own.given() {
+		return nil
+	}
 	blobs, err := r.legacyBlobs(ctx)
 	if err != nil {
 		return fmt.Errorf("the legacy service's data keys: %w", err)
@@ -67,6 +70,9 @@ func (r *run) importLegacy(ctx context.Context) error {
 // legacyBlobs gives what the legacy service wrapped long ago: the same in every
 // start.
 func (r *run) legacyBlobs(ctx context.Context) ([]legacyBlob, error) {
+	if r.st.Own.given() {
+		return nil, nil
+	}
 	path := filepath.Join(r.cfg.Data, legacyFile)
 	text, err := os.ReadFile(path)
 	if err == nil {

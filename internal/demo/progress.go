@@ -30,9 +30,15 @@ const whoWidth = 10
 func (s *story) title(c Config, st state) {
 	s.print("Change a tenant's KMS key while writes go on.")
 	s.print("")
-	s.say("customer", "account %s: owns the KMS keys, and runs a legacy service", c.Customer.id())
-	s.say("service", "account %s: seals and opens files; unwraps data keys at KMS by its own role", c.Service.id())
-	s.say("broker", "an account of its own: keeps wrapped data keys, and can unwrap none")
+	if st.Own.given() {
+		s.say("customer", "account %s: owns the KMS keys", c.Customer.id())
+		s.say("service", "a role of its own: seals and opens files; unwraps data keys at KMS")
+		s.say("broker", "two roles of its own: keeps wrapped data keys, and can unwrap none")
+	} else {
+		s.say("customer", "account %s: owns the KMS keys, and runs a legacy service", c.Customer.id())
+		s.say("service", "account %s: seals and opens files; unwraps data keys at KMS by its own role", c.Service.id())
+		s.say("broker", "an account of its own: keeps wrapped data keys, and can unwrap none")
+	}
 	if st.Stage != StageDomain {
 		s.print("")
 		s.print("Going on where the last run stopped, at stage " + string(st.Stage) + ".")

@@ -34,6 +34,7 @@ type run struct {
 	tally *tally
 	story *story
 	shelf shelf
+	pace  pace
 	acts  atomic.Int64
 
 	conn     *grpc.ClientConn
@@ -91,10 +92,17 @@ func newRun(cfg Config) (*run, error) {
 	r.dataKeys = keybrokerv1.NewDataKeyServiceClient(r.conn)
 	r.jobs = keybrokerv1.NewReencryptionServiceClient(r.conn)
 
-	transport := &http.Transport{MaxIdleConnsPerHost: 2 * atATime}
+	transport := cfg.Transport
+	if transport == nil {
+		transport = &http.Transport{MaxIdleConnsPerHost: 2 * atATime}
+	}
 	r.customer = newKMS(cfg, cfg.Customer, transport)
 	r.legacy = newKMS(cfg, cfg.Legacy, transport)
 	r.service = newKMS(cfg, cfg.Service, transport)
+	r.pace = livelyPace()
+	if st.Own.given() {
+		r.pace = gentlePace()
+	}
 	if r.sealer, err = r.newSealer(); err != nil {
 		return nil, errors.Join(err, r.conn.Close())
 	}
@@ -120,10 +128,12 @@ func (r *run) stages(ctx context.Context) (Result, error) {
 		{StageFill, r.fill},
 		{StageChange, r.changeKey},
 		{StageDisable, r.disableOldKey},
+		{StageVerify, r.verifyAll},
+		{StageLeave, r.leave},
 	}
 	r.story.title(r.cfg, r.st)
 	switch r.st.Stage {
-	case StageDomain, StageKeys, StageOnboard: // there is no grant yet
+	case StageDomain, StageKeys, StageOnboard, StageLeave: // there is no grant
 	default:
 		if err := r.renewGrant(ctx); err != nil {
 			return Result{}, err
@@ -140,22 +150,16 @@ func (r *run) stages(ctx context.Context) (Result, error) {
 		if err := r.stage(ctx, step.do); err != nil {
 			return Result{}, fmt.Errorf("stage %s: %w", step.stage, err)
 		}
-		r.st.Stage = StageVerify
-		if i+1 < len(steps) {
-			r.st.Stage = steps[i+1].stage
+		if i+1 == len(steps) {
+			break
 		}
+		r.st.Stage = steps[i+1].stage
 		if err := r.save(); err != nil {
 			return Result{}, err
 		}
 	}
-	var result Result
-	if err := r.stage(ctx, func(ctx context.Context) (err error) {
-		result, err = r.verify(ctx)
-		return err
-	}); err != nil {
-		return Result{}, fmt.Errorf("stage %s: %w", StageVerify, err)
-	}
-	line, err := json.Marshal(result)
+	r.st.Result.KMSCalls = r.tally.sums().KMSCalls // the stages after it had some
+	line, err := json.Marshal(r.st.Result)
 	if err != nil {
 		return Result{}, err
 	}
@@ -163,7 +167,7 @@ func (r *run) stages(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	r.st.Stage = StageDone
-	return result, nil
+	return *r.st.Result, nil
 }
 
 func (r *run) stage(ctx context.Context, do func(context.Context) error) error {

@@ -94,7 +94,7 @@ func (r *run) currentTokens(string) []string {
 // sealFiles makes a data key for each file and seals the file under it.
 func (r *run) sealFiles(ctx context.Context) error {
 	if r.st.Files == nil {
-		files, err := chooseFiles(ctx, r.st.Dir, r.cfg.Data)
+		files, err := chooseFiles(ctx, r.st.Dir, r.cfg.Data, r.pace.files)
 		if err != nil {
 			return fmt.Errorf("look for files in %s: %w", r.st.Dir, err)
 		}

@@ -23,8 +23,9 @@ const (
 type state struct {
 	Stage Stage `json:"stage"`
 	// Dir and Keys are those that the run began with.
-	Dir  string `json:"dir"`
-	Keys int    `json:"keys"`
+	Dir  string  `json:"dir"`
+	Keys int     `json:"keys"`
+	Own  OwnKeys `json:"own,omitzero"`
 	// Files are the paths below Dir that are sealed, chosen once.
 	Files []string `json:"files,omitempty"`
 
@@ -36,8 +37,13 @@ type state struct {
 	// ChangeEtag is what ChangeKey is called with; a repeat sends the same.
 	ChangeEtag string `json:"change_etag,omitempty"`
 	Job        string `json:"job,omitempty"`
-	// Safe is the broker's verdict on the old key, before it was disabled.
-	Safe bool `json:"safe,omitempty"`
+	// Safe is the broker's verdict on the old key, Disabled what became of it.
+	Safe     bool `json:"safe,omitempty"`
+	Disabled bool `json:"disabled,omitempty"`
+	// Pair is the domain's reserved pair, kept for when the domain is deleted.
+	Pair map[string]string `json:"pair,omitempty"`
+	// Result is what verify found.
+	Result *Result `json:"result,omitempty"`
 }
 
 // Open makes the data directory of a run, or finds the one that was stopped. A
@@ -45,7 +51,7 @@ type state struct {
 // writes to the directory, and it touches no directory that is not a demo's.
 //
 // The answer tells what a stopped run had begun with, which Run goes on with.
-func Open(data, dir string, keys int) (Begun, error) {
+func Open(data, dir string, keys int, own OwnKeys) (Begun, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return Begun{}, err
@@ -66,12 +72,12 @@ func Open(data, dir string, keys int) (Begun, error) {
 			return Begun{}, fmt.Errorf("remove the finished run: %w", err)
 		}
 	default:
-		return Begun{Resumed: true, Dir: st.Dir, Keys: st.Keys, Stage: st.Stage}, nil
+		return Begun{Resumed: true, Dir: st.Dir, Keys: st.Keys, Own: st.Own, Stage: st.Stage}, nil
 	}
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return Begun{}, err
 	}
-	st = state{Stage: StageDomain, Dir: dir, Keys: keys}
+	st = state{Stage: StageDomain, Dir: dir, Keys: keys, Own: own}
 	if err := st.save(data); err != nil {
 		return Begun{}, err
 	}
@@ -79,7 +85,7 @@ func Open(data, dir string, keys int) (Begun, error) {
 	if err := writeFile(filepath.Join(data, ".gitignore"), []byte("*\n")); err != nil {
 		return Begun{}, err
 	}
-	return Begun{Dir: dir, Keys: keys, Stage: StageDomain}, nil
+	return Begun{Dir: dir, Keys: keys, Own: own, Stage: StageDomain}, nil
 }
 
 // Begun is a run as Open found or made it.
@@ -88,6 +94,7 @@ type Begun struct {
 	Resumed bool
 	Dir     string
 	Keys    int
+	Own     OwnKeys
 	Stage   Stage
 }
 

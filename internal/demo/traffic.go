@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -11,12 +12,35 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// The pace of the traffic: enough to notice an outage of a tenth of a second.
-const (
-	writeEvery  = 50 * time.Millisecond
-	readEvery   = 10 * time.Millisecond
-	addedPrefix = "added-"
-)
+// A pace says how busy the service is.
+type pace struct {
+	writeEvery, readEvery time.Duration
+	files, writes, reads  int // at most
+}
+
+// livelyPace is enough to notice an outage of a tenth of a second.
+func livelyPace() pace {
+	return pace{writeEvery: 50 * time.Millisecond, readEvery: 10 * time.Millisecond, files: maxFiles, writes: math.MaxInt, reads: math.MaxInt}
+}
+
+// gentlePace is for a KMS that somebody pays for, and a change that waits for
+// grants to spread, 10 minutes and more.
+func gentlePace() pace {
+	return pace{writeEvery: 30 * time.Second, readEvery: 4 * time.Second, files: 20, writes: 25, reads: 200}
+}
+
+// MaxCalls says how often a run on keys of the customer's own calls KMS at most
+// while all goes well: a data key is made, moved and verified, three calls; one
+// that is used is also unwrapped to seal and to compare. To that come the reads,
+// and what the two changes ask: probes, grants, and a look every few seconds
+// whether KMS shows them.
+func MaxCalls(keys int) int {
+	const changes = 400
+	p := gentlePace()
+	return 3*keys + 5*(p.files+p.writes) + p.reads + changes
+}
+
+const addedPrefix = "added-"
 
 // traffic is a writer and a reader at work.
 type traffic struct {
@@ -62,7 +86,10 @@ func (r *run) write(ctx context.Context, t *traffic) error {
 			n++
 		}
 	}
-	for pause(ctx, writeEvery) == nil {
+	for pause(ctx, r.pace.writeEvery) == nil {
+		if n >= r.pace.writes {
+			continue
+		}
 		n++
 		id := fmt.Sprintf("%s%06d", addedPrefix, n)
 		content := addedContent(id)
@@ -89,9 +116,9 @@ func addedContent(id string) []byte {
 
 // read opens one file after the other, again and again.
 func (r *run) read(ctx context.Context, t *traffic) error {
-	for i := 0; pause(ctx, readEvery) == nil; i++ {
+	for i := 0; pause(ctx, r.pace.readEvery) == nil; i++ {
 		ids := t.known()
-		if len(ids) == 0 {
+		if len(ids) == 0 || i >= r.pace.reads {
 			continue
 		}
 		err := r.openOne(ctx, ids[i%len(ids)])

@@ -15,6 +15,16 @@ import (
 	keybrokerv1 "github.com/keybroker/keybroker/proto/keybroker/v1"
 )
 
+// verifyAll keeps the result, which nothing can look up again once the domain is
+// deleted.
+func (r *run) verifyAll(ctx context.Context) error {
+	result, err := r.verify(ctx)
+	if err == nil {
+		r.st.Result = &result
+	}
+	return err
+}
+
 // verify looks up whatever the result claims: in the inventory, at KMS as the
 // customer, and in every file.
 func (r *run) verify(ctx context.Context) (Result, error) {
@@ -175,7 +185,7 @@ func (r *run) report(result Result, opened int64) {
 	count := func(n int) string { return thousands(int64(n)) }
 	r.story.print("")
 	key := "disabled"
-	if !r.st.Safe {
+	if !r.st.Disabled {
 		key = "still enabled"
 	}
 	r.story.print("Looked up afterwards, with the old key " + key + ":")
@@ -185,6 +195,6 @@ func (r *run) report(result Result, opened int64) {
 	line("left under the old key", "%s", count(result.Left))
 	line("live grants on the old key", "%s (the customer asked KMS)", count(result.LiveOldGrants))
 	line("reads during the change", "%s, of which %s failed", thousands(opened), count(result.ReaderErrors))
-	line("calls that KMS answered", "%s", thousands(result.KMSCalls))
+	line("calls of KMS", "%s", thousands(result.KMSCalls))
 	r.story.print("")
 }
