@@ -36,7 +36,7 @@ POSTGRES_CHECKS ?= 8
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/broker
@@ -72,6 +72,12 @@ test: ## Vet, all tests, scenarios and model on PostgreSQL too, and the race det
 		echo "!!! THE README'S TOUR WAS NOT TESTED: it needs $$tool, which is not installed" >&2; done
 	@python3 -c 'import botocore' 2>/dev/null || /usr/bin/python3 -c 'import botocore' 2>/dev/null || \
 		echo "!!! LOCALKMS WAS NOT CHECKED AGAINST BOTOCORE'S MODEL: it needs botocore, which is not installed" >&2
+
+# Two KMS keys and three roles of yours: docs/aws.md. Never run by CI.
+.PHONY: test-aws
+test-aws: ## The KMS suite and the demo on AWS: half an hour, fewer than 2,000 KMS calls (KEYBROKER_TEST_AWS=1)
+	@[ "$${KEYBROKER_TEST_AWS:-}" = 1 ] || { echo "make test-aws calls AWS KMS with your credentials: set KEYBROKER_TEST_AWS=1, and what docs/aws.md names" >&2; exit 1; }
+	go test ./test/aws -count=1 -timeout 2h -v -run '^TestAWS$$'
 
 # It compiles the product once for each bug, so it is not part of make test.
 .PHONY: bugs
