@@ -2,7 +2,6 @@ package sqlstore
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -28,7 +27,10 @@ func dataKeyArgs(k broker.DataKey) []any {
 // InsertDataKey implements broker.Tx.
 func (t *txn) InsertDataKey(ctx context.Context, k broker.DataKey) error {
 	there, err := t.InsertDataKeys(ctx, []broker.DataKey{k})
-	return errors.Join(append(there, err)...)
+	if err != nil {
+		return err
+	}
+	return there[0]
 }
 
 // insertion is what became of a new row.

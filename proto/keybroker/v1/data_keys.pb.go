@@ -608,9 +608,10 @@ type ImportDataKeysRequest struct {
 	// source_kms_key. Every other item is re-encrypted all the same.
 	//
 	// A row that is kept so has an empty key_material_id, and nobody has shown that
-	// KMS can read it. The domain's next key change, or a KEY_MATERIAL job, proves it
-	// and fills that in; a VERIFY job proves it too. Keep the originals until one of
-	// them has succeeded: it names each row that KMS cannot read.
+	// KMS can read it. The domain's next key change, or a KEY_MATERIAL job that begins
+	// later, proves it and fills that in; a VERIFY job proves it too. Keep the
+	// originals until one of them has succeeded: it names each row that KMS cannot
+	// read.
 	AllowUnproven bool `protobuf:"varint,4,opt,name=allow_unproven,json=allowUnproven,proto3" json:"allow_unproven,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
