@@ -134,11 +134,17 @@ const claims = `
 func (t *txn) ClaimShard(ctx context.Context, owner string, ttl time.Duration) (rotation.Shard, rotation.Job, error) {
 	free, err := all(ctx, t, "list free shards", scanShard, claims+`
 		select `+shardColumns+`
-		from claims
-		join shard on shard.domain_uid = claims.domain_uid and shard.job_id = claims.job_id
-		where shard.lease_until <= $1 and not shard.finished
-		order by claims.claim, claims.worked, claims.create_time,
-			claims.domain_uid, claims.job_id, shard.lease_until, shard.shard_index
+		from (
+			select domain_uid, job_id, create_time, worked, claim
+			from claims
+			where free > 0
+			order by claim, worked, create_time, domain_uid, job_id
+			limit $3 + 0
+		) as best
+		cross join shard
+		where shard.domain_uid = best.domain_uid and shard.job_id = best.job_id and shard.lease_until <= $1 and not shard.finished
+		order by best.claim, best.worked, best.create_time,
+			best.domain_uid, best.job_id, shard.lease_until, shard.shard_index
 		limit $3 + 0`, micros(t.now), rotation.Turn.Microseconds(), claimCandidates)
 	if err != nil {
 		return rotation.Shard{}, rotation.Job{}, err
