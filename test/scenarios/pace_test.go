@@ -81,6 +81,47 @@ func TestSmallJobBesideLarge(t *testing.T) {
 	}
 }
 
+// TestTurns: one worker, and two jobs whose batches take a second each. They take
+// turns by their parts, whatever became of the rows in a batch.
+func TestTurns(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		begin      func(t *testing.T, b *harness.Bench, id broker.DomainID) rotation.JobView
+		one, other int64 // rows of 20 batches
+	}{
+		{"a job of high priority", func(t *testing.T, b *harness.Bench, id broker.DomainID) rotation.JobView {
+			if id == "one" {
+				return beginChange(t, b, id, rotation.ChangeKey{Priority: rotation.High, Reason: "leaked"})
+			}
+			return beginChange(t, b, id, rotation.ChangeKey{})
+		}, 80, 20},
+		{"equal jobs that move nothing", func(t *testing.T, b *harness.Bench, id broker.DomainID) rotation.JobView {
+			return must[rotation.JobView](t)(b.Engine.CreateJob(t.Context(), harness.Caller, rotation.NewJob{Domain: id, Kind: rotation.KindVerify}))
+		}, 50, 50},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBench(t, harness.Config{Shards: 4, BatchRows: 5})
+			onboard(t, b, "one", 100)
+			onboard(t, b, "other", 100)
+			one, other := c.begin(t, b, "one"), c.begin(t, b, "other")
+			for range 20 {
+				if worked, err := b.Engine.StepShard(t.Context()); err != nil || !worked {
+					t.Fatal(worked, err)
+				}
+				b.Clock.Advance(rotation.Turn)
+			}
+			// The first turns depend on how long each waited for its own beginning.
+			const slack = 10
+			if done := job(t, b, "one", one.ID).Progress.Done; done < c.one-slack || done > c.one+slack {
+				t.Errorf("one moved %d rows, want about %d", done, c.one)
+			}
+			if done := job(t, b, "other", other.ID).Progress.Done; done < c.other-slack || done > c.other+slack {
+				t.Errorf("the other moved %d rows, want about %d", done, c.other)
+			}
+		})
+	}
+}
+
 // TestPriority: a job that goes before others says why, keeps its priority, and
 // may get it later.
 func TestPriority(t *testing.T) {
