@@ -130,7 +130,7 @@ func testDomainKeys(t *testing.T, b *storeBench) {
 
 func testUsesOfKey(t *testing.T, b *storeBench) {
 	const key, legacy = broker.KeyARN("arn:shared"), broker.KeyARN("arn:legacy_key")
-	alpha, beta := b.domain("alpha"), b.domain("beta")
+	alpha, beta, gamma, delta := b.domain("alpha"), b.domain("beta"), b.domain("gamma"), b.domain("delta")
 	b.domain("unrelated")
 	importer := newDomain("importer", b.clock.Now())
 	importer.ImportSources = []string{"arn:other", string(legacy)}
@@ -143,22 +143,35 @@ func testUsesOfKey(t *testing.T, b *storeBench) {
 				return err
 			}
 		}
-		// alpha: A, B, A again, and its first A retired with a row left under it.
+		// alpha: A, B, A again. gamma has left the key, and gave a row up under it;
+		// delta has left it without a trace.
 		for _, k := range []broker.DomainKey{
 			{Domain: alpha.UID, Epoch: 1, KMSKey: key, State: broker.KeyRetired},
 			{Domain: alpha.UID, Epoch: 2, KMSKey: "arn:other", State: broker.KeySuperseded},
 			{Domain: alpha.UID, Epoch: 3, KMSKey: key, State: broker.KeyAbandoned},
-			{Domain: alpha.UID, Epoch: 4, KMSKey: key, State: broker.KeyCurrent},
+			{Domain: alpha.UID, Epoch: 4, KMSKey: key, State: broker.KeyClosed},
+			{Domain: alpha.UID, Epoch: 5, KMSKey: key, State: broker.KeyCurrent},
 			{Domain: beta.UID, Epoch: 1, KMSKey: "arn:other", State: broker.KeyCurrent},
 			{Domain: beta.UID, Epoch: 2, KMSKey: key, State: broker.KeyPreparing},
+			{Domain: gamma.UID, Epoch: 1, KMSKey: key, State: broker.KeyRetired},
+			{Domain: gamma.UID, Epoch: 2, KMSKey: "arn:other", State: broker.KeyCurrent},
+			{Domain: delta.UID, Epoch: 1, KMSKey: key, State: broker.KeyRetired},
+			{Domain: delta.UID, Epoch: 2, KMSKey: "arn:other", State: broker.KeyCurrent},
 		} {
 			if err := tx.InsertDomainKey(ctx, k); err != nil {
 				return err
 			}
 		}
-		for i, epoch := range []broker.Epoch{1, 2, 2, 4, 4} {
-			k := newDataKey(alpha.UID, broker.DataKeyID(fmt.Sprint("k", i)), now)
-			k.Epoch = epoch
+		for i, row := range []struct {
+			domain    broker.DomainUID
+			epoch     broker.Epoch
+			abandoned bool
+		}{
+			{alpha.UID, 1, true}, {alpha.UID, 2, false}, {alpha.UID, 2, true}, {alpha.UID, 4, false}, {alpha.UID, 5, false}, {alpha.UID, 5, true},
+			{beta.UID, 1, false}, {gamma.UID, 1, true}, {gamma.UID, 2, false}, {delta.UID, 2, false}, {delta.UID, 2, true},
+		} {
+			k := newDataKey(row.domain, broker.DataKeyID(fmt.Sprint("k", i)), now)
+			k.Epoch, k.Abandoned = row.epoch, row.abandoned
 			if err := tx.InsertDataKey(ctx, k); err != nil {
 				return err
 			}
@@ -190,8 +203,9 @@ func testUsesOfKey(t *testing.T, b *storeBench) {
 	b.view(func(ctx context.Context, tx rotation.Tx) error {
 		got, err := tx.UsesOfKey(ctx, key)
 		equal(t, "uses of the key", got, []rotation.KeyUse{
-			{DomainID: "alpha", DomainUID: alpha.UID, Epochs: []broker.Epoch{3, 4}, Current: true, Rows: 3},
+			{DomainID: "alpha", DomainUID: alpha.UID, Epochs: []broker.Epoch{3, 4, 5}, Current: true, Rows: 2, Abandoned: 2},
 			{DomainID: "beta", DomainUID: beta.UID, Epochs: []broker.Epoch{2}, Preparing: "job-7", Grants: 3, Intents: 1},
+			{DomainID: "gamma", DomainUID: gamma.UID, Abandoned: 1},
 		})
 		if err != nil {
 			return err

@@ -127,7 +127,8 @@ type Tx interface {
 	// none any more.
 	DeleteSettlement(ctx context.Context, s Settlement) (bool, error)
 
-	// UsesOfKey tells what, in any domain, still refers to the key ARN.
+	// UsesOfKey tells what, in any domain, still refers to the key ARN. It reads
+	// every row of each domain whose epochs with the key are not all retired.
 	UsesOfKey(ctx context.Context, key broker.KeyARN) ([]KeyUse, error)
 
 	// ShredDataKeys removes up to limit rows of a domain, with tombstones, and gives
@@ -159,10 +160,11 @@ type KeyUse struct {
 	// Preparing is the job that is preparing to switch to this key, if any.
 	Preparing broker.JobID
 	// Grants counts KMS grants that may exist, Intents those of them without an
-	// answer, Rows the wrapped data keys.
+	// answer, Rows the wrapped data keys of the epochs that may have any: not of
+	// retired ones, whose job has passed over every row and found none.
 	Grants, Intents, Rows int64
-	// Abandoned counts rows under the key that their owner has given up; they are
-	// not among Rows.
+	// Abandoned counts rows under the key that their owner has given up, in every
+	// epoch; they are not among Rows.
 	Abandoned int64
 	// ImportSource says that the domain may import blobs made under it.
 	ImportSource bool

@@ -76,6 +76,17 @@ var scanOfTable = regexp.MustCompile(`^SCAN [a-z_]+$`)
 
 func scansOnSQLite(t *testing.T, path, query string) (scans []string) {
 	t.Helper()
+	for _, step := range planOnSQLite(t, path, query) {
+		if scanOfTable.MatchString(step) && !slices.Contains(small(), strings.TrimPrefix(step, "SCAN ")) {
+			scans = append(scans, step)
+		}
+	}
+	return scans
+}
+
+// planOnSQLite gives the steps of a statement.
+func planOnSQLite(t *testing.T, path, query string) (steps []string) {
+	t.Helper()
 	db, err := sql.Open("sqlite", "file:"+path)
 	if err != nil {
 		t.Fatal(err)
@@ -100,19 +111,28 @@ func scansOnSQLite(t *testing.T, path, query string) (scans []string) {
 		if err := rows.Scan(&id, &parent, &unused, &detail); err != nil {
 			t.Fatal(err)
 		}
-		if scanOfTable.MatchString(detail) && !slices.Contains(small(), strings.TrimPrefix(detail, "SCAN ")) {
-			scans = append(scans, detail)
-		}
+		steps = append(steps, detail)
 	}
 	if err := rows.Err(); err != nil {
 		t.Fatal(err)
 	}
+	return steps
+}
+
+func scansOnPostgres(t *testing.T, url, query string) (scans []string) {
+	t.Helper()
+	for _, step := range planOnPostgres(t, url, query) {
+		if strings.Contains(step, "Seq Scan") && !strings.Contains(step, " on "+aRowPerProcess+" ") {
+			scans = append(scans, step)
+		}
+	}
 	return scans
 }
 
-// scansOnPostgres has the planner avoid sequential scans, which it likes best of
-// all for empty tables: one that is left has no index that would do.
-func scansOnPostgres(t *testing.T, url, query string) (scans []string) {
+// planOnPostgres gives the steps of a statement. It has the planner avoid
+// sequential scans, which it likes best of all for empty tables: one that is left
+// has no index that would do.
+func planOnPostgres(t *testing.T, url, query string) (steps []string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
@@ -145,12 +165,10 @@ func scansOnPostgres(t *testing.T, url, query string) (scans []string) {
 		if err := rows.Scan(&step); err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(step, "Seq Scan") && !strings.Contains(step, " on "+aRowPerProcess+" ") {
-			scans = append(scans, strings.TrimSpace(step))
-		}
+		steps = append(steps, strings.TrimSpace(step))
 	}
 	if err := rows.Err(); err != nil {
 		t.Fatal(fmt.Errorf("%s: %w", query, err))
 	}
-	return scans
+	return steps
 }

@@ -4,15 +4,16 @@ import (
 	"cmp"
 	"context"
 	"slices"
-	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/rotation"
 )
 
 // UsesOfKey implements rotation.Tx, in the order of domain ids. Rows counts those
-// of every epoch under the key, also of retired ones: rows are the truth. It
-// reads every row of each domain that ever used the key.
+// of the epochs that rows may be under, and so reads every row of each domain that
+// has such an epoch with the key. Of a domain whose epochs with the key are retired,
+// or never became its key, it reads the abandoned rows only: a full pass found no
+// other, and none comes after it, since stores and moves go to newer epochs.
 func (t *txn) UsesOfKey(ctx context.Context, key broker.KeyARN) ([]rotation.KeyUse, error) {
 	uses := keyUses{}
 	for _, collect := range []func(context.Context, broker.KeyARN, keyUses) error{
@@ -45,14 +46,12 @@ func (u keyUses) of(uid broker.DomainUID, id broker.DomainID) *rotation.KeyUse {
 // usesByEpoch adds epochs and, for each domain that has any, its rows.
 func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, uses keyUses) error {
 	type epoch struct {
-		uid     broker.DomainUID
-		id      broker.DomainID
-		epoch   broker.Epoch
-		state   broker.KeyState
-		retired time.Time
+		uid broker.DomainUID
+		id  broker.DomainID
+		key broker.DomainKey
 	}
 	epochs, err := all(ctx, t, "list epochs of key", func(r row) (e epoch, err error) {
-		err = r.Scan(&e.uid, &e.id, &e.epoch, &e.state, at{&e.retired})
+		err = r.Scan(&e.uid, &e.id, &e.key.Epoch, &e.key.State, at{&e.key.RetireTime})
 		return e, err
 	}, `
 		select domain_key.domain_uid, domain.domain_id, domain_key.key_epoch, domain_key.state,
@@ -64,32 +63,52 @@ func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, uses keyUses) 
 	if err != nil {
 		return err
 	}
+	mayHaveRows := map[broker.DomainUID]bool{}
 	for _, e := range epochs {
-		_, counted := uses[e.uid]
 		use := uses.of(e.uid, e.id)
-		if e.state != broker.KeyRetired {
-			use.Epochs = append(use.Epochs, e.epoch)
-			use.Current = use.Current || e.state == broker.KeyCurrent
-		} else if e.retired.After(use.RetireTime) {
-			use.RetireTime = e.retired
+		if e.key.State != broker.KeyRetired {
+			use.Epochs = append(use.Epochs, e.key.Epoch)
+			use.Current = use.Current || e.key.State == broker.KeyCurrent
+		} else if e.key.RetireTime.After(use.RetireTime) {
+			use.RetireTime = e.key.RetireTime
 		}
-		if counted {
-			continue
-		}
-		_, err = one(ctx, t, "count rows of key", "count", func(r row) (struct{}, error) {
-			return struct{}{}, r.Scan(&use.Rows, &use.Abandoned)
-		}, `
-			select count(case when not abandoned then 1 end), count(case when abandoned then 1 end)
-			from data_key
-			where domain_uid = $1 and key_epoch in (
-				select key_epoch
-				from domain_key
-				where domain_uid = $1 and kms_key = $2)`, e.uid, key)
-		if err != nil {
+		mayHaveRows[e.uid] = mayHaveRows[e.uid] || e.key.Unretired()
+	}
+	for uid, may := range mayHaveRows {
+		use := uses[uid]
+		if use.Abandoned, err = t.countAbandoned(ctx, uid, key); err != nil {
 			return err
+		}
+		if may {
+			if use.Rows, err = t.countRows(ctx, uid, key); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// countAbandoned counts the rows under a key that were given up, by the index of
+// those alone.
+func (t *txn) countAbandoned(ctx context.Context, d broker.DomainUID, key broker.KeyARN) (int64, error) {
+	return one(ctx, t, "count abandoned rows of key", "count", scanInt, `
+		select count(*)
+		from data_key
+		where domain_uid = $1 and abandoned = true and key_epoch in (
+			select key_epoch
+			from domain_key
+			where domain_uid = $1 and kms_key = $2)`, d, key)
+}
+
+// countRows counts the other rows under a key. It reads every row of the domain.
+func (t *txn) countRows(ctx context.Context, d broker.DomainUID, key broker.KeyARN) (int64, error) {
+	return one(ctx, t, "count rows of key", "count", scanInt, `
+		select count(*)
+		from data_key
+		where domain_uid = $1 and not abandoned and key_epoch in (
+			select key_epoch
+			from domain_key
+			where domain_uid = $1 and kms_key = $2 and state in ('CURRENT', 'SUPERSEDED', 'CLOSED'))`, d, key)
 }
 
 // usesByChange adds the changes that prepare for the key.
