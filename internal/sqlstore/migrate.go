@@ -66,7 +66,8 @@ func migrateSQLite(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// newMigrator runs what is missing of a folder, each migration in a transaction.
+// newMigrator runs what is missing of a folder, each migration in a transaction
+// unless it says otherwise: what makes an index on PostgreSQL does.
 func newMigrator(dialect goose.Dialect, db *sql.DB, folder string, options ...goose.ProviderOption) (*goose.Provider, error) {
 	files, err := fs.Sub(migrations, folder)
 	if err != nil {
