@@ -62,10 +62,11 @@ type worked struct {
 	err      error
 }
 
-// received is what came in: a message, or the end.
+// received is what came in: a message, or the end; or the panic of its reading.
 type received struct {
-	message *keybrokerv1.ReencryptStreamRequest
-	err     error
+	message  *keybrokerv1.ReencryptStreamRequest
+	err      error
+	panicked error
 }
 
 func (p *passStream) open(ctx context.Context) error {
@@ -124,6 +125,9 @@ func (p *passStream) run(ctx context.Context) error {
 		}
 		select {
 		case r := <-read:
+			if r.panicked != nil {
+				return r.panicked
+			}
 			if r.err != nil && !errors.Is(r.err, io.EOF) {
 				return unread(ctx, r.err)
 			}
@@ -156,18 +160,30 @@ func (p *passStream) read(ctx context.Context) <-chan received {
 	in := make(chan received)
 	go func() { // it ends with the stream, which the handler's return ends
 		for {
-			m, err := p.stream.Recv()
+			r := p.receive(ctx)
 			select {
-			case in <- received{m, err}:
+			case in <- r:
 			case <-ctx.Done():
 				return
 			}
-			if err != nil {
+			if r.err != nil || r.panicked != nil {
 				return
 			}
 		}
 	}()
 	return in
+}
+
+// receive waits for one message. Its rules are checked within, and it is on a
+// goroutine of its own: a panic there would end the process.
+func (p *passStream) receive(ctx context.Context) (r received) {
+	defer func() {
+		if v := recover(); v != nil {
+			r = received{panicked: p.service.panicked(ctx, keybrokerv1.DataKeyService_ReencryptStream_FullMethodName, v)}
+		}
+	}()
+	r.message, r.err = p.stream.Recv()
+	return r
 }
 
 // unread gives the error of a message that could not be read. What gRPC itself

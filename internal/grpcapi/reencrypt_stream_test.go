@@ -9,11 +9,13 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/grpcapi"
 	"github.com/keybroker/keybroker/internal/rotation"
 	keybrokerv1 "github.com/keybroker/keybroker/proto/keybroker/v1"
 )
@@ -336,6 +338,40 @@ func TestPassesEnd(t *testing.T) {
 				t.Errorf("the log tells what panicked: %s", d.log)
 			}
 		})
+	}
+}
+
+// panicking is a stream that panics at its second message, as a rule that is
+// checked might.
+type panicking struct {
+	grpc.ServerStream
+	read int
+}
+
+func (s *panicking) RecvMsg(m any) error {
+	if s.read++; s.read == 2 {
+		panic(canary)
+	}
+	return s.ServerStream.RecvMsg(m)
+}
+
+// A panic while a message is read takes down no more than its own stream.
+func TestPassPanicsWhileReading(t *testing.T) {
+	d := serve(t, newFake(), func(c *grpcapi.Config) {
+		c.ServerOptions = []grpc.ServerOption{grpc.ChainStreamInterceptor(
+			func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+				return next(srv, &panicking{ServerStream: ss})
+			})}
+	})
+	for range 2 { // the server goes on
+		p := d.pass(t.Context(), t)
+		p.open("")
+		if err := p.end(); status.Code(err) != codes.Internal || reasonOf(err) != "INTERNAL" {
+			t.Errorf("%v", err)
+		}
+	}
+	if strings.Contains(d.log.String(), canary) || !strings.Contains(d.log.String(), "panic in a handler") {
+		t.Errorf("the log says %s", d.log)
 	}
 }
 
