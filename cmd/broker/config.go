@@ -54,7 +54,8 @@ type Config struct {
 	Regions []string `json:"regions"`
 	// KMSEndpoint is the URL of every Region's KMS. Default: AWS's own.
 	KMSEndpoint string `json:"kms_endpoint"`
-	// FIPS chooses AWS's FIPS endpoints.
+	// FIPS chooses AWS's FIPS endpoints, of KMS and of STS. Not every Region has
+	// one of STS: AWSRegion must.
 	FIPS bool `json:"fips"`
 	// KMSBudget is how much of KMS's request quota the broker may use.
 	KMSBudget KMSBudget `json:"kms_budget"`
@@ -283,7 +284,7 @@ func (c Config) pace() pacer.Config {
 func (c Config) assumeRoles() awskms.AssumeRoles {
 	return awskms.AssumeRoles{
 		RegistrarRole: c.RegistrarRole, WorkerRole: c.WorkerRole, SessionName: "keybroker-" + c.Deployment,
-		Region: c.AWSRegion, Profile: c.AWSProfile,
+		Region: c.AWSRegion, FIPS: c.FIPS, Profile: c.AWSProfile,
 	}
 }
 

@@ -29,7 +29,7 @@ func StaticRoles(registrar, worker AccessKey) Roles {
 	return Roles{Registrar: static(registrar), Worker: static(worker)}
 }
 
-// AssumeRoles says which roles to assume, and where. All but Profile and
+// AssumeRoles says which roles to assume, and where. All but FIPS, Profile and
 // Transport is needed.
 type AssumeRoles struct {
 	// RegistrarRole and WorkerRole are the roles' ARNs.
@@ -39,6 +39,8 @@ type AssumeRoles struct {
 	SessionName string
 	// Region is the one whose STS is asked.
 	Region string
+	// FIPS chooses AWS's FIPS endpoint of STS, which not every Region has.
+	FIPS bool
 	// Profile is the profile in the SDK's files to assume the roles with. Empty
 	// means what the SDK finds by itself.
 	Profile string
@@ -69,7 +71,11 @@ func AssumedRoles(ctx context.Context, c AssumeRoles) (Roles, error) {
 		c.Transport = own
 	}
 	client := func(as aws.CredentialsProvider) *sts.Client {
-		return sts.New(sts.Options{Region: c.Region, Credentials: as, HTTPClient: direct{c.Transport}})
+		o := sts.Options{Region: c.Region, Credentials: as, HTTPClient: direct{c.Transport}}
+		if c.FIPS {
+			o.EndpointOptions.UseFIPSEndpoint = aws.FIPSEndpointStateEnabled
+		}
+		return sts.New(o)
 	}
 	options := []func(*awsconfig.LoadOptions) error{
 		awsconfig.WithRegion(c.Region),

@@ -144,6 +144,32 @@ func TestAssumedRoles(t *testing.T) {
 	}
 }
 
+// FIPS is for STS as well (AWS General Reference, AWS STS endpoints and quotas):
+// for the roles, and for the web identity that assumes them.
+func TestAssumedRolesFIPS(t *testing.T) {
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("web-token"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	noAWS(t, "")
+	t.Setenv("AWS_WEB_IDENTITY_TOKEN_FILE", token)
+	t.Setenv("AWS_ROLE_ARN", "arn:aws:iam::999999999999:role/pod")
+	wire := &fakeSTS{}
+	config := assumeFrom(wire)
+	config.Region, config.FIPS = "us-west-2", true
+	roles, err := awskms.AssumedRoles(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := roles.Worker.Retrieve(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const fips = "https://sts-fips.us-west-2.amazonaws.com"
+	if diff := cmp.Diff([]string{fips, fips}, wire.hosts); diff != "" {
+		t.Errorf("asked (-want +got)\n%s", diff)
+	}
+}
+
 // TestAssumedRolesNoEndpoint: neither environment nor files lead the calls for
 // credentials elsewhere (T19).
 func TestAssumedRolesNoEndpoint(t *testing.T) {
