@@ -144,5 +144,5 @@ $(HELM): PACKAGE := helm.sh/helm/v4/cmd/helm@$(HELM_VERSION)
 $(CRANE): PACKAGE := github.com/google/go-containerregistry/cmd/crane@$(CRANE_VERSION)
 $(KUBECTL_VALIDATE): PACKAGE := sigs.k8s.io/kubectl-validate@$(KUBECTL_VALIDATE_VERSION)
 $(GOLANGCI) $(HELM) $(CRANE) $(KUBECTL_VALIDATE):
-	GOBIN=$(CURDIR)/.bin go install $(PACKAGE)
+	env -u GOOS -u GOARCH GOBIN=$(CURDIR)/.bin go install $(PACKAGE) # for this machine, whatever is built
 	mv .bin/$(notdir $(firstword $(subst @, ,$(PACKAGE)))) $@

@@ -20,8 +20,18 @@ if [[ $roots == none ]]; then
   exit 1
 fi
 
+# What the program says of itself, which need not run on this machine.
+built=$(go version -m bin/broker)
+version=$(awk '$1 == "mod" {print $3}' <<<"$built")
+arch=$(sed -n 's/^[[:space:]]*build[[:space:]]*GOARCH=//p' <<<"$built")
+if [[ -z $version || -z $arch || $built != *GOOS=linux* ]]; then
+  echo "bin/broker is no program for Linux that says its version" >&2
+  exit 1
+fi
+
+registry=
 work=$(mktemp -d)
-trap 'kill "$registry" 2>/dev/null || true; rm -rf "$work"' EXIT
+trap '[[ -z $registry ]] || kill "$registry" 2>/dev/null || true; rm -rf "$work"' EXIT
 mkdir -p "$work/root/etc/ssl/certs"
 install -m 0755 bin/broker "$work/root/broker"
 install -m 0644 "$roots" "$work/root/etc/ssl/certs/ca-certificates.crt"
@@ -45,10 +55,10 @@ crane() { # quiet, unless it fails
   "$crane" "$@" 2>"$work/log" || { cat "$work/log" >&2; return 1; }
 }
 crane append --oci-empty-base --new_layer "$work/layer.tar" --new_tag "$at" >/dev/null
-crane mutate "$at" --tag "$at" --set-platform "linux/$(go env GOARCH)" \
+crane mutate "$at" --tag "$at" --set-platform "linux/$arch" \
   --entrypoint /broker --user 65532:65532 --workdir / \
   --label "org.opencontainers.image.title=keybroker" \
-  --label "org.opencontainers.image.version=$(bin/broker version | cut -d' ' -f2)" >/dev/null
+  --label "org.opencontainers.image.version=$version" >/dev/null
 digest=$(crane digest "$at")
 crane pull "$at" "$work/image.tar"
 
