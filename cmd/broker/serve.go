@@ -121,24 +121,15 @@ func (o devOptions) validateKMS() error {
 // database and a KMS on loopback shared with others. What it makes at its start
 // it makes only if it is not there, so that it may be killed at any moment.
 func (c command) serveDev(ctx context.Context, o devOptions) (err error) {
-	if err := o.validate(); err != nil {
-		return err
-	}
-	does, err := parseRoles(strings.Split(o.roles, ","))
-	if err == nil {
-		err = does.check(database{urlFile: o.urlFile}, o.admin)
-	}
+	does, err := o.check(c.getenv)
 	if err != nil {
-		return usageError{"--" + err.Error()}
-	}
-	if err := refuseForDev(c.getenv, o.data); err != nil {
 		return err
 	}
-	log := newLogger(c.stderr, 0, true)
 	faults, err := readFaults(o.faults)
 	if err != nil {
 		return err
 	}
+	log := newLogger(c.stderr, 0, true)
 	failpoint, err := readFailpoint(c.getenv, log)
 	if err != nil {
 		return err
@@ -147,24 +138,11 @@ func (c command) serveDev(ctx context.Context, o devOptions) (err error) {
 	if err := shared.prepareForDev(ctx); err != nil {
 		return err
 	}
-	if err := makeDataDir(o.data); err != nil {
+	kmsURL, stopKMS, err := o.startKMS(ctx, faults)
+	if err != nil {
 		return err
 	}
-	kmsURL := o.kmsEndpoint
-	if kmsURL == "" {
-		kmsListener, err := listen(ctx, "--kms-listen", o.kmsListen)
-		if err != nil {
-			return err
-		}
-		kms, err := startEmbedded(kmsListener, localkms.Config{
-			Dir: filepath.Join(o.data, "kms"), Principals: devPrincipals(), GrantDelay: o.grantDelay, Faults: faults,
-		})
-		if err != nil {
-			return fmt.Errorf("--data: %w", err)
-		}
-		defer func() { err = errors.Join(err, kms.stop(ctx)) }()
-		kmsURL = kms.url
-	}
+	defer func() { err = errors.Join(err, stopKMS()) }()
 	awsConfig, err := writeAWSConfig(o.data, kmsURL)
 	if err != nil {
 		return fmt.Errorf("--data: %w", err)
@@ -192,6 +170,44 @@ func (c command) serveDev(ctx context.Context, o devOptions) (err error) {
 			}
 			return devBanner(c.stdout, address, kmsURL, awsConfig)
 		})
+}
+
+// check refuses what does not go together, and where --dev must not run. It gives
+// what the process is to do.
+func (o devOptions) check(getenv func(string) string) (roles, error) {
+	if err := o.validate(); err != nil {
+		return roles{}, err
+	}
+	does, err := parseRoles(strings.Split(o.roles, ","))
+	if err == nil {
+		err = does.check(database{urlFile: o.urlFile}, o.admin)
+	}
+	if err != nil {
+		return roles{}, usageError{"--" + err.Error()}
+	}
+	return does, refuseForDev(getenv, o.data)
+}
+
+// startKMS makes the data directory and, unless another KMS is named, starts the
+// one of this process. It gives KMS's URL.
+func (o devOptions) startKMS(ctx context.Context, faults localkms.Faults) (url string, stop func() error, err error) {
+	if err := makeDataDir(o.data); err != nil {
+		return "", nil, err
+	}
+	if o.kmsEndpoint != "" {
+		return o.kmsEndpoint, func() error { return nil }, nil
+	}
+	l, err := listen(ctx, "--kms-listen", o.kmsListen)
+	if err != nil {
+		return "", nil, err
+	}
+	kms, err := startEmbedded(l, localkms.Config{
+		Dir: filepath.Join(o.data, "kms"), Principals: devPrincipals(), GrantDelay: o.grantDelay, Faults: faults,
+	})
+	if err != nil {
+		return "", nil, fmt.Errorf("--data: %w", err)
+	}
+	return kms.url, func() error { return kms.stop(ctx) }, nil
 }
 
 // devBanner says what one can do now; the line to paste comes last.
