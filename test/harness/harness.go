@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -140,7 +141,10 @@ func New(ctx context.Context, cfg Config) (*Bench, error) {
 	if err := b.openStore(ctx, cfg); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
-	return b, b.wire(cfg)
+	if err := b.wire(cfg); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
 }
 
 func (b *Bench) openKMS(cfg Config) (err error) {
@@ -190,14 +194,13 @@ func (b *Bench) wire(cfg Config) error {
 	return nil
 }
 
-// Close ends everything.
+// Close ends everything, also after an error.
 func (b *Bench) Close() error {
-	for i := len(b.close) - 1; i >= 0; i-- {
-		if err := b.close[i](); err != nil {
-			return err
-		}
+	var errs []error
+	for _, end := range slices.Backward(b.close) {
+		errs = append(errs, end())
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (b *Bench) observe(cfg Config, c localkms.Call) {

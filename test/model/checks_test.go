@@ -133,8 +133,10 @@ func (w *watch) call(c localkms.Call) {
 
 // checkCalls is I4: every KMS call of the broker that makes ciphertext or a grant
 // carries the reserved pair of the one domain it is for, and every call that
-// reads one too, the source side of an import excepted. Dry runs with a random
-// value are the ownership probe.
+// reads one too, the source side of an import excepted. What it is for is told by
+// the grant's row, by who stored something in the action, and of a job's
+// ReEncrypt by its source, which KMS reads under no other pair; checkRows proves
+// what came of it. Dry runs with a random value are the ownership probe.
 func (m *machine) checkCalls(t *rapid.T, now *state) {
 	m.watched.mu.Lock()
 	wrong := m.watched.wrong
@@ -167,8 +169,11 @@ func (m *machine) checkPairs(t *rapid.T, c localkms.Call) {
 	if !slices.ContainsFunc(m.tenants, func(tn *tenant) bool { return tn.reserved.Value == value }) {
 		t.Fatalf("I4: %s without the reserved pair", c.Operation)
 	}
-	imports := c.SourceKeyARN == string(m.legacy)
-	if source := c.SourceEncryptionContext[key]; c.Operation == "ReEncrypt" && !imports && source != value {
+	stores := c.Operation == "GenerateDataKeyWithoutPlaintext" || c.SourceKeyARN == string(m.legacy)
+	if stores && !m.storing[value] {
+		t.Fatalf("I4: %s with the reserved pair of %q, which stores nothing", c.Operation, value)
+	}
+	if source := c.SourceEncryptionContext[key]; !stores && source != value {
 		t.Fatalf("I4: ReEncrypt from %s with the reserved pair of %q", c.SourceKeyARN, source)
 	}
 }

@@ -28,7 +28,6 @@ func (m *machine) makeUnusable(t *rapid.T) {
 	how := rapid.SampledFrom([]string{disabledKey, pendingKey}).Draw(t, "how")
 	fatal(t, m.setUnusable(key, how))
 	m.unusable[key] = how
-	m.troubled[key] = true
 }
 
 func (m *machine) setUnusable(key broker.KeyARN, how string) error {
@@ -46,8 +45,13 @@ func (m *machine) makeUsable(t *rapid.T) {
 		panic(nothing("all are usable"))
 	}
 	key := rapid.SampledFrom(slices.Sorted(maps.Keys(m.unusable))).Draw(t, "key")
+	m.mend(t, key)
+}
+
+func (m *machine) mend(t *rapid.T, key broker.KeyARN) {
 	fatal(t, m.setUsable(key))
 	delete(m.unusable, key)
+	m.mended[key] = m.now()
 }
 
 func (m *machine) setUsable(key broker.KeyARN) error {
@@ -61,8 +65,13 @@ func (m *machine) setUsable(key broker.KeyARN) error {
 	return err
 }
 
-// wasUnusable says whether any key ever was.
-func (m *machine) wasUnusable() bool { return len(m.troubled) > 0 }
+// wasUnusable says whether any of the keys was at some time since.
+func (m *machine) wasUnusable(since time.Time, keys []broker.KeyARN) bool {
+	return slices.ContainsFunc(keys, func(key broker.KeyARN) bool {
+		mended, ever := m.mended[key]
+		return m.unusable[key] != "" || ever && !mended.Before(since)
+	})
+}
 
 // asOwner lets the owner use a key for a moment, whatever state it is in.
 func (m *machine) asOwner(t *rapid.T, key broker.KeyARN, use func() error) {

@@ -24,6 +24,7 @@ func (m *machine) create(t *rapid.T) {
 	in := broker.NewDataKey{Request: m.newRequest("CreateDataKey"), Domain: tn.id, ID: id, Context: broker.Context{"n": strconv.Itoa(m.serial)}}
 	var made broker.DataKeyView
 	ask := func(t *rapid.T) {
+		m.storing[tn.reserved.Value] = true
 		view, err := m.api().Broker.CreateDataKey(m.ctx, harness.Caller, in)
 		if m.refused(t, tn, err, m.ifDeleted(tn, id)...) {
 			return
@@ -136,6 +137,7 @@ func (m *machine) imported(t *rapid.T, tn *tenant, in broker.ImportDataKeys, pla
 	stored := map[broker.DataKeyID]broker.DataKeyUID{}
 	reasons := map[broker.DataKeyID]broker.Reason{} // a repeat gives the first one again
 	ask := func(t *rapid.T) {
+		m.storing[tn.reserved.Value] = true
 		results, err := m.api().Broker.ImportDataKeys(m.ctx, harness.Caller, in)
 		if m.refused(t, tn, err) {
 			return
@@ -241,6 +243,7 @@ func (m *machine) reuseID(t *rapid.T) {
 	tn := m.anyTenant(t, hasRows)
 	id := m.anyID(t, tn)
 	m.removeID(t, tn, id)
+	m.storing[tn.reserved.Value] = true
 	_, err := m.api().Broker.CreateDataKey(m.ctx, harness.Caller, broker.NewDataKey{Domain: tn.id, ID: id})
 	if err == nil || broker.ReasonOf(err) != broker.ReasonDataKeyIDDeleted && !m.excused(tn, err) {
 		t.Fatalf("I14: the id of a deleted data key was answered %v", err)

@@ -33,8 +33,8 @@ type mishap struct {
 type road struct {
 	mu      sync.Mutex
 	mishaps []mishap
-	strikes map[string]bool // in this action
-	ever    map[string]bool
+	strikes map[string]bool      // in this action
+	last    map[string]time.Time // when a kind struck last
 	hold    *hold
 	crashAt string // the point at which a replica ends, "" for none
 }
@@ -48,7 +48,7 @@ type hold struct {
 	release   chan struct{}
 }
 
-func newRoad() *road { return &road{strikes: map[string]bool{}, ever: map[string]bool{}} }
+func newRoad() *road { return &road{strikes: map[string]bool{}, last: map[string]time.Time{}} }
 
 // begin forgets what struck in the last action.
 func (r *road) begin() {
@@ -60,8 +60,10 @@ func (r *road) begin() {
 func (r *road) strike(kind string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.strikes[kind], r.ever[kind] = true, true
+	r.note(kind)
 }
+
+func (r *road) note(kind string) { r.strikes[kind], r.last[kind] = true, time.Now() }
 
 // struck says whether a mishap of a kind befell the present action.
 func (r *road) struck(kind string) bool {
@@ -76,11 +78,12 @@ func (r *road) struckAny() bool {
 	return len(r.strikes) > 0
 }
 
-// happened says whether a mishap of a kind ever befell a call.
-func (r *road) happened(kind string) bool {
+// happened says whether a mishap of a kind has befallen a call since.
+func (r *road) happened(kind string, since time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.ever[kind]
+	last, ever := r.last[kind]
+	return ever && !last.Before(since)
 }
 
 func (r *road) arm(m mishap) {
@@ -109,7 +112,7 @@ func (r *road) next() (befalls mishap) {
 		case befalls.kind == "":
 			befalls = m
 			m.calls--
-			r.strikes[m.kind], r.ever[m.kind] = true, true
+			r.note(m.kind)
 		}
 		if m.calls > 0 {
 			left = append(left, m)

@@ -81,7 +81,7 @@ func (m *machine) checkJobs(t *rapid.T, tn *tenant, before, after *domainState) 
 		m.tally.met(strings.TrimSpace(strings.Join([]string{string(j.Kind), string(j.Phase), string(j.State), string(j.Block.Side), string(j.Block.Reason), string(j.FailReason)}, " ")))
 		switch j.State {
 		case rotation.Blocked:
-			m.checkBlocked(t, tn, j)
+			m.checkBlocked(t, tn, after, j)
 		case rotation.Failed:
 			m.checkFailed(t, tn, after, j)
 		case rotation.Cancelled, rotation.Superseded:
@@ -143,14 +143,30 @@ func (m *machine) checkProgress(t *rapid.T, was, j jobState) {
 	}
 }
 
+// disabled says whether a key that a job may need was unusable since it was made.
+func (m *machine) disabled(d *domainState, j jobState) bool {
+	keys := []broker.KeyARN{broker.KeyARN(j.TargetGiven)} // TargetKey, once it is described
+	for _, k := range d.keys {
+		keys = append(keys, k.KMSKey)
+	}
+	return m.wasUnusable(j.CreateTime, keys)
+}
+
+// denied says whether KMS may have refused a job something: it refused somebody
+// since the job was made, or the customer took one of the domain's grants away.
+func (m *machine) denied(d *domainState, j jobState) bool {
+	return m.road.happened(denied, j.CreateTime) ||
+		slices.ContainsFunc(d.atKMS, func(k broker.KMSGrant) bool { return m.stolen.ids[k.KMSGrantID] })
+}
+
 // checkBlocked: nothing blocks but what happened.
-func (m *machine) checkBlocked(t *rapid.T, tn *tenant, j jobState) {
+func (m *machine) checkBlocked(t *rapid.T, tn *tenant, d *domainState, j jobState) {
 	ok := false
 	switch j.Block.Reason {
 	case broker.ReasonKeyDisabled, broker.ReasonKeyStateInvalid:
-		ok = m.wasUnusable()
+		ok = m.disabled(d, j)
 	case broker.ReasonKeyAccessDenied:
-		ok = m.road.happened(denied) || len(m.stolen.ids) > 0
+		ok = m.denied(d, j)
 	case broker.ReasonContextOrKeyMismatch:
 		ok = tn.spoilt >= many
 	}
@@ -168,11 +184,11 @@ func (m *machine) checkFailed(t *rapid.T, tn *tenant, d *domainState, j jobState
 	case broker.ReasonKeyUnchanged:
 		ok = before
 	case broker.ReasonKeyDisabled, broker.ReasonKeyStateInvalid:
-		ok = before && m.wasUnusable()
+		ok = before && m.disabled(d, j)
 	case broker.ReasonKeyAccessDenied:
-		ok = before && (m.road.happened(denied) || len(m.stolen.ids) > 0)
+		ok = before && m.denied(d, j)
 	case broker.ReasonKeyPolicyMissing:
-		ok = before && m.road.happened(denied)
+		ok = before && m.road.happened(denied, j.CreateTime)
 	case broker.ReasonRowsFailed:
 		ok = !before && tn.spoilt > 0
 	}

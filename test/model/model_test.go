@@ -6,6 +6,7 @@ package model_test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -56,6 +57,8 @@ func walk(t *testing.T, storm bool) {
 		rapid.SyncTest(t, func(t *rapid.T) { // a bubble, where time is the walk's own
 			m := newMachine(t, storm, tally)
 			defer m.close(t)
+			m.settleIn(t)
+			tally.walked()
 			t.Repeat(m.table(t))
 			m.rest(t)
 		})
@@ -73,20 +76,23 @@ type machine struct {
 	storm bool
 	tally *tally
 
-	// Of the present action: the replica that answers calls, whether one has ended,
-	// and which jobs somebody resumed.
+	// Of the present action: when it began, the replica that answers calls, whether
+	// one has ended, which jobs somebody resumed, and the values of the reserved
+	// pairs of those who had data keys made or imported.
+	begun   time.Time
 	serving int
 	crashed bool
 	resumed map[broker.JobID]bool
+	storing map[string]bool
 
 	tenants   []*tenant
 	keys      []broker.KeyARN // the customers'; a change goes to any of them
 	legacy    broker.KeyARN
-	foreign   map[string]bool            // KMS grant ids that are none of ours
-	unusable  map[broker.KeyARN]string   // and how
-	troubled  map[broker.KeyARN]bool     // those that ever were unusable
-	lingers   time.Duration              // how long KMS may show what was retired
-	materials map[broker.KeyARN][]string // a key's material ids, oldest first
+	foreign   map[string]bool             // KMS grant ids that are none of ours
+	unusable  map[broker.KeyARN]string    // and how
+	mended    map[broker.KeyARN]time.Time // when they became usable again, the last time
+	lingers   time.Duration               // how long KMS may show what was retired
+	materials map[broker.KeyARN][]string  // a key's material ids, oldest first
 	stolen    stolen
 	planted   time.Time // when the foreign grants were made
 
@@ -208,6 +214,7 @@ func (m *machine) may(t *rapid.T, do func(*rapid.T)) (acted bool) {
 // begin forgets what befell the last action.
 func (m *machine) begin() {
 	m.serving, m.crashed, m.resumed = 0, false, map[broker.JobID]bool{}
+	m.begun, m.storing = m.now(), map[string]bool{}
 	m.road.begin()
 	for _, tn := range m.tenants {
 		tn.gone = tn.deleted
@@ -217,17 +224,18 @@ func (m *machine) begin() {
 func newMachine(t *rapid.T, storm bool, tally *tally) *machine {
 	dir, err := os.MkdirTemp("", "model")
 	fatal(t, err)
-	m := &machine{road: newRoad(), storm: storm, tally: tally, foreign: map[string]bool{}, unusable: map[broker.KeyARN]string{}, troubled: map[broker.KeyARN]bool{},
+	m := &machine{road: newRoad(), storm: storm, tally: tally, foreign: map[string]bool{}, unusable: map[broker.KeyARN]string{}, mended: map[broker.KeyARN]time.Time{},
 		materials: map[broker.KeyARN][]string{}, stolen: newStolen(), safe: map[broker.KeyARN]time.Time{}, before: &state{}}
 	m.ctx, m.end = context.WithCancel(context.Background())
 	m.cfg = harness.Config{Dir: dir, Bubble: true, GrantDelay: grantDelay, BatchRows: 3, Shards: 3, RowsPerShard: 4,
 		Transport: m.road.wrap, At: m.at, Observe: m.watched.call,
 		Windows: broker.Windows{GrantVisibility: visibility, MaxStoreDelay: storeDelay, MaxReadDelay: readDelay}}
-	m.bench, err = harness.New(m.ctx, m.cfg)
-	fatal(t, err)
+	if m.bench, err = harness.New(m.ctx, m.cfg); err != nil {
+		m.end()
+		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
+	}
 	m.watched.store = m.bench.Store.Broker()
-	m.settleIn(t)
-	tally.walked()
+	m.begin()
 	return m
 }
 
@@ -259,6 +267,7 @@ func (m *machine) settleIn(t *rapid.T) {
 		if view.State != rotation.Succeeded {
 			t.Fatalf("first key of %s: %s, %s", tn.id, view.State, view.FailMessage)
 		}
+		m.storing[tn.reserved.Value] = true
 		made, err := m.bench.Broker.CreateDataKey(m.ctx, harness.Caller, broker.NewDataKey{Domain: tn.id, ID: "first"})
 		fatal(t, err)
 		m.acknowledged(t, tn, made)
@@ -277,8 +286,9 @@ func (m *machine) close(t *rapid.T) {
 	for _, r := range m.bench.Replicas {
 		r.Kill()
 	}
-	_ = m.bench.Close()
-	_ = os.RemoveAll(m.cfg.Dir)
+	if err := errors.Join(m.bench.Close(), os.RemoveAll(m.cfg.Dir)); err != nil {
+		t.Error(err)
+	}
 }
 
 func fatal(t interface {

@@ -82,6 +82,7 @@ func (m *machine) replaceID(t *rapid.T, tn *tenant, id broker.DataKeyID) {
 	fatal(t, err)
 	item := m.legacyItem(t, id, tn.plain[id])
 	item.Etag = view.Etag()
+	m.storing[tn.reserved.Value] = true
 	results, err := m.api().Broker.ImportDataKeys(m.ctx, harness.Caller, broker.ImportDataKeys{Domain: tn.id, Items: []broker.ImportItem{item}})
 	if err == nil {
 		err = results[0].Err

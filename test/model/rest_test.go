@@ -43,8 +43,7 @@ func (m *machine) calm(t *rapid.T) {
 	m.road.calm()
 	fatal(t, m.bench.KMS.SetFaults(localkms.Faults{}))
 	for key := range maps.Clone(m.unusable) {
-		fatal(t, m.setUsable(key))
-		delete(m.unusable, key)
+		m.mend(t, key)
 	}
 	if slices.ContainsFunc(m.bench.Replicas[:], (*harness.Replica).Dead) {
 		fatal(t, m.bench.Restart(m.cfg))
@@ -153,6 +152,7 @@ func (m *machine) checkAtRest(t *rapid.T, tn *tenant) {
 		return
 	}
 	if !m.mayBeDenied(tn) {
+		m.storing[tn.reserved.Value] = true
 		view, err := m.bench.Broker.CreateDataKey(m.ctx, harness.Caller, broker.NewDataKey{Domain: tn.id, ID: m.nextID()})
 		fatal(t, err)
 		m.acknowledged(t, tn, view)

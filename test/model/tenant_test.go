@@ -156,7 +156,7 @@ func (m *machine) excused(tn *tenant, err error) bool {
 	case broker.ReasonDomainPendingKey:
 		return m.before.of(tn).domain.Epoch == 0
 	case broker.ReasonKeyDisabled, broker.ReasonKeyStateInvalid:
-		return m.wasUnusable()
+		return m.wasUnusable(m.begun, m.keysOf(tn))
 	case broker.ReasonKeyAccessDenied:
 		return m.road.struck(denied) || m.mayBeDenied(tn)
 	case broker.ReasonKeyPolicyMissing:
@@ -164,6 +164,19 @@ func (m *machine) excused(tn *tenant, err error) bool {
 	}
 	passes := errors.Is(err, broker.ErrUnavailable) || errors.Is(err, broker.ErrExhausted)
 	return passes && m.road.struckAny()
+}
+
+// keysOf gives the KMS keys that a domain has, had, or is going to have.
+func (m *machine) keysOf(tn *tenant) []broker.KeyARN {
+	keys := []broker.KeyARN{m.domainNow(tn.uid).KeyChange.TargetKey}
+	_ = m.bench.Store.Broker().View(m.ctx, func(tx broker.Tx) error {
+		epochs, err := tx.DomainKeys(m.ctx, tn.uid)
+		for _, k := range epochs {
+			keys = append(keys, k.KMSKey)
+		}
+		return err
+	})
+	return keys
 }
 
 func reveal(tokens []broker.Secret) []string {
