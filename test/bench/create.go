@@ -27,12 +27,12 @@ const creators = 8
 // createDataKey sets the processor time of CreateDataKey beside that of the one
 // KMS call in it, in turns: as the use case, and as a whole RPC whose client is
 // another process.
-func (b *bench) createDataKey(ctx context.Context) (err error) {
-	dir, err := b.newDir("create")
+func (b *bench) createDataKey(ctx context.Context, engine string) (err error) {
+	at, err := b.newPlace(ctx, engine, "create")
 	if err != nil {
 		return err
 	}
-	w, err := openWorld(ctx, dir, b.kms.Fast, pool{workers: 1, calls: creators})
+	w, err := openWorld(ctx, at, b.kms.Fast, setting{pool: pool{workers: 1, calls: creators}})
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func (b *bench) createDataKey(ctx context.Context) (err error) {
 	for round := range b.size.createRound + 1 {
 		for i, call := range kinds {
 			var f figure
-			err := b.profiled(fmt.Sprintf("%s-%d", names[i], round), func() (err error) {
+			err := b.profiled(fmt.Sprintf("%s-%s-%d", engine, names[i], round), func() (err error) {
 				f, err = measure(b.size.creates, func() error { return call(ctx, b.size.creates) })
 				return err
 			})
@@ -67,12 +67,12 @@ func (b *bench) createDataKey(ctx context.Context) (err error) {
 			}
 		}
 	}
-	b.say("CreateDataKey: SDK call %.0f µs, use case %.0f µs, RPC %.0f µs", median(cpu[0]), median(cpu[1]), median(cpu[2]))
-	b.report.add(metric{Name: "CPU of CreateDataKey, the use case ÷ the SDK call", Engine: sqlite, Value: median(ratios(cpu[1], cpu[0])), Target: atMost(1.5),
+	b.say("CreateDataKey, %s: SDK call %.0f µs, use case %.0f µs, RPC %.0f µs", engine, median(cpu[0]), median(cpu[1]), median(cpu[2]))
+	b.report.add(metric{Name: "CPU of CreateDataKey, the use case ÷ the SDK call", Engine: engine, Value: median(ratios(cpu[1], cpu[0])), Target: atMost(1.5),
 		Unit: "ratio", Raw: raw{"CreateDataKey, µs": cpu[1], "SDK call, µs": cpu[0]}})
-	b.report.add(metric{Name: "CPU of CreateDataKey, the whole RPC ÷ the SDK call", Engine: sqlite, Value: median(ratios(cpu[2], cpu[0])), Target: atMost(1.5),
+	b.report.add(metric{Name: "CPU of CreateDataKey, the whole RPC ÷ the SDK call", Engine: engine, Value: median(ratios(cpu[2], cpu[0])), Target: atMost(1.5),
 		Unit: "ratio", Raw: raw{"RPC, µs": cpu[2], "SDK call, µs": cpu[0]}})
-	b.report.add(metric{Name: fmt.Sprintf("CreateDataKey, %d callers", creators), Engine: sqlite, Value: median(rate[1]), Unit: "calls/s",
+	b.report.add(metric{Name: fmt.Sprintf("CreateDataKey, %d callers", creators), Engine: engine, Value: median(rate[1]), Unit: "calls/s",
 		Raw: raw{"use case, calls/s": rate[1], "SDK call, calls/s": rate[0]}})
 	return nil
 }

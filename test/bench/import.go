@@ -22,17 +22,17 @@ const importers = 4
 
 // importDataKeys takes blobs in by full calls that spare KMS (allow_unproven), in
 // turns as the use case and as a whole RPC whose client is another process.
-func (b *bench) importDataKeys(ctx context.Context) (err error) {
-	dir, err := b.newDir("import")
+func (b *bench) importDataKeys(ctx context.Context, engine string) (err error) {
+	at, err := b.newPlace(ctx, engine, "import")
 	if err != nil {
 		return err
 	}
-	w, err := openWorld(ctx, dir, b.kms.Fast, enginePool())
+	w, err := openWorld(ctx, at, b.kms.Fast, setting{pool: enginePool()})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.close()) }()
-	return b.importInto(ctx, w, sqlite)
+	return b.importInto(ctx, w, engine)
 }
 
 // importInto does so in one world.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 	"time"
 
@@ -37,11 +38,20 @@ const dryRun = " (dry run)"
 
 // serveKMS is the process with localkms in it. It keeps its keys in memory and
 // ends when its standard input does, so it never outlives the bench.
-func serveKMS(_ context.Context, _ []string, out io.Writer) error {
+//
+// Its argument is the quota in requests a second, 0 for none.
+func serveKMS(_ context.Context, args []string, out io.Writer) error {
+	if len(args) != 1 {
+		return errors.New("want a quota")
+	}
+	quota, err := strconv.ParseFloat(args[0], 64)
+	if err != nil {
+		return err
+	}
 	var mu sync.Mutex
 	calls := map[string]int64{}
 	kms, err := localkms.New(localkms.Config{
-		Principals: principals(), Now: time.Now, GrantsPerKey: 1 << 30,
+		Principals: principals(), Now: time.Now, GrantsPerKey: 1 << 30, Faults: localkms.Faults{RequestsPerSecond: quota},
 		Observe: func(c localkms.Call) {
 			name := c.Operation
 			if c.DryRun {
@@ -107,8 +117,8 @@ func startSelf(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	return command, nil
 }
 
-func startKMS(ctx context.Context) (*remoteKMS, error) {
-	command, err := startSelf(ctx, partKMS)
+func startKMS(ctx context.Context, quota float64) (*remoteKMS, error) {
+	command, err := startSelf(ctx, partKMS, strconv.FormatFloat(quota, 'g', -1, 64))
 	if err != nil {
 		return nil, err
 	}

@@ -22,6 +22,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/keybroker/keybroker/internal/brokertest"
 )
 
 // sizes is how much is measured.
@@ -31,6 +33,11 @@ type sizes struct {
 	domains              []int
 	domainRounds         int
 	creates, createRound int
+	quotaRows            int           // of a job against a KMS with a quota
+	besideRows           int           // of a job beside foreground calls
+	besideTime           time.Duration // of each of those measurements
+	besideRounds         int
+	crashRows, kills     int // of a job whose process is killed
 	imports              int // full calls of ImportDataKeys
 	importRounds         int
 	rateTime             time.Duration // per operation of localkms and number of callers
@@ -39,11 +46,13 @@ type sizes struct {
 
 func quickSizes() sizes {
 	return sizes{rows: 300, rounds: 1, slowRows: 100, slowRounds: 1, domains: []int{100, 400}, domainRounds: 1,
+		quotaRows: 200, besideRows: 300, besideTime: 100 * time.Millisecond, besideRounds: 1, crashRows: 200, kills: 1,
 		creates: 20, createRound: 1, imports: 2, importRounds: 1, rateTime: 5 * time.Millisecond, stock: 20}
 }
 
 func defaultSizes() sizes {
 	return sizes{rows: 20_000, rounds: 5, slowRows: 8_000, slowRounds: 3, domains: []int{10_000, 200_000}, domainRounds: 2,
+		quotaRows: 40_000, besideRows: 4_000, besideTime: 5 * time.Second, besideRounds: 3, crashRows: 20_000, kills: 20,
 		creates: 1000, createRound: 5, imports: 60, importRounds: 5, rateTime: 700 * time.Millisecond, stock: 2000}
 }
 
@@ -70,6 +79,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	full := set.Bool("full", os.Getenv("BENCH") == "full", "a domain of 1,000,000 rows too; so does BENCH=full")
 	output := set.String("o", "bench.json", "the `file` that gets every figure")
 	profiles := set.String("profile", "", "the `directory` for CPU profiles of what is compared; they cost a little themselves")
+	engines := set.String("engines", sqlite+","+postgresql, "the `engines` that are measured")
 	only := set.String("only", "", "measure these `groups` of lines alone, of "+groupNames())
 	parent := set.String("dir", "", "the `directory` for databases, which are removed; empty takes the system's temporary one")
 	if err := set.Parse(args); err != nil {
@@ -98,8 +108,13 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	b := bench{size: size, dir: dir, profiles: *profiles, only: *only, progress: progress, start: time.Now()}
-	if err := b.all(ctx); err != nil {
+	b := bench{size: size, dir: dir, postgres: brokertest.Postgres{Durable: true}, profiles: *profiles, only: *only,
+		progress: progress, start: time.Now()}
+	err = b.chooseEngines(ctx, *engines)
+	if err == nil {
+		err = b.all(ctx)
+	}
+	if err := errors.Join(err, b.closePlaces()); err != nil {
 		return err
 	}
 	if err := b.report.writeJSON(*output); err != nil {
@@ -112,7 +127,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 // parts are the processes that a bench starts of itself, by their first argument.
 func parts() map[string]func(context.Context, []string, io.Writer) error {
 	return map[string]func(context.Context, []string, io.Writer) error{
-		partKMS: serveKMS, partChange: changeOnce, partRPC: callRPCs, partImport: importRPCs,
+		partKMS: serveKMS, partChange: changeOnce, partWork: workUntilKilled, partRPC: callRPCs, partImport: importRPCs,
 	}
 }
 
@@ -120,6 +135,9 @@ func parts() map[string]func(context.Context, []string, io.Writer) error {
 type bench struct {
 	size     sizes
 	dir      string
+	postgres brokertest.Postgres
+	drops    []func() error // of databases
+	engines  []string
 	profiles string
 	only     string // groups, with commas between; "" is all
 	progress io.Writer
@@ -133,7 +151,7 @@ func (b *bench) say(format string, args ...any) {
 }
 
 func (b *bench) all(ctx context.Context) (err error) {
-	if b.kms, err = startKMS(ctx); err != nil {
+	if b.kms, err = startKMS(ctx, 0); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.kms.stop()) }()
@@ -141,8 +159,14 @@ func (b *bench) all(ctx context.Context) (err error) {
 		if b.only != "" && !slices.Contains(strings.Split(b.only, ","), group.name) {
 			continue
 		}
-		if err := group.measure(b, ctx); err != nil {
-			return err
+		engines := b.engines
+		if group.name == "kms" {
+			engines = []string{"localkms"}
+		}
+		for _, engine := range engines {
+			if err := group.measure(b, ctx, engine); err != nil {
+				return fmt.Errorf("%s on %s: %w", group.name, engine, err)
+			}
 		}
 	}
 	return nil
@@ -151,12 +175,13 @@ func (b *bench) all(ctx context.Context) (err error) {
 // A group is lines that are measured together.
 type group struct {
 	name    string
-	measure func(*bench, context.Context) error
+	measure func(b *bench, ctx context.Context, engine string) error
 }
 
 func groups() []group {
 	return []group{
-		{"job", (*bench).sideBySide}, {"slow", (*bench).sideBySideSlow}, {"sizes", (*bench).domainSizes},
+		{"job", (*bench).sideBySide}, {"slow", (*bench).sideBySideSlow}, {"quota", (*bench).quotaUse},
+		{"foreground", (*bench).foregroundBesideJob}, {"crashes", (*bench).crashes}, {"sizes", (*bench).domainSizes},
 		{"create", (*bench).createDataKey}, {"import", (*bench).importDataKeys}, {"kms", (*bench).kmsRates},
 	}
 }
@@ -184,10 +209,4 @@ func (b *bench) profiled(name string, fn func() error) (err error) {
 	}
 	defer pprof.StopCPUProfile()
 	return fn()
-}
-
-// newDir makes a directory for one database.
-func (b *bench) newDir(name string) (string, error) {
-	dir := filepath.Join(b.dir, name)
-	return dir, os.Mkdir(dir, 0o700)
 }

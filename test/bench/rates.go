@@ -19,7 +19,7 @@ import (
 // kmsRates is what localkms itself can do, operation by operation: raw requests of
 // a client that does as little as it can. Client and KMS share the machine, so the
 // processor time of a call says more than the calls per second.
-func (b *bench) kmsRates(ctx context.Context) error {
+func (b *bench) kmsRates(ctx context.Context, engine string) error {
 	c := &rawClient{url: b.kms.Fast, transport: newTransport(8)}
 	defer c.transport.CloseIdleConnections()
 	s, err := newStock(ctx, c, b.size.stock)
@@ -39,7 +39,7 @@ func (b *bench) kmsRates(ctx context.Context) error {
 			}
 		}
 		made[l.operation] = f
-		b.report.add(metric{Name: l.operation, Engine: "localkms", Value: f[1].rate(), Unit: "calls/s", Raw: raw{
+		b.report.add(metric{Name: l.operation, Engine: engine, Value: f[1].rate(), Unit: "calls/s", Raw: raw{
 			"1 caller, calls/s": {f[0].rate()}, "1 caller, CPU µs/call": {f[0].CPU},
 			"8 callers, calls/s": {f[1].rate()}, "8 callers, CPU µs/call": {f[1].CPU},
 		}})

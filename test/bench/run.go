@@ -81,19 +81,40 @@ type change struct {
 
 // changeKey changes the tenant's key to a new one and sees the job through.
 func (w *world) changeKey(ctx context.Context, rows int64) (out change, err error) {
-	key, err := w.newKey(ctx)
+	job, err := w.beginChange(ctx, rows)
 	if err != nil {
 		return out, err
+	}
+	view, err := w.work(ctx, job)
+	if err != nil {
+		return out, err
+	}
+	if view.Progress.Done != rows {
+		return out, fmt.Errorf("%d of %d rows were moved", view.Progress.Done, rows)
+	}
+	out.Verified = view.VerifiedRows
+	if rows > 0 {
+		out.figure = figure{N: rows, Seconds: view.LastMoveTime.Sub(view.SwitchTime).Seconds(), CPU: w.watch.cpuPerRow()}
+	}
+	return out, nil
+}
+
+// beginChange accepts a change of the tenant's key to a new one.
+func (w *world) beginChange(ctx context.Context, rows int64) (job rotation.JobView, err error) {
+	key, err := w.newKey(ctx)
+	if err != nil {
+		return job, err
 	}
 	d, _, err := w.broker.GetDomain(ctx, caller(), tenant)
 	if err != nil {
-		return out, err
+		return job, err
 	}
 	w.watch.begin(rows)
-	job, err := w.engine.ChangeKey(ctx, caller(), rotation.ChangeKey{Domain: tenant, KMSKey: string(key), Etag: d.Etag(), Reason: "bench"})
-	if err != nil {
-		return out, err
-	}
+	return w.engine.ChangeKey(ctx, caller(), rotation.ChangeKey{Domain: tenant, KMSKey: string(key), Etag: d.Etag(), Reason: "bench"})
+}
+
+// work runs the engine until the watched job ends.
+func (w *world) work(ctx context.Context, job rotation.JobView) (view rotation.JobView, err error) {
 	running, stop := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
@@ -107,21 +128,12 @@ func (w *world) changeKey(ctx context.Context, rows int64) (out change, err erro
 	stop()
 	<-ended
 	if err := ctx.Err(); err != nil {
-		return out, err
+		return view, err
 	}
-	view, err := w.engine.GetJob(ctx, caller(), tenant, job.ID)
-	if err != nil {
-		return out, err
+	if view, err = w.engine.GetJob(ctx, caller(), tenant, job.ID); err == nil && view.State != rotation.Succeeded {
+		err = fmt.Errorf("the job is %s in %s: %s%s", view.State, view.Phase, view.Block.Message, view.FailMessage)
 	}
-	if view.State != rotation.Succeeded || view.Progress.Done != rows {
-		return out, fmt.Errorf("the job is %s in %s with %d of %d rows moved: %s%s", view.State, view.Phase,
-			view.Progress.Done, rows, view.Block.Message, view.FailMessage)
-	}
-	out.Verified = view.VerifiedRows
-	if rows > 0 {
-		out.figure = figure{N: rows, Seconds: view.LastMoveTime.Sub(view.SwitchTime).Seconds(), CPU: w.watch.cpuPerRow()}
-	}
-	return out, nil
+	return view, err
 }
 
 // watch observes one job at a time: the processor time between the switch and
@@ -130,23 +142,28 @@ type watch struct {
 	mu             sync.Mutex
 	rows, moved    int64
 	switched, last time.Duration // processor time of this process
-	stopped        chan struct{}
+	// moving is closed at the first batch, stopped at the end.
+	moving, stopped chan struct{}
 }
 
 var _ rotation.Observer = (*watch)(nil)
 
-func newWatch() *watch { return &watch{stopped: make(chan struct{})} }
+func newWatch() *watch { return &watch{moving: make(chan struct{}), stopped: make(chan struct{})} }
 
 func (w *watch) begin(rows int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.rows, w.moved, w.switched, w.last, w.stopped = rows, 0, 0, 0, make(chan struct{})
+	w.rows, w.moved, w.switched, w.last = rows, 0, 0, 0
+	w.moving, w.stopped = make(chan struct{}), make(chan struct{})
 }
 
 // Batch implements rotation.Observer.
 func (w *watch) Batch(moved, _, _, _ int, _ time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.moved == 0 && moved > 0 {
+		close(w.moving)
+	}
 	if w.moved += int64(moved); w.moved >= w.rows {
 		w.last = cpuTime()
 	}

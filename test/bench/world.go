@@ -10,7 +10,6 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -66,6 +65,13 @@ func enginePool() pool { return pool{workers: 4, calls: 16} }
 // a small machine time to spare: what then is lost is lost by waiting.
 func slowPool() pool { return pool{workers: 4, calls: 4} }
 
+// A setting is what a world is made of, but for its place and KMS.
+type setting struct {
+	pool
+	quota float64       // requests a second that the pacer is told of, 0 for none
+	lease time.Duration // of a shard; 0 takes the engine's
+}
+
 // A world is a broker wired as cmd/broker wires it, in this process, and beside
 // it the SDK's own client on the same connections.
 type world struct {
@@ -80,8 +86,9 @@ type world struct {
 	// bare is the SDK's client in the worker's role, owner in the customer's.
 	bare, owner *kms.Client
 	newID       func() string
-	blobs       []blob       // that importRows takes in
-	calls       atomic.Int64 // attempts at KMS, as awskms's observer counts them
+	blobs       []blob // that importRows takes in
+	// Attempts at KMS, as awskms's observer counts them, and those throttled.
+	calls, throttled atomic.Int64
 }
 
 // direct is the adapter's short cut around http.Client, for the bare client too.
@@ -102,14 +109,14 @@ func newTransport(connections int) *http.Transport {
 	}
 }
 
-func openWorld(ctx context.Context, dir, endpoint string, p pool) (_ *world, err error) {
-	w := &world{transport: newTransport(p.total()), watch: newWatch(), pool: p, newID: newIDs()}
+func openWorld(ctx context.Context, at place, endpoint string, set setting) (_ *world, err error) {
+	w := &world{transport: newTransport(set.total()), watch: newWatch(), pool: set.pool, newID: newIDs()}
 	client := func(principal string) *kms.Client {
 		return kms.New(kms.Options{Region: region, BaseEndpoint: &endpoint, Credentials: credential(principal),
 			HTTPClient: direct{w.transport}, Retryer: aws.NopRetryer{}, RetryMaxAttempts: 1})
 	}
 	w.bare, w.owner = client(worker), client(customer)
-	if w.store, err = sqlstore.OpenSQLite(ctx, filepath.Join(dir, "keybroker.db"), sqlstore.Config{Now: time.Now}); err != nil {
+	if w.store, err = at.open(ctx); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -117,14 +124,19 @@ func openWorld(ctx context.Context, dir, endpoint string, p pool) (_ *world, err
 			err = errors.Join(err, w.close())
 		}
 	}()
-	pace, err := pacer.New(pacer.Config{Now: time.Now})
+	pace, err := pacer.New(pacer.Config{Now: time.Now, Quota: func(pacer.Budget) float64 { return set.quota }})
 	if err != nil {
 		return nil, err
 	}
 	config := awskms.Config{
 		Registrar: credential(registrar), Worker: credential(worker), ReservedKey: broker.DefaultReservedKey, ReservedValue: broker.DefaultReservedValue,
 		BaseEndpoint: endpoint, Region: region, Transport: w.transport, Jitter: mathrand.Float64, Pacer: pace,
-		Observe: func(string, broker.KMSClass, time.Duration) { w.calls.Add(1) }, Now: time.Now,
+		Observe: func(_ string, class broker.KMSClass, _ time.Duration) {
+			w.calls.Add(1)
+			if class == broker.KMSThrottled {
+				w.throttled.Add(1)
+			}
+		}, Now: time.Now,
 	}
 	if w.foreground, err = awskms.New(config, pacer.Foreground); err != nil {
 		return nil, err
@@ -139,7 +151,7 @@ func openWorld(ctx context.Context, dir, endpoint string, p pool) (_ *world, err
 		return nil, err
 	}
 	w.engine, err = rotation.New(rotation.Config{Owner: "bench", RegistrarRole: registrar, WorkerRole: worker,
-		Workers: p.workers, CallsPerShard: p.calls, Rand: mathrand.Float64, NewID: w.newID, NewProbe: rand.Text,
+		Workers: set.workers, CallsPerShard: set.calls, LeaseTTL: set.lease, Rand: mathrand.Float64, NewID: w.newID, NewProbe: rand.Text,
 		Logger: slog.New(slog.NewJSONHandler(io.Discard, nil)), Observe: w.watch,
 	}, w.store.Rotation(), w.broker, w.background, w.background)
 	return w, err
