@@ -45,7 +45,7 @@ func repeat(ctx context.Context, method string, request, reply any, conn *grpc.C
 // repeatable reads the code, and the reason where a code says too little.
 func repeatable(err error) bool {
 	switch status.Code(err) {
-	case codes.Unavailable, codes.ResourceExhausted:
+	case codes.Unavailable, codes.ResourceExhausted, codes.DeadlineExceeded: // the last is the broker's own deadline
 		return true
 	case codes.Aborted:
 		return reasonOf(err) != "ETAG_MISMATCH"
