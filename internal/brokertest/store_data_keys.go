@@ -192,6 +192,11 @@ func testReplaceDataKey(t *testing.T, b *storeBench) {
 	if !k.Abandoned {
 		t.Fatal("the row was not abandoned")
 	}
+	b.view(func(ctx context.Context, tx rotation.Tx) error {
+		counts, err := tx.CountDataKeys(ctx, d.UID)
+		equal(t, "rows counted, the abandoned one left out", len(counts), 0)
+		return err
+	})
 	created := k.CreateTime
 	b.clock.Advance(time.Minute)
 	next := k

@@ -102,7 +102,8 @@ type Tx interface {
 	// MoveDataKeys stores the moves in the order given and tells for each whether
 	// its row was still as it had been read.
 	MoveDataKeys(ctx context.Context, d broker.DomainUID, target broker.Epoch, moves []Move) ([]bool, error)
-	// CountDataKeys counts a domain's rows by epoch. It reads every row.
+	// CountDataKeys counts a domain's rows by epoch, abandoned ones left out. It
+	// reads every row.
 	CountDataKeys(ctx context.Context, d broker.DomainUID) (map[broker.Epoch]int64, error)
 	// TouchJob sets LastMoveTime to Now without raising the version.
 	TouchJob(ctx context.Context, r JobRef) error

@@ -211,7 +211,7 @@ func (t *txn) CountDataKeys(ctx context.Context, d broker.DomainUID) (map[broker
 	}, `
 		select key_epoch, count(*)
 		from data_key
-		where domain_uid = $1
+		where domain_uid = $1 and not abandoned
 		group by key_epoch`, d)
 	if err != nil {
 		return nil, err
