@@ -49,6 +49,7 @@ func (b *Broker) CreateGrant(ctx context.Context, caller Caller, in NewGrant) (G
 	var g Grant
 	var repeat bool
 	err := b.store.Update(ctx, func(tx Tx) (err error) {
+		repeat = false
 		d, err := tx.Domain(ctx, in.Domain)
 		if err != nil {
 			return domainNotFound(err, in.Domain)
@@ -91,7 +92,8 @@ func (b *Broker) CreateGrant(ctx context.Context, caller Caller, in NewGrant) (G
 		return GrantView{}, precondition(ReasonGrantEnded, GrantName(in.Domain, g.ID), "KMS refused this grant when it was first asked for: create another")
 	}
 	if repeat {
-		return b.regrant(ctx, caller, g, Request{}, false)
+		view, _, err := b.regrant(ctx, caller, g, Request{}, ensuring{})
+		return view, err
 	}
 	return b.completeGrant(ctx, caller, in.Domain, g, in.Request)
 }

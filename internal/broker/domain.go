@@ -103,9 +103,6 @@ func (k DomainKey) Unretired() bool {
 	return k.State == KeyCurrent || k.State == KeySuperseded || k.State == KeyClosed
 }
 
-// Preparing reports whether a change to this epoch waits for its switch.
-func (k DomainKey) Preparing() bool { return k.State == KeyPreparing }
-
 // KeyOfEpoch finds the record of an epoch; ok is false for an unknown one.
 func KeyOfEpoch(keys []DomainKey, e Epoch) (key DomainKey, ok bool) {
 	for _, k := range keys {

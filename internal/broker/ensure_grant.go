@@ -19,46 +19,118 @@ const ensureRounds = 8
 // domain anew and commits the intents of what is missing; between rounds KMS is
 // asked. So a switch that comes in between is seen, and what it made needless
 // is retired at once. r, if set, is finished with the last round.
+//
+// What a key other than the domain's present one refuses is left out: the grant
+// can be used without. A key change makes it where its new key wants it before
+// the switch, and where an older key wants it once that key can be used again.
 func (b *Broker) EnsureGrant(ctx context.Context, caller Caller, domain DomainUID, uid GrantUID, r Request) ([]Secret, error) {
-	return b.ensureGrant(ctx, caller, domain, uid, r, false)
+	made, err := b.ensureGrant(ctx, caller, domain, uid, r, ensuring{})
+	return made.tokens, err
 }
 
-// ensureGrant is EnsureGrant; with revive, a KMS grant that was retired, or taken
-// away by the customer, is made again where an open key wants it.
-func (b *Broker) ensureGrant(ctx context.Context, caller Caller, domain DomainUID, uid GrantUID, r Request, revive bool) ([]Secret, error) {
-	var tokens []Secret
+// EnsureGrantOn is EnsureGrant for the key of one epoch alone, whose refusal is
+// the call's.
+func (b *Broker) EnsureGrantOn(ctx context.Context, caller Caller, domain DomainUID, uid GrantUID, epoch Epoch) ([]Secret, error) {
+	made, err := b.ensureGrant(ctx, caller, domain, uid, Request{}, ensuring{only: epoch})
+	return made.tokens, err
+}
+
+// ensuring says how a grant is ensured.
+type ensuring struct {
+	only Epoch // 0 is all open keys
+	// revive: a KMS grant that was retired, or taken away by the customer, is made
+	// again where an open key wants it; back: so is the grant that ended for that.
+	revive, back bool
+	// left are the keys that refused, but for the present one.
+	left []Epoch
+}
+
+// as is the state that a grant is taken to be in: one that is to come back is
+// ACTIVE, and stored so once it is back.
+func (h ensuring) as(stored GrantState) GrantState {
+	if h.back && stored == GrantRevokedByCustomer {
+		return GrantActive
+	}
+	return stored
+}
+
+// skips says whether nothing is made on the key of an epoch.
+func (h ensuring) skips(e Epoch, d Domain) bool {
+	return h.only != 0 && e != h.only || e != d.Epoch && slices.Contains(h.left, e)
+}
+
+// ensured is what was made, and what was not: left is the first refusal of a key
+// that was left out, nil for none.
+type ensured struct {
+	tokens []Secret
+	left   error
+}
+
+func (b *Broker) ensureGrant(ctx context.Context, caller Caller, domain DomainUID, uid GrantUID, r Request, how ensuring) (ensured, error) {
+	var made ensured
 	var answers []KMSGrant
 	for range ensureRounds {
-		round, err := b.ensureRound(ctx, caller, domain, uid, r, answers, revive)
+		round, err := b.ensureRound(ctx, caller, domain, uid, r, answers, how)
 		if err != nil {
-			return nil, err
+			return ensured{}, err
 		}
-		if err := b.retireMarked(ctx, caller, round.needless); err != nil {
-			return nil, err
+		// What is not retired now is Sweep's.
+		if err := b.retireMarked(ctx, caller, round.needless); err != nil && !ClassOf(err).LostAccess() {
+			return ensured{}, err
 		}
 		if !round.grant.Live() {
-			return nil, nil // ended meanwhile: its tokens are for grants that are retired
+			return ensured{}, nil // ended meanwhile: its tokens are for grants that are retired
 		}
 		if len(round.intents) == 0 {
-			return tokens, nil
+			return made, nil
 		}
-		answers = nil
 		b.cfg.At("grant.intended")
-		for i, intent := range round.intents {
-			made, err := b.registrar.CreateGrant(ctx, b.newKMSGrant(round.domain, round.grant, intent))
-			if err != nil {
-				if recordErr := b.recordRefusal(context.WithoutCancel(ctx), caller, round, i, answers, err); recordErr != nil {
-					return nil, recordErr
-				}
-				return nil, err
-			}
-			intent.KMSGrantID, intent.State = made.ID, KMSGrantLive
-			answers = append(answers, intent)
-			tokens = append(tokens, made.Token)
-			b.cfg.At("grant.created")
+		if answers, err = b.askForAll(ctx, caller, round, &made, &how); err != nil {
+			return ensured{}, err
 		}
 	}
-	return nil, fmt.Errorf("grant %s: its domain's keys changed %d times during the call: %w", uid, ensureRounds, ErrConflict)
+	return ensured{}, &Error{Kind: ErrConflict, Reason: ReasonKeyChangeInProgress,
+		Detail: fmt.Sprintf("the domain's keys changed %d times during the call: repeat it", ensureRounds)}
+}
+
+// askForAll gives KMS the intents of a round and returns its answers.
+func (b *Broker) askForAll(ctx context.Context, caller Caller, round ensureRound, made *ensured, how *ensuring) (answers []KMSGrant, err error) {
+	for i, intent := range round.intents {
+		if how.skips(intent.Epoch, round.domain) {
+			continue // its key refused the one before
+		}
+		granted, err := b.registrar.CreateGrant(ctx, b.newKMSGrant(round.domain, round.grant, intent))
+		if err != nil {
+			leave := how.only == 0 && canWait(round.domain, intent, err)
+			if recordErr := b.recordRefusal(context.WithoutCancel(ctx), caller, round, i, leave, answers, err); recordErr != nil {
+				return nil, recordErr
+			}
+			if !leave {
+				return nil, err
+			}
+			how.left = append(how.left, intent.Epoch)
+			made.leave(err)
+			continue
+		}
+		intent.KMSGrantID, intent.State = granted.ID, KMSGrantLive
+		answers = append(answers, intent)
+		made.tokens = append(made.tokens, granted.Token)
+		b.cfg.At("grant.created")
+	}
+	return answers, nil
+}
+
+// canWait says whether a grant can be used although a key refused it: a key that
+// is not the domain's present one, for a cause that lies in the key.
+func canWait(d Domain, k KMSGrant, err error) bool {
+	class := ClassOf(err)
+	return k.Epoch != d.Epoch && (class.LostAccess() || class == KMSLimitExceeded)
+}
+
+func (m *ensured) leave(err error) {
+	if m.left == nil {
+		m.left = err
+	}
 }
 
 // An ensureRound is what one transaction found.
@@ -71,7 +143,7 @@ type ensureRound struct {
 	sentBefore map[string]bool
 }
 
-func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUID, uid GrantUID, r Request, answers []KMSGrant, revive bool) (ensureRound, error) {
+func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUID, uid GrantUID, r Request, answers []KMSGrant, how ensuring) (ensureRound, error) {
 	var round ensureRound
 	err := b.store.Update(ctx, func(tx Tx) (err error) {
 		round = ensureRound{sentBefore: map[string]bool{}}
@@ -84,6 +156,8 @@ func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUI
 		if round.grant, err = tx.GrantByUID(ctx, domain, uid); err != nil {
 			return err
 		}
+		stored := round.grant.State
+		round.grant.State = how.as(stored)
 		keys, err := tx.DomainKeys(ctx, domain)
 		if err != nil {
 			return err
@@ -97,7 +171,7 @@ func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUI
 		}
 		var needless []KMSGrant
 		for _, k := range made {
-			if k.State == KMSGrantLive && !wanted(round.grant, keys, k) {
+			if k.State == KMSGrantLive && !wanted(round.grant, keys, k) && (how.only == 0 || k.Epoch == how.only) {
 				needless = append(needless, k)
 			}
 			round.sentBefore[k.Name] = k.State == KMSGrantIntended
@@ -108,13 +182,13 @@ func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUI
 		if !round.grant.Live() {
 			return finish(ctx, tx, caller, r, GrantName(round.domain.ID, round.grant.ID))
 		}
-		if round.intents, err = b.intend(ctx, tx, caller, round.domain, round.grant, keys, made, revive); err != nil {
+		if round.intents, err = b.intend(ctx, tx, caller, round.domain, round.grant, keys, made, how); err != nil {
 			return err
 		}
-		if len(round.intents) > 0 {
+		if len(round.intents) > 0 || how.only != 0 {
 			return nil
 		}
-		return activate(ctx, tx, caller, round.domain, round.grant, r)
+		return activate(ctx, tx, caller, round.domain, round.grant, stored, r)
 	})
 	return round, err
 }
@@ -141,15 +215,20 @@ func (b *Broker) recordLive(ctx context.Context, tx Tx, caller Caller, answers [
 	return nil
 }
 
-// activate ends the making of a grant: everything that it needs is live.
-func activate(ctx context.Context, tx Tx, caller Caller, d Domain, g Grant, r Request) error {
+// activate ends the making of a grant, or its coming back: everything that it
+// needs is live.
+func activate(ctx context.Context, tx Tx, caller Caller, d Domain, g Grant, stored GrantState, r Request) error {
 	name := GrantName(d.ID, g.ID)
-	if g.State == GrantCreating {
+	if stored != GrantActive {
+		action := "grants.create"
+		if stored == GrantRevokedByCustomer {
+			action = "grants.renew"
+		}
 		g.State = GrantActive
 		if err := tx.UpdateGrant(ctx, g); err != nil {
 			return err
 		}
-		if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "grants.create", Domain: d.UID, Resource: name,
+		if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: action, Domain: d.UID, Resource: name,
 			Outcome: AuditDone, RequestID: r.ID}); err != nil {
 			return err
 		}
@@ -177,6 +256,36 @@ func wanted(g Grant, keys []DomainKey, k KMSGrant) bool {
 	return ok && g.Live() && slices.Contains(needs(g, key), k.Kind)
 }
 
+// LeftOut gives the KMS grants of a domain that its ACTIVE grants want on keys that
+// were replaced, and that were refused or came to nothing when KMS was asked last.
+func LeftOut(grants []Grant, keys []DomainKey, made []KMSGrant) []KMSGrant {
+	type need struct {
+		grant GrantUID
+		epoch Epoch
+		kind  GrantKind
+	}
+	last := map[need]KMSGrant{}
+	for _, k := range made {
+		if n := (need{k.Grant, k.Epoch, k.Kind}); k.Attempt > last[n].Attempt {
+			last[n] = k
+		}
+	}
+	var left []KMSGrant
+	for _, g := range grants {
+		for _, key := range keys {
+			if key.State != KeySuperseded || g.State != GrantActive {
+				continue
+			}
+			for _, kind := range needs(g, key) {
+				if k := last[need{g.UID, key.Epoch, kind}]; k.State == KMSGrantFailed {
+					left = append(left, k)
+				}
+			}
+		}
+	}
+	return left
+}
+
 // Missing tells whether a live grant lacks a KMS grant on the key of an epoch.
 func Missing(g Grant, key DomainKey, made []KMSGrant) bool {
 	for _, kind := range needs(g, key) {
@@ -191,10 +300,13 @@ func Missing(g Grant, key DomainKey, made []KMSGrant) bool {
 
 // intend commits what must be asked of KMS: each need without a KMS grant, and
 // each intent that has no answer yet, under its own Name again. What was
-// retired, or taken away by the customer, is not made again.
-func (b *Broker) intend(ctx context.Context, tx Tx, caller Caller, d Domain, g Grant, keys []DomainKey, made []KMSGrant, revive bool) ([]KMSGrant, error) {
+// retired, or taken away by the customer, is not made again but by a revival.
+func (b *Broker) intend(ctx context.Context, tx Tx, caller Caller, d Domain, g Grant, keys []DomainKey, made []KMSGrant, how ensuring) ([]KMSGrant, error) {
 	var intents []KMSGrant
 	for _, key := range keys {
+		if how.skips(key.Epoch, d) {
+			continue
+		}
 		for _, kind := range needs(g, key) {
 			last, attempts := lastAttempt(made, key.Epoch, kind)
 			switch {
@@ -203,7 +315,7 @@ func (b *Broker) intend(ctx context.Context, tx Tx, caller Caller, d Domain, g G
 				if err := tx.UpdateKMSGrant(ctx, last); err != nil {
 					return nil, err
 				}
-			case attempts == 0 || last.State == KMSGrantFailed || makeAgain(last, revive):
+			case attempts == 0 || last.State == KMSGrantFailed || makeAgain(last, how.revive):
 				last = KMSGrant{Domain: d.UID, Grant: g.UID, Epoch: key.Epoch, Kind: kind, Attempt: last.Attempt + 1,
 					Worker: g.Worker, KMSKey: key.KMSKey, State: KMSGrantIntended, IntendTime: tx.Now(), NextTry: tx.Now().Add(b.settling())}
 				last.Name = grantName(b.cfg.Deployment, g.UID, kind, key.Epoch, last.Attempt)
@@ -236,10 +348,10 @@ func lastAttempt(made []KMSGrant, e Epoch, kind GrantKind) (last KMSGrant, attem
 
 // recordRefusal keeps the answers that came before KMS refused an intent of a
 // round, and closes that intent, if KMS certainly did nothing, and those after it,
-// which were not sent. Without an answer they stay open, and so does one that was
+// which are not sent: all, or with sameKey those on the same key. Without an answer they stay open, and so does one that was
 // sent before without one, or is being sent by another call too: the refusal
 // speaks for one call only, and what another one made is found by a listing.
-func (b *Broker) recordRefusal(ctx context.Context, caller Caller, round ensureRound, refused int, answers []KMSGrant, cause error) error {
+func (b *Broker) recordRefusal(ctx context.Context, caller Caller, round ensureRound, refused int, sameKey bool, answers []KMSGrant, cause error) error {
 	return b.store.Update(ctx, func(tx Tx) error {
 		if err := b.recordLive(ctx, tx, caller, answers); err != nil {
 			return err
@@ -249,7 +361,7 @@ func (b *Broker) recordRefusal(ctx context.Context, caller Caller, round ensureR
 			return nil
 		}
 		for i, intent := range round.intents[refused:] {
-			if round.sentBefore[intent.Name] {
+			if round.sentBefore[intent.Name] || sameKey && intent.Epoch != round.intents[refused].Epoch {
 				continue
 			}
 			if err := closeIntent(ctx, tx, caller, intent, class, i == 0); err != nil {

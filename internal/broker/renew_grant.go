@@ -53,8 +53,12 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 			if err := tx.UpdateGrant(ctx, g); err != nil {
 				return err
 			}
+			outcome := AuditDone
+			if !g.Live() {
+				outcome = AuditIntended // it is back once KMS has made it again
+			}
 			if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "grants.renew", Domain: d.UID, Resource: name,
-				Outcome: AuditDone, RequestID: in.Request.ID, Detail: map[string]string{"reason": in.Reason}}); err != nil {
+				Outcome: outcome, RequestID: in.Request.ID, Detail: map[string]string{"reason": in.Reason}}); err != nil {
 				return err
 			}
 		}
@@ -64,13 +68,41 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 		return GrantView{}, err
 	}
 	if repeat {
-		return b.regrant(ctx, caller, g, Request{}, false)
+		view, _, err := b.regrant(ctx, caller, g, Request{}, ensuring{})
+		return view, err
 	}
-	view, err := b.regrant(ctx, caller, g, in.Request, true)
+	view, _, err := b.regrant(ctx, caller, g, in.Request, ensuring{revive: true, back: in.Reason != ""})
 	if err != nil {
-		err = errors.Join(err, b.letGo(context.WithoutCancel(ctx), caller, in.Request))
+		after := context.WithoutCancel(ctx)
+		err = errors.Join(err, b.retireUnlessLive(after, caller, g), b.letGo(after, caller, in.Request))
 	}
 	return view, err
+}
+
+// retireUnlessLive retires what was made of a grant that did not come back.
+func (b *Broker) retireUnlessLive(ctx context.Context, caller Caller, g Grant) error {
+	var marked []KMSGrant
+	err := b.store.Update(ctx, func(tx Tx) error {
+		marked = nil
+		if err := tx.LockDomain(ctx, g.Domain, Shared); err != nil {
+			return err
+		}
+		now, err := tx.GrantByUID(ctx, g.Domain, g.UID)
+		if err != nil || now.Live() {
+			return err
+		}
+		made, err := tx.KMSGrants(ctx, g.Domain, g.UID)
+		if err != nil {
+			return err
+		}
+		made = slices.DeleteFunc(made, func(k KMSGrant) bool { return k.State != KMSGrantLive })
+		marked, err = markRetiring(ctx, tx, caller, made, b.patience())
+		return err
+	})
+	if err == nil {
+		err = b.retireMarked(ctx, caller, marked)
+	}
+	return err
 }
 
 func renew(tx Tx, in RenewGrant, g *Grant, name string) error {
@@ -83,7 +115,6 @@ func renew(tx Tx, in RenewGrant, g *Grant, name string) error {
 	if g.State == GrantRevokedByCustomer && in.Reason == "" {
 		return invalidField(ReasonFieldInvalid, "reason", "must say why a grant that the customer revoked is made again")
 	}
-	g.State = GrantActive
 	if end := tx.Now().Add(in.TTL); end.After(g.ExpireTime) {
 		g.ExpireTime = end
 	}
@@ -93,15 +124,50 @@ func renew(tx Tx, in RenewGrant, g *Grant, name string) error {
 // regrant answers with tokens for every KMS grant that the grant has on an open
 // key. A recorded grant that KMS still shows is asked for again under its own
 // Name, which makes no new grant but a new token. Those that KMS shows no more
-// are made anew by a renewal, and left alone otherwise: their owner took them
+// are made anew by a revival, and left alone otherwise: their owner took them
 // away. A grant that has ended is answered without tokens, and without any call.
-func (b *Broker) regrant(ctx context.Context, caller Caller, g Grant, r Request, renewal bool) (GrantView, error) {
+// What a key other than the present one refuses is left out, and the first such
+// refusal is told as left.
+func (b *Broker) regrant(ctx context.Context, caller Caller, g Grant, r Request, how ensuring) (view GrantView, left, err error) {
+	g.State = how.as(g.State)
 	if !g.Live() {
-		return b.grantView(ctx, g.Domain, g.UID)
+		view, err = b.grantView(ctx, g.Domain, g.UID)
+		return view, nil, err
 	}
-	var d Domain
-	var have []KMSGrant
-	err := b.store.View(ctx, func(tx Tx) (err error) {
+	d, have, err := b.onOpenKeys(ctx, g)
+	if err != nil {
+		return GrantView{}, nil, err
+	}
+	name := GrantName(d.ID, g.ID)
+	var had ensured
+	for _, k := range have {
+		token, err := b.freshToken(ctx, caller, d, g, k)
+		if err == nil && token == nil && how.revive {
+			// A listing may lie: what it hides is retired before it is made again.
+			err = b.retireKMSGrants(ctx, caller, []KMSGrant{k})
+		}
+		switch {
+		case err != nil && canWait(d, k, err):
+			had.leave(err)
+		case err != nil:
+			return GrantView{}, nil, RefusedByKMS(err, name)
+		case token != nil:
+			had.tokens = append(had.tokens, token)
+		}
+	}
+	made, err := b.ensureGrant(ctx, caller, g.Domain, g.UID, r, how)
+	if err != nil {
+		return GrantView{}, nil, RefusedByKMS(err, name)
+	}
+	had.leave(made.left)
+	view, err = b.grantView(ctx, g.Domain, g.UID)
+	view.Tokens = append(had.tokens, made.tokens...)
+	return view, had.left, err
+}
+
+// onOpenKeys reads what a grant has on keys that want it, as recorded.
+func (b *Broker) onOpenKeys(ctx context.Context, g Grant) (d Domain, have []KMSGrant, err error) {
+	err = b.store.View(ctx, func(tx Tx) (err error) {
 		if d, err = tx.DomainByUID(ctx, g.Domain); err != nil {
 			return err
 		}
@@ -113,31 +179,7 @@ func (b *Broker) regrant(ctx context.Context, caller Caller, g Grant, r Request,
 		have = slices.DeleteFunc(have, func(k KMSGrant) bool { return k.State != KMSGrantLive || !wanted(g, keys, k) })
 		return err
 	})
-	if err != nil {
-		return GrantView{}, err
-	}
-	var tokens []Secret
-	for _, k := range have {
-		token, err := b.freshToken(ctx, caller, d, g, k)
-		if err != nil {
-			return GrantView{}, RefusedByKMS(err, GrantName(d.ID, g.ID))
-		}
-		if token != nil {
-			tokens = append(tokens, token)
-		} else if renewal {
-			// A listing may lie: what it hides is retired before it is made again.
-			if err := b.retireKMSGrants(ctx, caller, []KMSGrant{k}); err != nil {
-				return GrantView{}, RefusedByKMS(err, GrantName(d.ID, g.ID))
-			}
-		}
-	}
-	minted, err := b.ensureGrant(ctx, caller, g.Domain, g.UID, r, renewal)
-	if err != nil {
-		return GrantView{}, RefusedByKMS(err, GrantName(d.ID, g.ID))
-	}
-	view, err := b.grantView(ctx, g.Domain, g.UID)
-	view.Tokens = append(tokens, minted...)
-	return view, err
+	return d, have, err
 }
 
 // freshToken mints another token for a recorded KMS grant, or nil if KMS shows

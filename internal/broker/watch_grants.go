@@ -100,17 +100,20 @@ func (b *Broker) takenAway(ctx context.Context, tx Tx, k KMSGrant) ([]KMSGrant, 
 // ReviveWorkerGrant makes the worker's KMS grants of a domain again where its
 // open keys show them no more. The key's owner may have taken them away on
 // purpose: so it is done only on a person's word, with a reason for the audit
-// log.
+// log. A key that refuses keeps none of the others from it, and its refusal is
+// told.
 func (b *Broker) ReviveWorkerGrant(ctx context.Context, caller Caller, domain DomainUID, reason string) error {
 	if err := RequireReason(reason); err != nil {
 		return err
 	}
 	var worker Grant
+	var name string
 	err := b.store.Update(ctx, func(tx Tx) error {
 		d, err := tx.DomainByUID(ctx, domain)
 		if err != nil {
 			return err
 		}
+		name, worker = d.ID.Name(), Grant{}
 		live, err := tx.LiveGrants(ctx, domain)
 		if err != nil {
 			return err
@@ -120,15 +123,18 @@ func (b *Broker) ReviveWorkerGrant(ctx context.Context, caller Caller, domain Do
 				worker = g
 			}
 		}
-		if worker.UID == "" {
-			return ErrNotFound
+		if worker.UID == "" { // it lives as long as its domain
+			return domainNotFound(ErrNotFound, d.ID)
 		}
 		return tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "grants.reviveWorker", Domain: d.UID,
-			Resource: d.ID.Name(), Outcome: AuditDone, Detail: map[string]string{"reason": reason}})
+			Resource: name, Outcome: AuditDone, Detail: map[string]string{"reason": reason}})
 	})
 	if err != nil {
 		return err
 	}
-	_, err = b.regrant(ctx, caller, worker, Request{}, true)
+	_, left, err := b.regrant(ctx, caller, worker, Request{}, ensuring{revive: true})
+	if err == nil && left != nil {
+		err = RefusedByKMS(left, name)
+	}
 	return err
 }

@@ -172,17 +172,19 @@ func (e *Engine) checkTarget(ctx context.Context, d broker.Domain, j Job) error 
 
 // grantEverything is (c) and (d): the broker's and every live service grant on
 // the new key, and with their tokens a dry run of all that must be possible.
-// A grant that is being created adds the new key by itself.
+// A grant that is being created adds the new key by itself. Nothing is asked of
+// older keys: what they refuse is no reason to stay on them.
 func (e *Engine) grantEverything(ctx context.Context, p plan, j Job) (Job, error) {
 	if err := e.checkTarget(ctx, p.domain, j); err != nil {
 		return j, err
 	}
 	var tokens []broker.Secret
+	ensured := map[broker.GrantUID]bool{}
 	for _, g := range p.grants {
 		if g.State != broker.GrantActive {
 			continue
 		}
-		minted, err := e.broker.EnsureGrant(ctx, broker.System, g.Domain, g.UID, broker.Request{})
+		minted, err := e.broker.EnsureGrantOn(ctx, broker.System, g.Domain, g.UID, j.TargetEpoch)
 		if broker.ClassOf(err) == broker.KMSInvalidPrincipal {
 			return j, blockOn(To, broker.ReasonGranteeNotAllowed, "KMS does not know the grantee of %s any more: RevokeGrant lets the change go on",
 				broker.GrantName(p.domain.ID, g.ID))
@@ -193,10 +195,16 @@ func (e *Engine) grantEverything(ctx context.Context, p plan, j Job) (Job, error
 		if g.Worker {
 			tokens = minted
 		}
+		ensured[g.UID] = true
 	}
 	p, err := e.readPlan(ctx, j)
 	if err != nil {
 		return j, err
+	}
+	for _, g := range unprepared(p.grants, p.atKMS, j) {
+		if ensured[g.UID] {
+			return j, takenAwayFrom(p.domain, g, j)
+		}
 	}
 	for _, k := range p.atKMS {
 		if k.Epoch == j.TargetEpoch && k.LiveTime.After(j.GrantTime) {
@@ -209,6 +217,27 @@ func (e *Engine) grantEverything(ctx context.Context, p plan, j Job) (Job, error
 	e.cfg.At("prepare.granted")
 	j.PrepareTime = p.now
 	return j, nil
+}
+
+// unprepared gives the grants that could not be used after the switch.
+func unprepared(live []broker.Grant, atKMS []broker.KMSGrant, j Job) (lacking []broker.Grant) {
+	target := broker.DomainKey{Domain: j.Domain, Epoch: j.TargetEpoch, KMSKey: j.TargetKey, State: broker.KeyPreparing}
+	for _, g := range live {
+		if g.State == broker.GrantActive && broker.Missing(g, target, atKMS) {
+			lacking = append(lacking, g)
+		}
+	}
+	return lacking
+}
+
+// takenAwayFrom: what a grant had on the new key is gone, and nobody makes it
+// again unasked, so somebody has to decide.
+func takenAwayFrom(d broker.Domain, g broker.Grant, j Job) error {
+	if g.Worker {
+		return blockOn(To, broker.ReasonKeyAccessDenied, "the broker's own grant on %s was taken away: ResumeReencryptionJob with a reason makes it again", j.TargetKey)
+	}
+	return blockOn(To, broker.ReasonKeyAccessDenied, "what %s had on %s was taken away: RenewGrant makes it again, and RevokeGrant lets the change go on without",
+		broker.GrantName(d.ID, g.ID), j.TargetKey)
 }
 
 // perhapsInvisible turns a denial into a wait as long as KMS may not yet show

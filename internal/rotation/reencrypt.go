@@ -16,18 +16,22 @@ import (
 // under them, finds out whether a block is over, and sees when all shards are
 // done.
 func (e *Engine) reencrypting(ctx context.Context, j Job) (Job, error) {
+	p, err := e.readPlan(ctx, j)
+	if err != nil {
+		return j, err
+	}
 	if j.State == Blocked {
-		p, err := e.readPlan(ctx, j)
-		if err != nil {
-			return j, err
-		}
 		if err := e.dryRun(ctx, p, j, nil); err != nil {
 			return j, err
 		}
-		return j, nil // settle makes it RUNNING
+		return j, e.grantLeftOut(ctx, p, 0) // without an error settle makes it RUNNING
+	}
+	if err := e.grantLeftOut(ctx, p, e.cfg.Probe); err != nil {
+		return j, err
 	}
 	j, retired, err := e.retireWrapGrants(ctx, j)
-	if retired || err != nil {
+	refused := broker.ClassOf(err).LostAccess()
+	if retired || err != nil && !refused {
 		return j, err
 	}
 	var progress Progress
@@ -35,10 +39,31 @@ func (e *Engine) reencrypting(ctx context.Context, j Job) (Job, error) {
 		progress, err = tx.Progress(ctx, j.Ref())
 		return err
 	})
-	if err == nil && progress.FinishedShards == progress.Shards {
+	switch {
+	case err != nil:
+	case progress.FinishedShards == progress.Shards:
 		j.Phase = Draining
+	case refused: // no reason to leave rows where they are
+		err = waitUntil(p.now.Add(e.cfg.Probe), "KMS does not let the broker retire wrap grants on the older keys; the rows move meanwhile, and DRAINING waits for it")
 	}
 	return j, err
+}
+
+// grantLeftOut asks again for what grants were given without, since an older key
+// could not be used then: rows may be under it, and it may be back. What is
+// refused again and again is asked for less and less often: each time pause
+// longer after.
+func (e *Engine) grantLeftOut(ctx context.Context, p plan, pause time.Duration) error {
+	for _, k := range broker.LeftOut(p.grants, p.keys, p.atKMS) {
+		if p.now.Before(k.EndTime.Add(pause * time.Duration(k.Attempt))) {
+			continue
+		}
+		_, err := e.broker.EnsureGrantOn(ctx, broker.System, k.Domain, k.Grant, k.Epoch)
+		if class := broker.ClassOf(err); err != nil && (class == "" || class.Transient()) {
+			return err
+		}
+	}
+	return nil
 }
 
 // retireWrapGrants ends the wrap grants of the older keys; retired says that

@@ -106,11 +106,8 @@ func allGranted(ctx context.Context, tx Tx, j Job) error {
 	if err != nil {
 		return err
 	}
-	target := broker.DomainKey{Domain: j.Domain, Epoch: j.TargetEpoch, KMSKey: j.TargetKey, State: broker.KeyPreparing}
-	for _, g := range grants {
-		if g.State == broker.GrantActive && broker.Missing(g, target, made) {
-			return errUnprepared
-		}
+	if len(unprepared(grants, made, j)) > 0 {
+		return errUnprepared
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ func (m *machine) checkReads(t *rapid.T, tn *tenant) {
 			continue
 		}
 		for _, r := range tn.reads {
-			if m.unusable[r.view.KMSKey] != "" {
+			if m.unusable[r.view.KMSKey] != "" || m.leftOut(tn, h, r.view.Epoch) {
 				continue
 			}
 			out, err := m.client(h).Decrypt(m.ctx, &kms.DecryptInput{CiphertextBlob: r.view.Ciphertext,

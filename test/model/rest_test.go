@@ -90,9 +90,20 @@ func (m *machine) waitsForPeople(tn *tenant, j jobState) bool {
 	case rotation.Paused:
 		return true
 	case rotation.Blocked:
-		return j.Block.Reason == broker.ReasonContextOrKeyMismatch || j.Block.Reason == broker.ReasonKeyAccessDenied && m.mayBeDenied(tn)
+		return j.Block.Reason == broker.ReasonContextOrKeyMismatch ||
+			j.Block.Reason == broker.ReasonKeyAccessDenied && (m.mayBeDenied(tn) || j.Phase == rotation.Preparing && len(m.robbedGrants(tn)) > 0)
 	}
 	return false
+}
+
+// robbedGrants are those that a change which prepares may wait for.
+func (m *machine) robbedGrants(tn *tenant) (robbed []*held) {
+	for _, h := range tn.held {
+		if m.grantNow(tn, h.uid).Live() && m.robbed(tn, h.uid) {
+			robbed = append(robbed, h)
+		}
+	}
+	return robbed
 }
 
 // actAsAsked does what people can do for what waits for them, and says whether
@@ -108,6 +119,11 @@ func (m *machine) actAsAsked(t *rapid.T) (acted bool) {
 			if !j.Open() && !failed {
 				continue
 			}
+			if j.State == rotation.Blocked && j.Phase == rotation.Preparing {
+				for _, h := range m.robbedGrants(tn) {
+					m.giveBack(t, tn, h)
+				}
+			}
 			_, err := m.api().Engine.ResumeJob(m.ctx, harness.Caller, rotation.JobAct{Domain: tn.id, Job: j.ID, Reason: "model"})
 			m.stolen.asked(m.before.of(tn).worker.UID)
 			m.refused(t, tn, err, broker.ReasonJobEnded)
@@ -116,6 +132,19 @@ func (m *machine) actAsAsked(t *rapid.T) (acted bool) {
 		}
 	}
 	return acted
+}
+
+// giveBack lets a grant that was robbed have what it needs again, or end.
+func (m *machine) giveBack(t *rapid.T, tn *tenant, h *held) {
+	var err error
+	if rapid.Bool().Draw(t, "revoke it") {
+		h.ending = true
+		_, err = m.api().Broker.RevokeGrant(m.ctx, harness.Caller, broker.RevokeGrant{Domain: tn.id, ID: h.id, Reason: "model"})
+	} else {
+		_, err = m.api().Broker.RenewGrant(m.ctx, harness.Caller, broker.RenewGrant{Domain: tn.id, ID: h.id, TTL: long, Reason: "model"})
+		m.stolen.asked(h.uid)
+	}
+	m.refused(t, tn, err, broker.ReasonGrantEnded)
 }
 
 // cure deals with the poison rows: those that a job has named may be given up,
