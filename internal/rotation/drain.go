@@ -17,11 +17,11 @@ func (e *Engine) drain(ctx context.Context, j Job) (Job, error) {
 	olderWrap := func(k broker.KMSGrant) bool { return k.Kind == broker.Wrap && k.Epoch < j.TargetEpoch }
 	open, err := e.broker.ResolveIntents(ctx, j.Domain, olderWrap)
 	if err != nil {
-		return j, err
+		return j, e.blockedFrom(j, err)
 	}
 	j, retired, err := e.retireWrapGrants(ctx, j)
 	if retired || err != nil {
-		return j, err
+		return j, e.blockedFrom(j, err)
 	}
 	if open > 0 {
 		return j, waitUntil(time.Time{}, "grants on the older keys that KMS has not answered for must show, or prove absent, first")

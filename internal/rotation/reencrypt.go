@@ -30,7 +30,8 @@ func (e *Engine) reencrypting(ctx context.Context, j Job) (Job, error) {
 		return j, err
 	}
 	j, retired, err := e.retireWrapGrants(ctx, j)
-	refused := broker.ClassOf(err).LostAccess()
+	class := broker.ClassOf(err)
+	refused := class != "" && !class.Transient()
 	if retired || err != nil && !refused {
 		return j, err
 	}

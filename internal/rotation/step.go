@@ -70,6 +70,15 @@ func blockOnRefusal(side Side, err error) error {
 	return blockOn(side, broker.ReasonKMSRefused, "%s (request %q): no key's state or policy explains it, so whoever runs the broker has to look", err, k.RequestID)
 }
 
+// namedBy gives the key that KMS's message names.
+func namedBy(err error) broker.KeyARN {
+	var k *broker.KMSError
+	if errors.As(err, &k) && k.Key != "" {
+		return k.Key
+	}
+	return "a key of the job"
+}
+
 // StepJob takes the job's lease and advances it by one step, unless only a caller
 // can set it going. It reports whether the job moved, so that the caller steps
 // again at once. Another replica's lease is no error.
@@ -138,7 +147,7 @@ func (e *Engine) settle(ctx context.Context, before, after Job, cause error) (mo
 		case class.Transient():
 			h = &hold{State: Running, Message: "KMS throttles or does not answer; trying again"}
 		default:
-			errors.As(blockOnRefusal("", cause), &h)
+			errors.As(blockOnKMS("", namedBy(cause), cause), &h)
 		}
 	}
 	if h == nil {

@@ -72,11 +72,11 @@ func (e *Engine) undoOnFailure(ctx context.Context, j Job, cause error) (Job, er
 func (e *Engine) undo(ctx context.Context, j Job) (Job, error) {
 	ours := func(k broker.KMSGrant) bool { return k.Epoch == j.TargetEpoch }
 	open, err := e.broker.ResolveIntents(ctx, j.Domain, ours)
-	if err != nil {
-		return j, err
+	if err == nil {
+		_, err = e.broker.RetireEpochs(ctx, j.Domain, ours)
 	}
-	if _, err := e.broker.RetireEpochs(ctx, j.Domain, ours); err != nil {
-		return j, err
+	if err != nil {
+		return j, blockOnKMS(To, j.TargetKey, err)
 	}
 	e.cfg.At("undo.retired")
 	if open > 0 {
