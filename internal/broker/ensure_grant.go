@@ -348,9 +348,10 @@ func lastAttempt(made []KMSGrant, e Epoch, kind GrantKind) (last KMSGrant, attem
 
 // recordRefusal keeps the answers that came before KMS refused an intent of a
 // round, and closes that intent, if KMS certainly did nothing, and those after it,
-// which are not sent: all, or with sameKey those on the same key. Without an answer they stay open, and so does one that was
-// sent before without one, or is being sent by another call too: the refusal
-// speaks for one call only, and what another one made is found by a listing.
+// which are not sent: all, or with sameKey those on its key. Without an answer they
+// stay open, and so does one that was sent before without one, or is being sent by
+// another call too: the refusal speaks for one call only, and what another one made
+// is found by a listing.
 func (b *Broker) recordRefusal(ctx context.Context, caller Caller, round ensureRound, refused int, sameKey bool, answers []KMSGrant, cause error) error {
 	return b.store.Update(ctx, func(tx Tx) error {
 		if err := b.recordLive(ctx, tx, caller, answers); err != nil {

@@ -81,7 +81,8 @@ func (e *Engine) startSideJob(ctx context.Context, tx Tx, caller broker.Caller, 
 		return Job{}, err
 	}
 	if d.Epoch != j.TargetEpoch {
-		return Job{}, broker.ErrConflict
+		return Job{}, &broker.Error{Kind: broker.ErrConflict, Reason: broker.ReasonKeyChangeInProgress, Resource: d.ID.Name(),
+			Detail: "the domain's key changed during the call: repeat it"}
 	}
 	j.CreateTime, j.UpdateTime, j.SwitchTime = tx.Now(), tx.Now(), tx.Now()
 	if err := tx.InsertJob(ctx, j); err != nil {
