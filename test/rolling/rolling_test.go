@@ -72,7 +72,7 @@ func TestRollingRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	urlFile := filepath.Join(dir, "url")
 	at, drop, err := server.Create(ctx)
@@ -215,6 +215,9 @@ func (l *load) until(ctx context.Context, reached func() bool) {
 		l.mu.Lock()
 		changed := l.changed
 		l.mu.Unlock()
+		if l.t.Failed() { // a worker whose call fails ends
+			l.t.FailNow()
+		}
 		if reached() {
 			return
 		}
