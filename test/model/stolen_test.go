@@ -93,11 +93,13 @@ func (m *machine) mayBeDenied(tn *tenant) bool {
 }
 
 // leftOut says whether a grant was given without what it needs on a key that the
-// domain has left, since that key could not be used then.
+// domain has left, since that key could not be used, or refused it, then.
 func (m *machine) leftOut(tn *tenant, h *held, epoch broker.Epoch) bool {
 	key := m.before.of(tn).key(epoch).KMSKey
-	return (m.troubled[key] || m.road.happened(denied)) && slices.ContainsFunc(m.needs(tn, h.uid), func(n need) bool {
-		return n.newest.Epoch == epoch && epoch != m.domainNow(tn.uid).Epoch && n.newest.State == broker.KMSGrantFailed
+	return epoch != m.domainNow(tn.uid).Epoch && slices.ContainsFunc(m.needs(tn, h.uid), func(n need) bool {
+		asked := n.newest.IntendTime
+		return n.newest.Epoch == epoch && n.newest.State == broker.KMSGrantFailed &&
+			(m.wasUnusable(asked, []broker.KeyARN{key}) || m.road.happened(denied, asked))
 	})
 }
 
