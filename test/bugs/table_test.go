@@ -24,7 +24,7 @@ func bugs() []seeded {
 		{name: "bug_no_drain", what: "nobody waits for what services still hold",
 			suite: "./test/scenarios", run: "TestLateStore", says: `what the service made in time is lost: .*source_kms_key`},
 		{name: "bug_no_reserved_pair", what: "a ReEncrypt lacks the reserved pair",
-			suite: "./test/scenarios", run: "TestKeyChange$", says: `block .Reason:CONTEXT_OR_KEY_MISMATCH`},
+			suite: "./test/scenarios", run: "TestKeyChange$", says: `KMS ReEncrypt: ReservedPairMissing`},
 		{name: "bug_early_report", what: "a report does not wait for the final pass",
 			suite: "./test/scenarios", run: "TestReportIsNeverEarly", says: `I6: the report of a job`},
 		{name: "bug_expiry_forgets_epochs", what: "an expiry retires only what is on the present key",
