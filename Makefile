@@ -53,6 +53,8 @@ demo: build ## Change a tenant's key while writes go on, here and now (ARGS="--k
 test: ## Vet, all tests, scenarios and model on PostgreSQL too, and the race detector
 	go vet ./...
 	go test $(TESTFLAGS) $$(go list ./... | grep -Ev '/test/(clients|bugs)$$')
+	@# That each seeded bug still fits takes a moment; whether it is caught, make bugs.
+	go test $(TESTFLAGS) -run '^TestEvery' ./test/bugs
 	@# Clients that are too old for something say so in their log, which -v shows.
 	go test -v $(TESTFLAGS) ./test/clients | grep -v '^=== '
 	@if [ -n "$${KEYBROKER_TEST_POSTGRES_URL:-}" ] || command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then \
