@@ -198,7 +198,7 @@ func (w *world) onboard(ctx context.Context) error {
 const distinctBlobs = 1000
 
 // rowsPerLoad is the size of the loader's transactions.
-const rowsPerLoad = 20_000
+const rowsPerLoad = 5_000
 
 // A blob is a data key as KMS makes it.
 type blob struct {
@@ -234,16 +234,16 @@ func (w *world) load(ctx context.Context, rows int) error {
 	}
 	for from := 0; from < rows; from += rowsPerLoad {
 		err := w.store.Broker().Update(ctx, func(tx broker.Tx) error {
+			var keys []broker.DataKey
 			for i := from; i < min(rows, from+rowsPerLoad); i++ {
 				b := blobs[i%len(blobs)]
-				if err := tx.InsertDataKey(ctx, broker.DataKey{Domain: d.UID, ID: broker.DataKeyID(fmt.Sprintf("key-%09d", i)),
+				keys = append(keys, broker.DataKey{Domain: d.UID, ID: broker.DataKeyID(fmt.Sprintf("key-%09d", i)),
 					UID: broker.DataKeyUID(w.newID()), Ciphertext: b.wrapped.Ciphertext, Context: b.pairs, KeySpec: broker.DefaultKeySpec,
 					Epoch: d.Epoch, KeyMaterialID: b.wrapped.KeyMaterialID, KMSRequestID: b.wrapped.RequestID, Version: 1,
-					CreateTime: tx.Now(), UpdateTime: tx.Now()}); err != nil {
-					return err
-				}
+					CreateTime: tx.Now(), UpdateTime: tx.Now()})
 			}
-			return nil
+			refused, err := tx.InsertDataKeys(ctx, keys)
+			return errors.Join(append(refused, err)...)
 		})
 		if err != nil {
 			return err
