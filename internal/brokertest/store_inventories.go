@@ -67,23 +67,24 @@ func testSettlements(t *testing.T, b *storeBench) {
 		}
 		return nil
 	})
-	at := func(what string, e broker.Epoch, want ...rotation.Settlement) {
+	at := func(what string, from broker.Epoch, want ...rotation.Settlement) {
 		t.Helper()
 		b.view(func(ctx context.Context, tx rotation.Tx) error {
-			got, err := tx.Settlements(ctx, alpha.UID, e)
+			got, err := tx.Settlements(ctx, alpha.UID, from)
 			equal(t, what, got, want)
 			return err
 		})
 	}
 	first, other := words[0], words[2]
-	at("settlements of an epoch", 2, first, other)
-	at("settlements of another epoch", 3, words[1], words[3])
-	at("settlements of an epoch without any", 1)
+	at("settlements of an epoch and of those above it", 2, first, other, words[1], words[3])
+	at("settlements of the newest epoch", 3, words[1], words[3])
+	at("settlements from an epoch without any", 1, first, other, words[1], words[3])
+	at("settlements above all", 4)
 
 	replaced := rotation.Settlement{Domain: alpha.UID, Grant: first.Grant, Epoch: 2, Kind: rotation.Overridden, Caller: "operator",
 		Reason: "gone", Time: now.Add(time.Minute)}
 	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.PutSettlement(ctx, replaced) })
-	at("settlements after one was replaced", 2, replaced, other)
+	at("settlements after one was replaced", 2, replaced, other, words[1], words[3])
 	for _, want := range []bool{true, false} {
 		b.update(func(ctx context.Context, tx rotation.Tx) error {
 			deleted, err := tx.DeleteSettlement(ctx, first)
@@ -91,6 +92,5 @@ func testSettlements(t *testing.T, b *storeBench) {
 			return err
 		})
 	}
-	at("settlements after one was deleted", 2, other)
-	at("settlements of another epoch after that", 3, words[1], words[3])
+	at("settlements after one was deleted", 2, other, words[1], words[3])
 }

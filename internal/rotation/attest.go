@@ -44,7 +44,7 @@ func (e *Engine) Attest(ctx context.Context, caller broker.Caller, pass Pass, gi
 	if err != nil {
 		return nil, err
 	}
-	return out, e.wakeBlocked(ctx, pass.Domain)
+	return out, e.wakeForWords(ctx, pass.Domain)
 }
 
 func tooEarly(resource string, now, until time.Time) error {
@@ -87,21 +87,22 @@ func putSettlement(ctx context.Context, tx Tx, d broker.Domain, g broker.Grant, 
 	if err := tx.PutSettlement(ctx, word); err != nil {
 		return err
 	}
-	event := settlementEvent("selfInventories.settle", d, g, word)
+	event := settlementEvent("selfInventories.settle", d, g, word, d.KMSKey)
 	event.RequestID = requestID
 	return tx.Audit(ctx, event)
 }
 
-// takeBackAttestations forgets what the owner of a pass attested for the
-// domain's present key. An operator's word stands.
-func takeBackAttestations(ctx context.Context, tx Tx, caller broker.Caller, pass Pass, d broker.Domain) error {
-	settled, err := tx.Settlements(ctx, d.UID, d.Epoch)
+// takeBackAttestations forgets what the owner of a pass attested about an epoch
+// and those above it, and says whether there was anything. An operator's word
+// stands.
+func takeBackAttestations(ctx context.Context, tx Tx, caller broker.Caller, pass Pass, d broker.Domain, keys []broker.DomainKey, about broker.Epoch) (any bool, err error) {
+	settled, err := tx.Settlements(ctx, d.UID, about+1)
 	if err != nil || len(settled) == 0 {
-		return err
+		return false, err
 	}
 	grants, err := pass.Owner.grants(ctx, tx, d)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, s := range settled {
 		i := slices.IndexFunc(grants, func(g broker.Grant) bool { return g.UID == s.Grant })
@@ -110,38 +111,46 @@ func takeBackAttestations(ctx context.Context, tx Tx, caller broker.Caller, pass
 		}
 		deleted, err := tx.DeleteSettlement(ctx, s)
 		if err != nil {
-			return err
+			return any, err
 		}
 		if !deleted { // another call was first
 			continue
 		}
+		any = true
 		s.Caller = caller.Subject
-		if err := tx.Audit(ctx, settlementEvent("selfInventories.takeBack", d, grants[i], s)); err != nil {
-			return err
+		key, _ := broker.KeyOfEpoch(keys, s.Epoch)
+		if err := tx.Audit(ctx, settlementEvent("selfInventories.takeBack", d, grants[i], s, key.KMSKey)); err != nil {
+			return any, err
 		}
 	}
-	return nil
+	return any, nil
 }
 
-func settlementEvent(action string, d broker.Domain, g broker.Grant, s Settlement) broker.AuditEvent {
+// settlementEvent is the audit event of a word; key is that of its epoch.
+func settlementEvent(action string, d broker.Domain, g broker.Grant, s Settlement, key broker.KeyARN) broker.AuditEvent {
 	return broker.AuditEvent{Caller: s.Caller, Action: action, Domain: d.UID, Resource: broker.GrantName(d.ID, g.ID),
-		Outcome: broker.AuditDone, Detail: map[string]string{"kind": string(s.Kind), "kms_key": string(d.KMSKey), "pass": s.Pass,
+		Outcome: broker.AuditDone, Detail: map[string]string{"kind": string(s.Kind), "kms_key": string(key), "pass": s.Pass,
 			"items": strconv.FormatInt(s.Items, 10), "given_up": strconv.FormatInt(s.GivenUp, 10), "reason": s.Reason}}
 }
 
-// wakeBlocked lets a job that waits for a service's word look again at once. If
-// the job is being changed at this moment, its next probe will do.
-func (e *Engine) wakeBlocked(ctx context.Context, d broker.DomainUID) error {
+// wakeForWords lets a job that waits for a service's word, or goes on since it was
+// given, look again at once. If the job is being changed at this moment, its next
+// step will do.
+func (e *Engine) wakeForWords(ctx context.Context, d broker.DomainUID) error {
 	err := e.store.Update(ctx, func(tx Tx) error {
 		jobs, err := tx.UnfinishedJobs(ctx, d)
 		if err != nil {
 			return err
 		}
 		for _, j := range jobs {
-			if j.State != Blocked || j.Block.Reason != broker.ReasonSelfInventory || !j.Block.NextProbe.After(tx.Now()) {
+			switch {
+			case j.State == Blocked && j.Block.Reason == broker.ReasonSelfInventory && j.Block.NextProbe.After(tx.Now()):
+				j.Block.NextProbe = tx.Now()
+			case j.State == Running && j.Phase == Retiring && j.WaitUntil.After(tx.Now()):
+				j.WaitUntil = tx.Now()
+			default:
 				continue
 			}
-			j.Block.NextProbe = tx.Now()
 			if err := tx.UpdateJob(ctx, j); err != nil {
 				return err
 			}

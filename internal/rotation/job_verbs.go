@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -34,11 +35,13 @@ func (e *Engine) PauseJob(ctx context.Context, caller broker.Caller, in JobAct) 
 // ResumeJob lets a paused job go on, lets a blocked one look again at once, and
 // takes a failed one up again: after its switch with its poison rows, before it
 // from the start. A job that is blocked by many poison rows goes on over them.
-// With a reason, grants of the broker's own that the customer took away are made
-// again: that is never done unasked.
+// With a reason, grants of the broker's own are made again that the customer took
+// away, or that were retired before a service took its word back: that is never
+// done unasked.
 func (e *Engine) ResumeJob(ctx context.Context, caller broker.Caller, in JobAct) (JobView, error) {
 	view, err := e.resumeJob(ctx, caller, in)
-	if err != nil || in.Reason == "" || view.State != Blocked || view.Block.Reason != broker.ReasonKeyAccessDenied {
+	revivable := []broker.Reason{broker.ReasonKeyAccessDenied, broker.ReasonSelfInventory}
+	if err != nil || in.Reason == "" || view.State != Blocked || !slices.Contains(revivable, view.Block.Reason) {
 		return view, err
 	}
 	if err := e.broker.ReviveWorkerGrant(ctx, caller, view.Domain, in.Reason); err != nil {

@@ -41,43 +41,41 @@ func (e *Engine) OverrideSelfInventory(ctx context.Context, caller broker.Caller
 		if err != nil {
 			return err
 		}
-		words, err := e.words(ctx, tx, d.UID, d.Epoch)
-		if err != nil {
+		if out, err = e.inventoryOf(ctx, tx, d, g); err != nil {
 			return err
 		}
-		word, known := words[g.UID]
-		if !known && done == "" {
-			word, given = Settlement{Domain: d.UID, Grant: g.UID, Epoch: d.Epoch, Kind: Overridden, Caller: caller.Subject,
-				Reason: in.Reason, Time: tx.Now()}, true
-			if err := override(ctx, tx, d, g, word, in.Request.ID); err != nil {
+		if out.Settled == nil && done == "" {
+			given = true
+			out.KMSKey = d.KMSKey
+			out.Settled = &Settlement{Domain: d.UID, Grant: g.UID, Epoch: d.Epoch, Kind: Overridden, Caller: caller.Subject,
+				Reason: in.Reason, Time: tx.Now()}
+			if err := putSettlement(ctx, tx, d, g, *out.Settled, in.Request.ID); err != nil {
 				return err
 			}
-		}
-		out = SelfInventory{Domain: d.ID, Grant: g}
-		if known || given {
-			out.Settled, out.KMSKey = &word, d.KMSKey
 		}
 		return broker.Finish(ctx, tx, caller, in.Request, broker.GrantName(d.ID, g.ID))
 	})
 	if err != nil || !given {
 		return out, err
 	}
-	return out, e.wakeBlocked(ctx, out.Grant.Domain)
+	return out, e.wakeForWords(ctx, out.Grant.Domain)
 }
 
-// override stores an operator's word, if it is asked for.
-func override(ctx context.Context, tx Tx, d broker.Domain, g broker.Grant, word Settlement, requestID string) error {
+// inventoryOf gives what is known of one grant, if anybody asks for a word about
+// it.
+func (e *Engine) inventoryOf(ctx context.Context, tx Tx, d broker.Domain, g broker.Grant) (SelfInventory, error) {
 	keys, err := tx.DomainKeys(ctx, d.UID)
 	if err != nil {
-		return err
+		return SelfInventory{}, err
 	}
-	open, err := selfGrantsOn(ctx, tx, d.UID, superseded(keys, d.Epoch))
+	all, err := e.selfInventories(ctx, tx, d, keys, replaced(keys, d.Epoch))
 	if err != nil {
-		return err
+		return SelfInventory{}, err
 	}
-	if !slices.ContainsFunc(open, func(o broker.Grant) bool { return o.UID == g.UID }) {
-		return &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonNoOlderKey, Resource: broker.GrantName(d.ID, g.ID),
-			Detail: "the grant is on no older key that is still open: there is nothing to override; after the switch of a key change there is"}
+	i := slices.IndexFunc(all, func(s SelfInventory) bool { return s.Grant.UID == g.UID })
+	if i < 0 {
+		return SelfInventory{}, &broker.Error{Kind: broker.ErrPrecondition, Reason: broker.ReasonNoOlderKey, Resource: broker.GrantName(d.ID, g.ID),
+			Detail: "the grant was on no older key: there is nothing to override; after the switch of a key change there is"}
 	}
-	return putSettlement(ctx, tx, d, g, word, requestID)
+	return all[i], nil
 }

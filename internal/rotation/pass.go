@@ -85,7 +85,7 @@ func (e *Engine) OpenPass(ctx context.Context, _ broker.Caller, in OpenPass) (Pa
 		if err != nil {
 			return err
 		}
-		for _, k := range slices.Backward(superseded(keys, d.Epoch)) {
+		for _, k := range slices.Backward(replacedUnretired(keys, d.Epoch)) {
 			if k.KMSKey != d.KMSKey && !slices.Contains(view.Older, k.KMSKey) {
 				view.Older = append(view.Older, k.KMSKey)
 			}

@@ -52,6 +52,10 @@ type Receipt struct {
 	// Unchanged: the item was under KMSKey already, and Ciphertext is its own.
 	Unchanged bool
 	Err       error
+
+	// under is the older key that it was moved from or, with Err, that its owner
+	// says it is under and KMS does not deny; "" otherwise.
+	under broker.KeyARN
 }
 
 // errKeyMoved tells ReencryptItems' loop that the domain has another key now.
@@ -122,6 +126,9 @@ func (e *Engine) moveItem(ctx context.Context, p plan, item PassItem) Receipt {
 		return Receipt{Item: item.ID, Ciphertext: item.Ciphertext, KMSKey: present, Unchanged: true}
 	}
 	full, sources, err := e.checkItem(p, item)
+	if broker.ReasonOf(err) == broker.ReasonCiphertextWrongKey {
+		return Receipt{Item: item.ID, Err: err, under: item.KMSKey}
+	}
 	if err != nil {
 		return Receipt{Item: item.ID, Err: err}
 	}
@@ -130,12 +137,14 @@ func (e *Engine) moveItem(ctx context.Context, p plan, item PassItem) Receipt {
 	switch {
 	case broker.ClassOf(err) == broker.KMSIncorrectKey:
 		return Receipt{Item: item.ID, Err: wrongKey(p.domain, "the blob is not under %s", sources)}
+	case broker.ClassOf(err).LostAccess():
+		return Receipt{Item: item.ID, Err: broker.RefusedByKMS(err, p.domain.ID.Name()), under: item.KMSKey}
 	case err != nil:
 		return Receipt{Item: item.ID, Err: broker.RefusedByKMS(err, p.domain.ID.Name())}
 	case made.SourceKey == present:
 		return Receipt{Item: item.ID, Ciphertext: item.Ciphertext, KMSKey: present, KeyMaterialID: made.SourceKeyMaterialID, Unchanged: true}
 	}
-	return Receipt{Item: item.ID, Ciphertext: made.Ciphertext, KMSKey: present, KeyMaterialID: made.DestinationKeyMaterialID}
+	return Receipt{Item: item.ID, Ciphertext: made.Ciphertext, KMSKey: present, KeyMaterialID: made.DestinationKeyMaterialID, under: made.SourceKey}
 }
 
 // checkItem gives the context for both sides of an item's call, and the keys
@@ -149,7 +158,7 @@ func (e *Engine) checkItem(p plan, item PassItem) (full broker.Context, sources 
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, k := range slices.Backward(superseded(p.keys, p.domain.Epoch)) {
+	for _, k := range slices.Backward(replacedUnretired(p.keys, p.domain.Epoch)) {
 		if k.KMSKey != p.domain.KMSKey && !slices.Contains(sources, k.KMSKey) {
 			sources = append(sources, k.KMSKey)
 		}
@@ -211,19 +220,24 @@ func (e *Engine) askPatiently(ctx context.Context, call broker.ReEncrypt) (made 
 }
 
 // commitItems writes the audit event of what KMS moved, if the domain's key is
-// still the one that it was moved to. A service that still finds keys to move
-// has attested too early, if it has: its word is taken back.
+// still the one that it was moved to. A service that still finds items under an
+// older key has attested too early, if it has: its word is taken back. The older
+// keys are read here once more, since a job may have closed one meanwhile.
 func (e *Engine) commitItems(ctx context.Context, caller broker.Caller, pass Pass, opened broker.Domain, receipts []Receipt) error {
 	var leaves [][sha256.Size]byte
+	older := false
 	for _, r := range receipts {
+		older = older || r.under != ""
 		if r.Err == nil && !r.Unchanged {
 			leaves = append(leaves, broker.LeafHash(broker.DataKey{ID: broker.DataKeyID(r.Item), Ciphertext: r.Ciphertext, KeyMaterialID: r.KeyMaterialID, Version: 1, Epoch: opened.Epoch}))
 		}
 	}
-	if len(leaves) == 0 {
+	if !older {
 		return nil
 	}
-	return e.store.Update(ctx, func(tx Tx) error {
+	takenBack := false
+	err := e.store.Update(ctx, func(tx Tx) error {
+		takenBack = false
 		d, err := pass.lockDomain(ctx, tx)
 		if err != nil {
 			return err
@@ -231,14 +245,54 @@ func (e *Engine) commitItems(ctx context.Context, caller broker.Caller, pass Pas
 		if d.Epoch != opened.Epoch {
 			return errKeyMoved
 		}
-		if err := takeBackAttestations(ctx, tx, caller, pass, d); err != nil {
+		keys, err := tx.DomainKeys(ctx, d.UID)
+		if err != nil {
 			return err
+		}
+		if oldest := oldestFound(receipts, replaced(keys, d.Epoch)); oldest != 0 {
+			if takenBack, err = takeBackAttestations(ctx, tx, caller, pass, d, keys, oldest); err != nil {
+				return err
+			}
+		}
+		if len(leaves) == 0 {
+			return nil
 		}
 		root := broker.MerkleRoot(leaves)
 		return tx.Audit(ctx, broker.AuditEvent{Caller: caller.Subject, Action: "selfInventories.reencrypt", Domain: d.UID,
 			Resource: pass.Owner.resource(d), Outcome: broker.AuditDone, Detail: map[string]string{"pass": pass.ID,
 				"items": strconv.Itoa(len(leaves)), "merkle_root": hex.EncodeToString(root[:]), "kms_key": string(d.KMSKey)}})
 	})
+	if err == nil && takenBack {
+		if err := e.wakeForWords(ctx, pass.Domain); err != nil {
+			e.logFailure(ctx, "job not told that a word was taken back; its next step sees it", err)
+		}
+	}
+	return err
+}
+
+// oldestFound gives the oldest epoch, of those that were replaced, under which
+// items were found, 0 if none. What KMS has moved was there. What it has not is
+// believed to be where its owner says only if the broker can ask no more, since
+// every epoch with that key is closed: before, what is given up is no reason to
+// take a word back, and the pass that gives it up says so by its word.
+func oldestFound(receipts []Receipt, replaced []broker.DomainKey) (oldest broker.Epoch) {
+	for _, r := range receipts {
+		var first broker.Epoch
+		open := false
+		for _, k := range replaced {
+			if k.KMSKey != r.under {
+				continue
+			}
+			open = open || k.State == broker.KeySuperseded
+			if first == 0 {
+				first = k.Epoch
+			}
+		}
+		if first != 0 && (r.Err == nil || !open) && (oldest == 0 || first < oldest) {
+			oldest = first
+		}
+	}
+	return oldest
 }
 
 // resource names what a pass is about.

@@ -170,7 +170,7 @@ func (e *Engine) blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, 
 		if u.ImportSource {
 			out = append(out, Blocker{Kind: BlockImportSource, Resource: name, Count: 1, Message: "the domain lists it among its import_source_keys"})
 		}
-		open, err := e.openInventories(ctx, tx, u)
+		open, err := e.openInventories(ctx, tx, u, arn)
 		if err != nil {
 			return nil, err
 		}
@@ -183,27 +183,27 @@ func (e *Engine) blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, 
 }
 
 // openInventories gives the services of one domain whose word about the key is
-// asked for and not given.
-func (e *Engine) openInventories(ctx context.Context, tx Tx, use KeyUse) ([]SelfInventory, error) {
-	if len(use.Epochs) == 0 {
+// asked for and not given, or was taken back. Whoever deletes a domain answers for
+// its services.
+func (e *Engine) openInventories(ctx context.Context, tx Tx, use KeyUse, arn broker.KeyARN) ([]SelfInventory, error) {
+	if len(use.Epochs) == 0 && use.RetireTime.IsZero() {
 		return nil, nil
 	}
 	d, err := tx.DomainByUID(ctx, use.DomainUID)
-	if err != nil {
+	if err != nil || d.State == broker.DomainDeleted {
 		return nil, err
 	}
 	keys, err := tx.DomainKeys(ctx, use.DomainUID)
 	if err != nil {
 		return nil, err
 	}
-	present, _ := broker.KeyOfEpoch(keys, d.Epoch)
-	older := slices.DeleteFunc(superseded(keys, d.Epoch), func(k broker.DomainKey) bool { return !slices.Contains(use.Epochs, k.Epoch) })
-	all, err := e.selfInventories(ctx, tx, d, present, older)
+	older := slices.DeleteFunc(replaced(keys, d.Epoch), func(k broker.DomainKey) bool { return k.KMSKey != arn })
+	all, err := e.selfInventories(ctx, tx, d, keys, older)
 	return unsettled(all), err
 }
 
 // inventoriesOf gives the services of the job's domain that were on one of its
-// older keys, with the word that each has given for the job's new one.
+// older keys, with the word of each about that key.
 func (e *Engine) inventoriesOf(ctx context.Context, tx Tx, j Job, arn broker.KeyARN) ([]SelfInventory, error) {
 	d, err := tx.DomainByUID(ctx, j.Domain)
 	if err != nil {
@@ -213,9 +213,8 @@ func (e *Engine) inventoriesOf(ctx context.Context, tx Tx, j Job, arn broker.Key
 	if err != nil {
 		return nil, err
 	}
-	target, _ := broker.KeyOfEpoch(keys, j.TargetEpoch)
 	older := slices.DeleteFunc(slices.Clone(keys), func(k broker.DomainKey) bool { return k.KMSKey != arn || !reported(k, j) })
-	return e.selfInventories(ctx, tx, d, target, older)
+	return e.selfInventories(ctx, tx, d, keys, older)
 }
 
 // seal renders the report as canonical JSON and hashes it.

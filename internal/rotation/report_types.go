@@ -54,7 +54,7 @@ const (
 	BlockImportSource BlockerKind = "IMPORT_SOURCE"
 	BlockBackup       BlockerKind = "BACKUP_RETENTION"
 	// BlockSelfInventory names services that keep their own wrapped keys and have
-	// not said that none is left.
+	// not said that none is left, or have found one since.
 	BlockSelfInventory BlockerKind = "SELF_INVENTORY"
 	// BlockAbandoned names rows that their owner has given up; it does not stand
 	// against retiring the key.

@@ -12,10 +12,17 @@ import (
 // then the older epochs are closed under the exclusive lock, their KMS grants
 // retired by id, and KMS itself must show, one visibility window later, that
 // none of them is left. "Older" is always by epoch, never by ARN: after A to B
-// and back to A the present key's own listing is read too.
+// and back to A the present key's own listing is read too. A service that takes
+// its word back meanwhile has the older epochs opened again.
 func (e *Engine) retire(ctx context.Context, j Job) (Job, error) {
 	if j.CloseTime.IsZero() {
 		return e.closeEpochs(ctx, j)
+	}
+	if again, err := e.askedAgain(ctx, j); again || err != nil {
+		if err == nil {
+			j, err = e.reopenEpochs(ctx, j)
+		}
+		return j, err
 	}
 	older := func(k broker.KMSGrant) bool { return k.Epoch < j.TargetEpoch }
 	open, err := e.broker.ResolveIntents(ctx, j.Domain, older)
@@ -98,10 +105,6 @@ func (e *Engine) countRetired(ctx context.Context, j Job, n int) (Job, error) {
 // grant; a reader, for max_read_delay after the last key was moved, which for
 // those services is when they said so.
 func (e *Engine) mayClose(ctx context.Context, tx Tx, j Job) error {
-	d, err := tx.DomainByUID(ctx, j.Domain)
-	if err != nil {
-		return err
-	}
 	until, err := e.drained(ctx, tx, j.Domain, j.TargetEpoch)
 	if err != nil {
 		return err
@@ -109,18 +112,12 @@ func (e *Engine) mayClose(ctx context.Context, tx Tx, j Job) error {
 	if tx.Now().Before(until) {
 		return waitUntil(until, drainMessage)
 	}
-	keys, err := tx.DomainKeys(ctx, j.Domain)
+	inventories, err := e.askedBy(ctx, tx, j)
 	if err != nil {
 		return err
 	}
-	target, _ := broker.KeyOfEpoch(keys, j.TargetEpoch)
-	inventories, err := e.selfInventories(ctx, tx, d, target, superseded(keys, j.TargetEpoch))
-	if err != nil {
+	if err := needWords(inventories); err != nil {
 		return err
-	}
-	if open := unsettled(inventories); len(open) > 0 {
-		return blockOn(From, broker.ReasonSelfInventory,
-			"%s may have wrapped keys under an older key: each service ends a pass of ReencryptStream by complete, or an operator calls OverrideSelfInventory", named(open))
 	}
 	moved := j.LastMoveTime
 	for _, s := range inventories {
@@ -208,7 +205,7 @@ func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, e
 		return e.retireLeftovers(ctx, p.domain, j, left)
 	}
 	e.cfg.At("retire.listed")
-	return e.succeed(ctx, p, j, now)
+	return e.succeed(ctx, j, now)
 }
 
 // retireLeftovers retires grants that only KMS's listings know of. No row of
@@ -281,10 +278,25 @@ func (e *Engine) leftover(p plan, j Job, l broker.ListedGrant) bool {
 }
 
 // succeed is the end: the older epochs are retired in the transaction that
-// records the listing.
-func (e *Engine) succeed(ctx context.Context, p plan, j Job, listed time.Time) (Job, error) {
+// records the listing, unless a word was taken back before. The exclusive lock
+// makes that exact: a service that finds out later is heard by the report alone.
+func (e *Engine) succeed(ctx context.Context, j Job, listed time.Time) (Job, error) {
 	err := e.store.Update(ctx, func(tx Tx) error {
-		for _, k := range p.keys {
+		if err := tx.LockDomain(ctx, j.Domain, broker.Exclusive); err != nil {
+			return err
+		}
+		inventories, err := e.askedBy(ctx, tx, j)
+		if err != nil {
+			return err
+		}
+		if err := needWords(inventories); err != nil {
+			return err
+		}
+		keys, err := tx.DomainKeys(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		for _, k := range keys {
 			if k.Epoch < j.TargetEpoch && k.State == broker.KeyClosed {
 				k.State, k.RetireTime = broker.KeyRetired, tx.Now()
 				if err := tx.UpdateDomainKey(ctx, k); err != nil {

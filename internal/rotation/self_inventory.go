@@ -57,77 +57,100 @@ type SelfInventory struct {
 	KMSKey  broker.KeyARN
 }
 
-// selfGrantsOn gives a domain's grants of INVENTORY_SELF, live or ended, that
-// have or had anything at KMS on one of the keys: they may have made wrapped
-// keys under it.
-func selfGrantsOn(ctx context.Context, tx Tx, d broker.DomainUID, keys []broker.DomainKey) ([]broker.Grant, error) {
+// An askedGrant is a grant of INVENTORY_SELF, live or ended, that has or had
+// anything at KMS on some of a domain's keys: it may have made wrapped keys under
+// them. newest is the newest of these.
+type askedGrant struct {
+	broker.Grant
+	newest broker.Epoch
+}
+
+// selfGrantsOn gives those of a domain that were on one of the keys.
+func selfGrantsOn(ctx context.Context, tx Tx, d broker.DomainUID, keys []broker.DomainKey) ([]askedGrant, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
 	grants, err := tx.SelfGrants(ctx, d)
 	if err != nil {
 		return nil, err
 	}
-	var on []broker.Grant
+	var on []askedGrant
 	for _, g := range grants {
 		made, err := tx.KMSGrants(ctx, d, g.UID)
 		if err != nil {
 			return nil, err
 		}
-		if slices.ContainsFunc(made, func(k broker.KMSGrant) bool {
-			_, ok := broker.KeyOfEpoch(keys, k.Epoch)
-			return ok && k.MayHaveExisted()
-		}) {
-			on = append(on, g)
+		var newest broker.Epoch
+		for _, k := range made {
+			if _, ok := broker.KeyOfEpoch(keys, k.Epoch); ok && k.MayHaveExisted() {
+				newest = max(newest, k.Epoch)
+			}
+		}
+		if newest != 0 {
+			on = append(on, askedGrant{Grant: g, newest: newest})
 		}
 	}
 	return on, nil
 }
 
-// selfInventories gives what is known, at target, of each grant of INVENTORY_SELF
-// that was on one of the older keys.
-func (e *Engine) selfInventories(ctx context.Context, tx Tx, d broker.Domain, target broker.DomainKey, older []broker.DomainKey) ([]SelfInventory, error) {
+// selfInventories gives what is known of each grant of INVENTORY_SELF that was on
+// one of the older keys, which are some of the domain's keys, by epoch. A word
+// speaks of every epoch below its own, so the first that counts above the newest
+// key of a grant settles it.
+func (e *Engine) selfInventories(ctx context.Context, tx Tx, d broker.Domain, keys, older []broker.DomainKey) ([]SelfInventory, error) {
 	grants, err := selfGrantsOn(ctx, tx, d.UID, older)
 	if err != nil || len(grants) == 0 {
 		return nil, err
 	}
-	words, err := e.words(ctx, tx, d.UID, target.Epoch)
+	words, err := e.words(ctx, tx, d.UID, older[0].Epoch+1)
 	if err != nil {
 		return nil, err
 	}
 	out := make([]SelfInventory, len(grants))
 	for i, g := range grants {
-		out[i] = SelfInventory{Domain: d.ID, Grant: g}
-		if word, ok := words[g.UID]; ok {
-			out[i].Settled, out[i].KMSKey = &word, target.KMSKey
+		out[i] = SelfInventory{Domain: d.ID, Grant: g.Grant}
+		w := slices.IndexFunc(words, func(s Settlement) bool { return s.Grant == g.UID && s.Epoch > g.newest })
+		if w >= 0 {
+			key, _ := broker.KeyOfEpoch(keys, words[w].Epoch)
+			out[i].Settled, out[i].KMSKey = &words[w], key.KMSKey
 		}
 	}
 	return out, nil
 }
 
-// words gives the settlements at an epoch that count, by grant.
-func (e *Engine) words(ctx context.Context, tx Tx, d broker.DomainUID, target broker.Epoch) (map[broker.GrantUID]Settlement, error) {
-	settled, err := tx.Settlements(ctx, d, target)
+// words gives the settlements at an epoch and above that count, by epoch.
+func (e *Engine) words(ctx context.Context, tx Tx, d broker.DomainUID, from broker.Epoch) ([]Settlement, error) {
+	settled, err := tx.Settlements(ctx, d, from)
 	if err != nil {
 		return nil, err
 	}
-	until, err := e.drained(ctx, tx, d, target)
-	if err != nil {
-		return nil, err
-	}
-	words := make(map[broker.GrantUID]Settlement, len(settled))
+	until := map[broker.Epoch]time.Time{}
+	words := make([]Settlement, 0, len(settled))
 	for _, s := range settled {
-		if s.counts(until) {
-			words[s.Grant] = s
+		if _, known := until[s.Epoch]; !known {
+			if until[s.Epoch], err = e.drained(ctx, tx, d, s.Epoch); err != nil {
+				return nil, err
+			}
+		}
+		if s.counts(until[s.Epoch]) {
+			words = append(words, s)
 		}
 	}
 	return words, nil
 }
 
-// superseded gives the keys below an epoch that were replaced and are not closed:
-// those about which a settlement is asked for. A key is closed only once every
-// word is given.
-func superseded(keys []broker.DomainKey, below broker.Epoch) []broker.DomainKey {
+// replaced gives the keys below an epoch that were the domain's once: those about
+// which services are asked. Also of one that is closed or retired: it was closed
+// only once every word was given, but a word may be taken back.
+func replaced(keys []broker.DomainKey, below broker.Epoch) []broker.DomainKey {
 	return slices.DeleteFunc(slices.Clone(keys), func(k broker.DomainKey) bool {
-		return k.Epoch >= below || k.State != broker.KeySuperseded
+		return k.Epoch >= below || k.State == broker.KeyPreparing || k.State == broker.KeyAbandoned
 	})
+}
+
+// replacedUnretired gives those of them that something may still be moved from.
+func replacedUnretired(keys []broker.DomainKey, below broker.Epoch) []broker.DomainKey {
+	return slices.DeleteFunc(replaced(keys, below), func(k broker.DomainKey) bool { return k.State == broker.KeyRetired })
 }
 
 // unsettled gives those for which nobody has given a word that counts.

@@ -122,8 +122,9 @@ type Tx interface {
 
 	// PutSettlement inserts a settlement, or replaces that of the same grant and epoch.
 	PutSettlement(ctx context.Context, s Settlement) error
-	// Settlements gives a domain's settlements of one epoch, by grant uid.
-	Settlements(ctx context.Context, d broker.DomainUID, e broker.Epoch) ([]Settlement, error)
+	// Settlements gives a domain's settlements of an epoch and of those above it, by
+	// epoch and grant uid.
+	Settlements(ctx context.Context, d broker.DomainUID, from broker.Epoch) ([]Settlement, error)
 	// DeleteSettlement removes that of the same grant and epoch; false if there is
 	// none any more.
 	DeleteSettlement(ctx context.Context, s Settlement) (bool, error)

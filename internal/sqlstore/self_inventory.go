@@ -29,12 +29,12 @@ func (t *txn) PutSettlement(ctx context.Context, s rotation.Settlement) error {
 }
 
 // Settlements implements rotation.Tx.
-func (t *txn) Settlements(ctx context.Context, d broker.DomainUID, e broker.Epoch) ([]rotation.Settlement, error) {
+func (t *txn) Settlements(ctx context.Context, d broker.DomainUID, from broker.Epoch) ([]rotation.Settlement, error) {
 	return all(ctx, t, "list settlements", scanSettlement, `
 		select `+settlementColumns+`
 		from self_inventory
-		where domain_uid = $1 and key_epoch = $2
-		order by grant_uid`, d, e)
+		where domain_uid = $1 and key_epoch >= $2
+		order by key_epoch, grant_uid`, d, from)
 }
 
 // DeleteSettlement implements rotation.Tx.

@@ -114,8 +114,11 @@ type DataKeyServiceClient interface {
 	// before opened.attest_after, while new data keys under an older key might still
 	// be on their way, and with KEY_CHANGED_MEANWHILE if the domain's key changed
 	// since: then begin a new pass. Sent again, for a lost answer, it counts once.
-	// A later items message that moves another key away from an older one takes the
-	// attestation back.
+	// A later items message takes the attestation back if it moves another key away
+	// from an older one, or names an older key (kms_key) that the broker has closed
+	// and can ask no more. A job that has closed the older keys opens them again
+	// then, and blocks with SELF_INVENTORY until a word is given again; where they
+	// are retired already, the retirement report says so.
 	//
 	// The stream ends with OK after attested, or after the last receipts if the
 	// client closes its side without complete, and with UNAVAILABLE (SHUTTING_DOWN)
@@ -298,8 +301,11 @@ type DataKeyServiceServer interface {
 	// before opened.attest_after, while new data keys under an older key might still
 	// be on their way, and with KEY_CHANGED_MEANWHILE if the domain's key changed
 	// since: then begin a new pass. Sent again, for a lost answer, it counts once.
-	// A later items message that moves another key away from an older one takes the
-	// attestation back.
+	// A later items message takes the attestation back if it moves another key away
+	// from an older one, or names an older key (kms_key) that the broker has closed
+	// and can ask no more. A job that has closed the older keys opens them again
+	// then, and blocks with SELF_INVENTORY until a word is given again; where they
+	// are retired already, the retirement report says so.
 	//
 	// The stream ends with OK after attested, or after the last receipts if the
 	// client closes its side without complete, and with UNAVAILABLE (SHUTTING_DOWN)

@@ -218,8 +218,8 @@ const (
 	// data keys under an older key, so it may have missed some. After RetryInfo's
 	// delay, begin a new pass without a resume_token.
 	Reason_REASON_ATTESTATION_TOO_EARLY Reason = 97
-	// FAILED_PRECONDITION: the grant is on no older key that is still open, so there
-	// is nothing to override. Wait for the switch of the key change.
+	// FAILED_PRECONDITION: the grant was on no older key of the domain, so there is
+	// nothing to override. Wait for the switch of the key change.
 	Reason_REASON_NO_OLDER_KEY Reason = 98
 	// UNAVAILABLE: KMS throttles the broker's account. Repeat after RetryInfo's
 	// delay, with the same request_id.

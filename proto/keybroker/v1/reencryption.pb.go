@@ -396,7 +396,8 @@ type SelfInventory_State int32
 const (
 	// Never answered.
 	SelfInventory_STATE_UNSPECIFIED SelfInventory_State = 0
-	// The service has not attested, or not since it could count.
+	// The service has not attested, or not since it could count, or not since it
+	// found a wrapped key under an older key after all.
 	SelfInventory_STATE_PENDING SelfInventory_State = 1
 	// The service attested by ReencryptStream that none is left.
 	SelfInventory_STATE_ATTESTED SelfInventory_State = 2
@@ -466,7 +467,7 @@ const (
 	// A domain that may import from it.
 	KeyRetirement_Blocker_KIND_IMPORT_SOURCE KeyRetirement_Blocker_Kind = 6
 	// Services that keep wrapped keys themselves and have not said that none is
-	// left under the key.
+	// left under the key, or have found one since they said so.
 	KeyRetirement_Blocker_KIND_SELF_INVENTORY KeyRetirement_Blocker_Kind = 7
 	// Rows that KMS refuses and an operator gave up. They are named, and do
 	// not stand against retiring the key.

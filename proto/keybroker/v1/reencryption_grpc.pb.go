@@ -93,9 +93,10 @@ type ReencryptionServiceClient interface {
 	// Says in a service's place that it has no wrapped data key left under an older
 	// key of the domain, for a grant of INVENTORY_SELF whose service does not
 	// attest by ReencryptStream. If it has one after all, that key is lost when the
-	// older key is disabled. It counts for the older keys of now, is audited with
-	// its reason, and the retirement report names it. A grant that has attested is
-	// answered as it is. Errors: GRANT_NOT_FOUND, GRANT_NOT_SELF, NO_OLDER_KEY,
+	// older key is disabled. It counts for the older keys of now, also retired ones
+	// about which a word was taken back, is audited with its reason, and the
+	// retirement report names it. A grant about which a word stands is answered as
+	// it is. Errors: GRANT_NOT_FOUND, GRANT_NOT_SELF, NO_OLDER_KEY,
 	// REQUEST_ID_REUSED.
 	OverrideSelfInventory(ctx context.Context, in *OverrideSelfInventoryRequest, opts ...grpc.CallOption) (*SelfInventory, error)
 	// Says for each key that a job moved the domain away from whether, and from
@@ -293,9 +294,10 @@ type ReencryptionServiceServer interface {
 	// Says in a service's place that it has no wrapped data key left under an older
 	// key of the domain, for a grant of INVENTORY_SELF whose service does not
 	// attest by ReencryptStream. If it has one after all, that key is lost when the
-	// older key is disabled. It counts for the older keys of now, is audited with
-	// its reason, and the retirement report names it. A grant that has attested is
-	// answered as it is. Errors: GRANT_NOT_FOUND, GRANT_NOT_SELF, NO_OLDER_KEY,
+	// older key is disabled. It counts for the older keys of now, also retired ones
+	// about which a word was taken back, is audited with its reason, and the
+	// retirement report names it. A grant about which a word stands is answered as
+	// it is. Errors: GRANT_NOT_FOUND, GRANT_NOT_SELF, NO_OLDER_KEY,
 	// REQUEST_ID_REUSED.
 	OverrideSelfInventory(context.Context, *OverrideSelfInventoryRequest) (*SelfInventory, error)
 	// Says for each key that a job moved the domain away from whether, and from

@@ -1,0 +1,202 @@
+package scenarios_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keybroker/keybroker/client"
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/localkms"
+	"github.com/keybroker/keybroker/internal/rotation"
+	"github.com/keybroker/keybroker/test/harness"
+)
+
+// forgetful is a service that attests although it has forgotten its last key, and
+// the change that believed it, at work until the job looks as wanted.
+func forgetful(t *testing.T, b *harness.Bench, until func(rotation.JobView) bool) (k *keeper, forgotten client.WrappedKey, job rotation.JobView, next broker.KeyARN) {
+	t.Helper()
+	k = newKeeper(t, b, "acme", 2)
+	forgotten = k.keys["key-0001"]
+	delete(k.keys, "key-0001")
+	job, next = k.change()
+	workUntil(t, b, job, waitsForServices)
+	if r, err := client.Reencrypt(t.Context(), k.pass(true)); err != nil || !r.Attested {
+		t.Fatalf("the pass that forgets: %+v, %v", r, err)
+	}
+	workUntil(t, b, job, until)
+	return k, forgotten, job, next
+}
+
+// waitsForForgetting is a job that has retired what the older keys had, and waits
+// for KMS to forget it.
+func waitsForForgetting(v rotation.JobView) bool {
+	return !v.CloseTime.IsZero() && strings.Contains(v.WaitMessage, "forget")
+}
+
+func reportOf(t *testing.T, b *harness.Bench, job rotation.JobView) rotation.KeyRetirement {
+	t.Helper()
+	return must[rotation.Report](t)(b.Engine.RetirementReport(t.Context(), harness.Caller, "acme", job.ID)).Keys[0]
+}
+
+func selfBlockers(r rotation.KeyRetirement) (n int64) {
+	for _, b := range r.Blockers {
+		if b.Kind == rotation.BlockSelfInventory {
+			n += b.Count
+		}
+	}
+	return n
+}
+
+// A service finds a key to move after the job has closed the older keys: they are
+// opened again, and the job waits for its word once more.
+func TestWordTakenBackAfterTheKeysAreClosed(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	k, forgotten, job, next := forgetful(t, b, func(v rotation.JobView) bool { return !v.CloseTime.IsZero() })
+	k.keys["key-0001"] = forgotten
+	if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Moved != 1 {
+		t.Fatalf("the pass that finds it: %+v, %v", r, err)
+	}
+	if r := reportOf(t, b, job); selfBlockers(r) != 1 || r.Inventories[0].Settled != nil {
+		t.Errorf("the report before the job has looked: %+v", r)
+	}
+	workUntil(t, b, job, waitsForServices)
+	for range 10 {
+		b.Clock.Advance(time.Hour)
+		must[bool](t)(b.Step(ctx))
+	}
+	if v := must[rotation.JobView](t)(b.Engine.GetJob(ctx, harness.Caller, "acme", job.ID)); !waitsForServices(v) {
+		t.Fatalf("time alone let the job go on: %s", v.State)
+	}
+	k.opens(next)
+	if r, err := client.Reencrypt(ctx, k.pass(true)); err != nil || !r.Attested {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
+		t.Fatalf("%s: %s", v.State, v.FailMessage)
+	}
+	if r := reportOf(t, b, job); !r.Safe {
+		t.Errorf("the report at the end: %+v", r.Blockers)
+	}
+}
+
+// The same after the grants on the older key were retired: nobody can read the key
+// that was found, until people ask for the grants again; then it is moved.
+func TestWordTakenBackAfterTheGrantsAreRetired(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	k, forgotten, job, next := forgetful(t, b, waitsForForgetting)
+	k.keys["key-0001"] = forgotten
+	if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Moved != 0 || r.Failed != 1 {
+		t.Fatalf("the pass that finds it: %+v, %v", r, err)
+	}
+	workUntil(t, b, job, waitsForServices)
+	must[rotation.JobView](t)(b.Engine.ResumeJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: job.ID, Reason: "a key was found"}))
+	b.Clock.Advance(windows().GrantVisibility)
+	if r, err := client.Reencrypt(ctx, k.pass(true)); err != nil || r.Moved != 1 || !r.Attested {
+		t.Fatalf("the pass that moves it: %+v, %v", r, err)
+	}
+	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
+		t.Fatalf("%s: %s", v.State, v.FailMessage)
+	}
+	k.opens(next)
+	if names := must[[]string](t)(b.GrantsAt(ctx, k.domain.KMSKey, k.domain)); len(names) != 0 {
+		t.Errorf("grants left on the old key: %v", names)
+	}
+}
+
+// After the job has succeeded nothing can be opened again, but the report says no,
+// until the service gives its word once more, or an operator his.
+func TestWordTakenBackAfterSuccess(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	k, forgotten, job, _ := forgetful(t, b, func(v rotation.JobView) bool { return v.State == rotation.Succeeded })
+	if r := reportOf(t, b, job); !r.Safe {
+		t.Fatalf("the report after the job: %+v", r.Blockers)
+	}
+	k.keys["key-0001"] = forgotten
+	find := func() {
+		t.Helper()
+		if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Failed != 1 {
+			t.Fatalf("the pass that finds it: %+v, %v", r, err)
+		}
+		if r := reportOf(t, b, job); r.Safe || selfBlockers(r) != 1 || r.Inventories[0].Settled != nil {
+			t.Fatalf("the report after a key was found: %+v", r)
+		}
+	}
+	find()
+	pass := k.pass(true)
+	pass.GiveUp = func(client.KeyReceipt) bool { return true }
+	if r, err := client.Reencrypt(ctx, pass); err != nil || !r.Attested {
+		t.Fatalf("the pass that gives it up: %+v, %v", r, err)
+	}
+	if r := reportOf(t, b, job); !r.Safe || r.Inventories[0].Settled.GivenUp != 1 {
+		t.Errorf("the report after the service's word: %+v", r)
+	}
+	find()
+	in := rotation.OverrideInventory{Domain: "acme", Grant: k.grant.ID, Reason: "nobody needs it"}
+	must[rotation.SelfInventory](t)(b.Engine.OverrideSelfInventory(ctx, harness.Caller, in))
+	if r := reportOf(t, b, job); !r.Safe || r.Inventories[0].Settled.Kind != rotation.Overridden {
+		t.Errorf("the report after the operator's word: %+v", r)
+	}
+	// The next change asks about the key that it replaces, not about this one again.
+	job, _ = k.change()
+	workUntil(t, b, job, switched)
+	old := must[rotation.Report](t)(b.Engine.RetirementReport(ctx, harness.Caller, "acme", job.ID))
+	if old.Keys[0].Key == k.domain.KMSKey {
+		t.Errorf("the report of the next change: %s", old.Canonical)
+	}
+}
+
+// A job closes the older keys, and even ends, while a message of a pass is at KMS:
+// what the message moved there is seen all the same.
+func TestKeysCloseWhileItemsAreAtKMS(t *testing.T) {
+	for what, until := range map[string]func(rotation.JobView) bool{
+		"closed":    func(v rotation.JobView) bool { return !v.CloseTime.IsZero() },
+		"succeeded": func(v rotation.JobView) bool { return v.State == rotation.Succeeded },
+	} {
+		t.Run(what, func(t *testing.T) {
+			ctx := t.Context()
+			var meanwhile func()
+			b := newBench(t, harness.Config{Observe: func(c localkms.Call) {
+				if c.Operation == "ReEncrypt" && meanwhile != nil {
+					run := meanwhile
+					meanwhile = nil
+					run()
+				}
+			}})
+			// Not closed yet: readers have max_read_delay.
+			k, forgotten, job, _ := forgetful(t, b, func(v rotation.JobView) bool { return v.State == rotation.Running })
+			pass := must[rotation.PassView](t)(b.Engine.OpenPass(ctx, harness.Caller, rotation.OpenPass{Domain: "acme", Owner: rotation.PassOwner{Grant: k.grant.ID}}))
+			meanwhile = func() { workUntil(t, b, job, until) }
+			_, err := b.Engine.ReencryptItems(ctx, harness.Caller, pass.Pass, []rotation.PassItem{{ID: "key-0001",
+				Ciphertext: forgotten.CiphertextBlob, Context: forgotten.EncryptionContext, KMSKey: broker.KeyARN(forgotten.KMSKey)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r := reportOf(t, b, job); r.Safe || selfBlockers(r) != 1 {
+				t.Errorf("the report after the commit: %+v", r.Blockers)
+			}
+			if what == "closed" {
+				workUntil(t, b, job, waitsForServices)
+			}
+		})
+	}
+}
+
+// What a service says of a key that is still open takes no word back unless KMS
+// has moved it: what cannot be read now is given up by the pass that attests.
+func TestRefusedItemsTakeNoWordBack(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	k, forgotten, job, _ := forgetful(t, b, func(v rotation.JobView) bool { return v.State == rotation.Running })
+	forgotten.CiphertextBlob[len(forgotten.CiphertextBlob)-1] ^= 1
+	k.keys["key-0001"] = forgotten
+	if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Failed != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
+		t.Fatalf("%s: %s", v.State, v.FailMessage)
+	}
+}
