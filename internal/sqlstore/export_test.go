@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // Recorded gives the store with an ear at its engine: statements tells the text of
@@ -54,6 +56,13 @@ type recordedSession struct {
 func (s recordedSession) exec(ctx context.Context, query string, args ...any) (int64, error) {
 	s.recorder.note(query)
 	return s.session.exec(ctx, query, args...)
+}
+
+func (s recordedSession) texts(ctx context.Context, batch *pgx.Batch) ([][]string, error) {
+	for _, q := range batch.QueuedQueries {
+		s.recorder.note(q.SQL)
+	}
+	return s.session.(batchSession).texts(ctx, batch)
 }
 
 func (s recordedSession) query(ctx context.Context, query string, args ...any) (rows, error) {

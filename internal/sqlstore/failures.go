@@ -42,11 +42,11 @@ func (t *txn) Failures(ctx context.Context, r rotation.JobRef, after broker.Data
 func (t *txn) DeleteFailures(ctx context.Context, r rotation.JobRef, but broker.Epoch) error {
 	_, err := t.exec(ctx, "delete failures", `
 		delete from job_failure
-		where domain_uid = $1 and job_id = $2 and not acknowledged and not exists (
-			select 1
+		where domain_uid = $1 and job_id = $2 and not acknowledged and (
+			select count(*)
 			from data_key
 			where data_key.domain_uid = $1 and data_key.data_key_id = job_failure.data_key_id
-				and data_key.version = job_failure.version and data_key.key_epoch = $3)`, r.Domain, r.ID, but)
+				and data_key.version = job_failure.version and data_key.key_epoch = $3) = 0`, r.Domain, r.ID, but)
 	return err
 }
 

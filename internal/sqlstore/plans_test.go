@@ -123,13 +123,23 @@ func planOnSQLite(t *testing.T, path, query string) (steps []string) {
 
 func scansOnPostgres(t *testing.T, url, query string) (scans []string) {
 	t.Helper()
-	for _, step := range planOnPostgres(t, url, query) {
+	steps := planOnPostgres(t, url, query)
+	for i, step := range steps {
 		if strings.Contains(step, "Seq Scan") && !strings.Contains(step, " on "+aRowPerProcess+" ") {
 			scans = append(scans, step)
+		}
+		if ofDomain.MatchString(step) && !strings.Contains(steps[i+1], "data_key_id") && !readsDomain.MatchString(query) {
+			scans = append(scans, step+", "+steps[i+1])
 		}
 	}
 	return scans
 }
+
+// ofDomain is a step that may read all data keys of a domain, or their tombstones.
+var ofDomain = regexp.MustCompile(`using data_key(_tombstone)?_pk`)
+
+// readsDomain is a statement that is meant to read all data keys of a domain.
+var readsDomain = regexp.MustCompile(`group by key_epoch|key_epoch in \(|select count\(\*\)\s+from data_key\s+where domain_uid = \$1$|row_number\(\)`)
 
 // planOnPostgres gives the steps of a statement. It has the planner avoid
 // sequential scans, which it likes best of all for empty tables: one that is left

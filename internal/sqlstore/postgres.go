@@ -233,45 +233,47 @@ func (e *postgresDialect) holding(h hold) string {
 // insertDataKeys sends the rows as arrays, in the order of their ids: two calls
 // with the same ids wait for each other in the same order.
 //
-// Tombstones are looked for after: the insert has waited for whoever was deleting
-// a row of such an id, and the next statement sees what he left.
+// Tombstones are looked for after, in the same round trip: the insert has waited
+// for whoever was deleting a row of such an id, and the next statement sees what he
+// left.
 func (e *postgresDialect) insertDataKeys(ctx context.Context, s session, keys []broker.DataKey) ([]insertion, error) {
-	places := make(map[string]int, len(keys))
+	domain, places := string(keys[0].Domain), make(map[string]int, len(keys))
 	ends := make([]insertion, len(keys))
 	for i, k := range keys {
 		places[string(k.ID)], ends[i] = i, idTaken
 	}
-	note := func(end insertion, query string, args ...any) error {
-		ids, err := s.query(ctx, query, args...)
-		if err != nil {
-			return err
-		}
-		defer ids.Close() //nolint:errcheck // Err has said it
-		for ids.Next() {
-			var id string
-			if err := ids.Scan(&id); err != nil {
-				return err
-			}
-			ends[places[id]] = end
-		}
-		return ids.Err()
-	}
-	if err := note(inserted, `
+	var batch pgx.Batch
+	batch.Queue(`
 		insert into data_key (`+dataKeyColumns+`)
 		select $1, fresh.*
 		from unnest($2::text[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::bigint[],
 			$8::text[], $9::text[], $10::boolean[], $11::bigint[], $12::bigint[], $13::bigint[]) as fresh
 		on conflict do nothing
-		returning data_key_id`, dataKeyArrays(keys)...); err != nil {
+		returning data_key_id`, dataKeyArrays(keys)...)
+	batch.Queue(`
+		select id
+		from unnest($2::text[]) as id
+		where (
+			select true
+			from data_key_tombstone
+			where domain_uid = $1 and data_key_id = id)`, domain, slices.Collect(maps.Keys(places)))
+	answers, err := s.(batchSession).texts(ctx, &batch)
+	if err != nil {
 		return nil, err
 	}
-	err := note(idDeleted, `
-		delete from data_key
-		using data_key_tombstone
-		where data_key.domain_uid = $1 and data_key.data_key_id = any ($2::text[])
-			and data_key_tombstone.domain_uid = $1 and data_key_tombstone.data_key_id = data_key.data_key_id
-		returning data_key.data_key_id`, string(keys[0].Domain), slices.Collect(maps.Keys(places)))
-	return ends, err
+	fresh, deleted := answers[0], answers[1]
+	for _, id := range fresh {
+		ends[places[id]] = inserted
+	}
+	for _, id := range deleted {
+		ends[places[id]] = idDeleted
+		if _, err := s.exec(ctx, `
+			delete from data_key
+			where domain_uid = $1 and data_key_id = $2`, domain, id); err != nil {
+			return nil, err
+		}
+	}
+	return ends, nil
 }
 
 // dataKeyArrays are the domain and the columns of rows, by id.
@@ -311,6 +313,11 @@ func (e *postgresDialect) moveDataKeys(ctx context.Context, s session, b moveBat
 
 // moveDistinct moves b.moves[from:to], whose ids differ, and notes which were as
 // they had been read.
+//
+// "offset 0" has PostgreSQL look each row up by its whole key, whatever it believes
+// of the domain's size. A plain join is planned for an average domain, if the table
+// has been analyzed at all: it reads the whole of a small domain rather than look up
+// 500 rows, and does so in a domain of a million rows too.
 func (e *postgresDialect) moveDistinct(ctx context.Context, s session, b moveBatch, from, to int, moved []bool) error {
 	n := to - from
 	ids, uids := make([]string, n), make([]string, n)
@@ -327,7 +334,12 @@ func (e *postgresDialect) moveDistinct(ctx context.Context, s session, b moveBat
 			key_epoch = $2, version = data_key.version + 1, update_time = $3
 		from unnest($4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bytea[], $9::text[], $10::text[]) with ordinality
 			as move (id, uid, version, epoch, ciphertext, key_material_id, kms_request_id, place)
-		where data_key.domain_uid = $1 and data_key.data_key_id = move.id`+bulkMoveMatches+`
+		cross join lateral (
+			select ctid
+			from data_key
+			where domain_uid = $1 and data_key_id = move.id
+			offset 0) as found
+		where data_key.ctid = found.ctid`+bulkMoveMatches+`
 		returning move.place`,
 		string(b.domain), int64(b.target), b.now, ids, uids, versions, epochs, ciphertexts, materials, requests)
 	if err != nil {

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -35,6 +36,32 @@ func (s *postgresSession) query(ctx context.Context, query string, args ...any) 
 		return nil, s.broken(err)
 	}
 	return postgresRows{r, s}, nil
+}
+
+// batchSession is a session that runs several statements in one round trip. Each
+// sees what the ones before it did, and what others committed before it began.
+type batchSession interface {
+	// texts gives for each statement the one text column of its rows.
+	texts(ctx context.Context, batch *pgx.Batch) ([][]string, error)
+}
+
+var _ batchSession = (*postgresSession)(nil)
+
+func (s *postgresSession) texts(ctx context.Context, batch *pgx.Batch) (answers [][]string, err error) {
+	results := s.conn.SendBatch(ctx, batch)
+	defer func() { err = s.broken(errors.Join(err, results.Close())) }()
+	for range batch.Len() {
+		rows, err := results.Query()
+		if err != nil {
+			return nil, err
+		}
+		answer, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return nil, err
+		}
+		answers = append(answers, answer)
+	}
+	return answers, nil
 }
 
 // broken marks an error after which there is no connection any more, and so no
