@@ -2,10 +2,12 @@
 
 // Package chaos_test kills a real `broker serve --dev`, again and again, while
 // keys change, and then asks KMS and the database whether anything is missing. It
-// does the same, and worse, to three replicas on PostgreSQL.
+// does the same, and worse, to three replicas on PostgreSQL, and to both in the
+// middle of a pass of a service that keeps its own wrapped keys.
 //
 //	go test ./test/chaos -timeout=0 -v -run TestKeyChanges -chaos.cycles=500 -chaos.nemesis=mix -chaos.seed=7
 //	go test ./test/chaos -timeout=0 -v -run TestReplicas -chaos.pgcycles=100 -chaos.seed=7
+//	go test ./test/chaos -timeout=0 -v -run TestPasses -chaos.passrounds=10 -chaos.seed=7
 package chaos_test
 
 import (
@@ -38,13 +40,6 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(memberVariable) != "" {
-		if err := runMember(os.Args[1:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
 	// What leads the AWS SDK elsewhere must not reach the clients of this test.
 	for _, name := range []string{"AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_KMS", "AWS_ACCESS_KEY_ID",
 		"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"} {
@@ -52,7 +47,7 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 	}
-	if err := flag.Set("test.parallel", "3"); err != nil { // they wait, whatever there is of processors
+	if err := flag.Set("test.parallel", "5"); err != nil { // they wait, whatever there is of processors
 		panic(err)
 	}
 	goleak.VerifyTestMain(m)

@@ -9,19 +9,20 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/smithy-go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/keybroker/keybroker/internal/brokertest"
 	"github.com/keybroker/keybroker/internal/localkms"
-	"github.com/keybroker/keybroker/internal/sqlstore"
 	"github.com/keybroker/keybroker/test/chaos/devserver"
 )
 
@@ -31,12 +32,13 @@ const replicas = 3
 // broker, each a process of its own.
 type cluster struct {
 	dir, log string
+	bin      string
 	fail     context.CancelCauseFunc // ends the test: nobody killed a member, and it is dead
 	pair     *brokertest.PostgresPair
 	kms      *devserver.Server
-	profiles string
-
-	turn, spawned atomic.Uint64 // spread the calls, and name the processes
+	profiles string        // path of the file with the customer and the service's user
+	service  aws.Config    // the service's role, which unwraps by grants
+	turn     atomic.Uint64 // spreads the calls
 
 	mu      sync.Mutex
 	members [replicas]*running
@@ -55,20 +57,20 @@ func (c *cluster) start(ctx context.Context) (err error) {
 	if c.pair, err = brokertest.StartPostgresPair(ctx); err != nil {
 		return err
 	}
-	if _, _, err := sqlstore.MigratePostgres(ctx, c.pair.URL()); err != nil {
+	if c.bin, err = buildReplica(ctx, c.dir); err != nil {
 		return err
 	}
 	if err := os.WriteFile(c.urlFile(), []byte(c.pair.URL()+"\n"), 0o600); err != nil {
 		return err
 	}
-	if c.kms, err = startMember(c.log, "-data", filepath.Join(c.dir, "kms")); err != nil {
+	if err := c.startKMS(ctx); err != nil {
 		return err
 	}
-	if err := c.kms.Ready(ctx); err != nil {
+	if err := writeJSON(c.configFile(), c.replicaConfig()); err != nil {
 		return err
 	}
-	if c.profiles, err = writeProfiles(c.dir, c.kms.API); err != nil {
-		return err
+	if out, err := exec.CommandContext(ctx, c.bin, "migrate", "--config", c.configFile()).CombinedOutput(); err != nil {
+		return fmt.Errorf("broker migrate: %w\n%s", err, out)
 	}
 	for i := range c.members {
 		if err := c.startReplica(ctx, i, 0); err != nil {
@@ -78,12 +80,12 @@ func (c *cluster) start(ctx context.Context) (err error) {
 	return nil
 }
 
-func (c *cluster) urlFile() string { return filepath.Join(c.dir, "database-url") }
+func (c *cluster) urlFile() string    { return filepath.Join(c.dir, "database-url") }
+func (c *cluster) configFile() string { return filepath.Join(c.dir, "keybroker.json") }
 
 // startReplica starts one whose clock is off by some time.
 func (c *cluster) startReplica(ctx context.Context, i int, clock time.Duration) error {
-	server, err := startMember(c.log, "-database-url-file", c.urlFile(), "-kms", c.kms.API,
-		"-owner", fmt.Sprintf("replica-%d/%d", i, c.spawned.Add(1)), "-clock-shift", clock.String())
+	server, err := c.spawn(clock)
 	if err != nil {
 		return err
 	}
@@ -94,6 +96,7 @@ func (c *cluster) startReplica(ctx context.Context, i int, clock time.Duration) 
 	if err := r.connect(ctx, c.profiles); err != nil {
 		return errors.Join(err, server.Kill())
 	}
+	r.service = r.kmsClient(c.service)
 	go func() {
 		<-server.Done()
 		if !r.isDown() {
@@ -126,7 +129,7 @@ func (c *cluster) setFaults(ctx context.Context, faults localkms.Faults) error {
 	if err != nil {
 		return err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPut, c.kms.API+faultsPath, strings.NewReader(string(text)))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPut, c.kms.API+"/faults", strings.NewReader(string(text)))
 	if err != nil {
 		return err
 	}
@@ -146,18 +149,27 @@ func (c *cluster) setFaults(ctx context.Context, faults localkms.Faults) error {
 // never answers.
 const attemptTime = 2 * time.Second
 
-// attempt makes a call to one replica that is not known to be dead.
-func (c *cluster) attempt(ctx context.Context, call func(context.Context, *running) error) error {
+// up gives a replica that is not known to be dead, each in turn.
+func (c *cluster) up(ctx context.Context) (*running, error) {
 	for {
 		if r := c.member(int(c.turn.Add(1) % replicas)); !r.isDown() {
-			limited, cancel := context.WithTimeout(ctx, attemptTime)
-			defer cancel()
-			return call(limited, r)
+			return r, nil
 		}
 		if err := wait(ctx, 5*time.Millisecond); err != nil {
-			return err
+			return nil, err
 		}
 	}
+}
+
+// attempt makes a call to one of them.
+func (c *cluster) attempt(ctx context.Context, call func(context.Context, *running) error) error {
+	r, err := c.up(ctx)
+	if err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, attemptTime)
+	defer cancel()
+	return call(limited, r)
 }
 
 // try makes a call once.

@@ -4,218 +4,225 @@ package chaos_test
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/base32"
-	"encoding/binary"
-	"errors"
-	"flag"
+	"encoding/json"
 	"fmt"
-	"log/slog"
-	mathrand "math/rand/v2"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
 
-	"github.com/keybroker/keybroker/internal/awskms"
-	"github.com/keybroker/keybroker/internal/broker"
-	"github.com/keybroker/keybroker/internal/grpcapi"
 	"github.com/keybroker/keybroker/internal/localkms"
-	"github.com/keybroker/keybroker/internal/pacer"
-	"github.com/keybroker/keybroker/internal/rotation"
-	"github.com/keybroker/keybroker/internal/sqlstore"
 	"github.com/keybroker/keybroker/test/chaos/devserver"
+	"github.com/keybroker/keybroker/test/harness"
 )
 
-// The test binary is also what is struck: with memberVariable in its environment
-// it is one process of a system, the KMS or a replica of the broker, wired as
-// `broker serve` wires one, with the windows of --dev.
-const memberVariable = "KEYBROKER_CHAOS_MEMBER"
+// The members of a cluster: the KMS is `broker localkms`, each replica is `broker
+// serve --config`, with the roles and policies of docs/deploy.md.
 
-var servingLine = regexp.MustCompile(`^serving on (\S+)$`)
-
-// runMember is the main program of a member.
-func runMember(args []string) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
-	set := flag.NewFlagSet("member", flag.ContinueOnError)
-	data := set.String("data", "", "the KMS's `directory`")
-	database := set.String("database-url-file", "", "a replica's database")
-	kmsURL := set.String("kms", "", "a replica's KMS")
-	owner := set.String("owner", "", "a replica's name in leases")
-	shift := set.Duration("clock-shift", 0, "how far a replica's clock is off")
-	if err := set.Parse(args); err != nil {
-		return err
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	if *data != "" {
-		return serveKMS(ctx, l, *data)
-	}
-	url, err := os.ReadFile(*database)
-	if err != nil {
-		return err
-	}
-	return serveReplica(ctx, l, replica{database: strings.TrimSpace(string(url)), kms: *kmsURL, owner: *owner,
-		clock: func() time.Time { return time.Now().Add(*shift) }})
-}
-
-// The principals of --dev.
-func memberPrincipals() []localkms.Principal {
-	return []localkms.Principal{
-		{ARN: customerARN, AccessKeyID: "AKIACUSTOMER00000000", SecretAccessKey: "customer"},
-		{ARN: serviceARN, AccessKeyID: "AKIASERVICE000000000", SecretAccessKey: "service"},
-		{ARN: registrarARN, AccessKeyID: "AKIAREGISTRAR0000000", SecretAccessKey: "registrar"},
-		{ARN: workerARN, AccessKeyID: "AKIAWORKER0000000000", SecretAccessKey: "worker"},
-	}
-}
+var (
+	servingLine = regexp.MustCompile(`^serving on (\S+)$`)
+	kmsLine     = regexp.MustCompile(`^KMS and STS on (\S+)$`)
+)
 
 const (
-	registrarARN = "arn:aws:iam::999999999999:role/keybroker-registrar"
-	workerARN    = "arn:aws:iam::999999999999:role/keybroker-worker"
-	memberRegion = "us-east-1"
-	faultsPath   = "/faults"
-	grantDelay   = 200 * time.Millisecond
+	brokerAccount = "999999999999"
+	memberRegion  = "us-east-1"
+	grantDelay    = 200 * time.Millisecond
+	// memberLease is how long the work of a replica that died waits for another.
+	memberLease = 3 * time.Second
+	// clockVariable says how far a replica's clock is off.
+	clockVariable = "KEYBROKER_CHAOS_CLOCK"
 )
 
-func serveKMS(ctx context.Context, l net.Listener, dir string) error {
-	kms, err := localkms.New(localkms.Config{Dir: dir, Principals: memberPrincipals(), GrantDelay: grantDelay, Now: time.Now})
-	if err != nil {
-		return err
-	}
-	mux := http.NewServeMux()
-	mux.Handle("/", kms)
-	mux.Handle(faultsPath, kms.AdminHandler())
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	go func() {
-		<-ctx.Done()
-		_ = server.Close()
-	}()
-	fmt.Printf("serving on http://%s\n", l.Addr())
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return kms.Close()
+// What a replica has that the product's surface has not: another clock, STS where
+// the KMS is, and the times of --dev, so that a run has many key changes.
+const replicaSource = `package main
+
+import (
+	"net/http"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/awskms"
+)
+
+func shiftedClock() time.Time {
+	by, _ := time.ParseDuration(os.Getenv("` + clockVariable + `"))
+	return time.Now().Add(by)
 }
 
-// A replica is one of the brokers on one database.
-type replica struct {
-	database, kms, owner string
-	clock                func() time.Time
+type besideKMS struct{ *url.URL }
+
+func (b besideKMS) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Host = r.URL.Host // as it was signed
+	r.URL.Scheme, r.URL.Host = b.Scheme, b.Host
+	return http.DefaultTransport.RoundTrip(r)
 }
 
-// ids mint what sorts by a replica's own clock.
-func (r replica) newID() string {
-	var id [16]byte
-	binary.BigEndian.PutUint64(id[:8], uint64(r.clock().UnixMilli())<<16)
-	_, _ = rand.Read(id[6:])
-	return base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding).EncodeToString(id[:])
+func localRoles(c Config) awskms.AssumeRoles {
+	roles := c.assumeRoles()
+	at, err := url.Parse(c.KMSEndpoint)
+	if err != nil {
+		panic(err)
+	}
+	roles.Transport = besideKMS{at}
+	return roles
 }
 
-func serveReplica(ctx context.Context, l net.Listener, r replica) error {
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("replica", r.owner)
-	store, err := sqlstore.OpenPostgres(ctx, r.database, sqlstore.Config{Random: rand.Reader, Logger: log})
-	if err != nil {
-		return err
+func quick(w wiring) wiring {
+	w.lease, w.probe, w.poll, w.sweep = ` + `devLease, devProbe, 200*time.Millisecond, time.Second
+	return w
+}
+`
+
+// replicaEdits put it in: each text stands in its file once.
+func replicaEdits() []struct{ file, text, by string } {
+	return []struct{ file, text, by string }{
+		{"wire.go", "newIDs(time.Now)", "newIDs(shiftedClock)"},
+		{"wire.go", "a := &app{", "w = quick(w)\n\ta := &app{"},
+		{"serve.go", "config.assumeRoles()", "localRoles(config)"},
 	}
-	defer store.Close()
-	b, engine, err := r.wire(store, log)
+}
+
+// buildReplica builds the broker with the clock and the times of the test.
+func buildReplica(ctx context.Context, dir string) (string, error) {
+	root, err := devserver.Root()
 	if err != nil {
-		return err
+		return "", err
 	}
-	pageTokenKey, err := store.Secret(ctx, "page token key", 32)
-	if err != nil {
-		return err
-	}
-	server, err := grpcapi.New(grpcapi.Config{Logger: log, Now: time.Now, NewID: r.newID, PageTokenKey: pageTokenKey}, b, engine)
-	if err != nil {
-		return err
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		if err := engine.Run(ctx); ctx.Err() == nil {
-			return fmt.Errorf("the engine stopped: %w", err)
+	room := filepath.Join(root, "cmd", "broker")
+	sources := map[string]string{"chaos.go": replicaSource}
+	for _, e := range replicaEdits() {
+		if sources[e.file] == "" {
+			text, err := os.ReadFile(filepath.Join(room, e.file))
+			if err != nil {
+				return "", err
+			}
+			sources[e.file] = string(text)
 		}
-		return nil
-	})
-	group.Go(func() error { return server.Serve(l) })
-	group.Go(func() error {
-		<-ctx.Done()
-		return server.Shutdown(context.Background())
-	})
-	fmt.Printf("serving on %s\n", l.Addr())
-	return group.Wait()
+		if n := strings.Count(sources[e.file], e.text); n != 1 {
+			return "", fmt.Errorf("%s has %q %d times: mend replicaEdits", e.file, e.text, n)
+		}
+		sources[e.file] = strings.Replace(sources[e.file], e.text, e.by, 1)
+	}
+	overlay := map[string]string{}
+	for file, text := range sources {
+		to := filepath.Join(dir, file)
+		overlay[filepath.Join(room, file)] = to
+		if err := os.WriteFile(to, []byte(text), 0o600); err != nil {
+			return "", err
+		}
+	}
+	list := filepath.Join(dir, "overlay.json")
+	if err := writeJSON(list, map[string]any{"Replace": overlay}); err != nil {
+		return "", err
+	}
+	return devserver.Build(ctx, dir, "-overlay", list)
 }
 
-func (r replica) wire(store *sqlstore.Store, log *slog.Logger) (*broker.Broker, *rotation.Engine, error) {
-	pace, err := pacer.New(pacer.Config{Now: time.Now})
+func writeJSON(path string, v any) error {
+	text, err := json.Marshal(v)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	principals := memberPrincipals()
-	key := func(p localkms.Principal) awskms.AccessKey {
-		return awskms.AccessKey{ID: p.AccessKeyID, Secret: p.SecretAccessKey}
-	}
-	roles := awskms.StaticRoles(key(principals[2]), key(principals[3]))
-	config := awskms.Config{Registrar: roles.Registrar, Worker: roles.Worker, ReservedKey: broker.DefaultReservedKey, ReservedValue: broker.DefaultReservedValue,
-		RegistrarAccount: broker.RoleAccount(registrarARN), WorkerAccount: broker.RoleAccount(workerARN),
-		BaseEndpoint: r.kms, Region: memberRegion, CallTimeout: 3 * time.Second, Jitter: mathrand.Float64, Pacer: pace, Now: time.Now}
-	foreground, err := awskms.New(config, pacer.Foreground)
-	if err != nil {
-		return nil, nil, err
-	}
-	background, err := awskms.New(config, pacer.Background)
-	if err != nil {
-		return nil, nil, err
-	}
-	b, err := broker.New(broker.Config{
-		Deployment: "chaos", RegistrarRole: registrarARN, WorkerRole: workerARN,
-		ReservedKey: broker.DefaultReservedKey, ReservedValue: broker.DefaultReservedValue,
-		GranteeAccounts: []string{"222233334444"}, KMSCallTimeout: 3 * time.Second, SweepOrphans: true,
-		Windows: broker.Windows{GrantVisibility: 2 * time.Second, MaxStoreDelay: 2 * time.Second, MaxReadDelay: 3 * time.Second},
-		NewID:   r.newID, NewUID: rand.Text,
-	}, store.Broker(), foreground, foreground)
-	if err != nil {
-		return nil, nil, err
-	}
-	engine, err := rotation.New(rotation.Config{
-		Owner: r.owner, RegistrarRole: registrarARN, WorkerRole: workerARN,
-		LeaseTTL: memberLease, Probe: time.Second, Poll: 200 * time.Millisecond, Sweep: time.Second,
-		Rand: mathrand.Float64, NewID: r.newID, NewProbe: rand.Text, Logger: log,
-	}, store.Rotation(), b, background, background)
-	return b, engine, err
+	return os.WriteFile(path, text, 0o600)
 }
 
-// memberLease is how long the work of a replica that died waits for another.
-const memberLease = 3 * time.Second
+// startKMS starts the KMS, with the accounts of customer, service and broker.
+func (c *cluster) startKMS(ctx context.Context) error {
+	accounts, err := memberAccounts()
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(c.dir, "accounts.json")
+	if err := writeJSON(file, map[string]any{"accounts": accounts}); err != nil {
+		return err
+	}
+	if c.kms, err = devserver.Run(exec.Command(c.bin, "localkms", "--listen", "127.0.0.1:0", "--data", filepath.Join(c.dir, "kms"),
+		"--accounts", file, "--grant-delay", grantDelay.String()), c.log, kmsLine); err != nil {
+		return err
+	}
+	if err := c.kms.Ready(ctx); err != nil {
+		return err
+	}
+	return c.writeProfiles(ctx)
+}
 
-// startMember starts this program as a member.
-func startMember(logFile string, args ...string) (*devserver.Server, error) {
-	self, err := os.Executable()
+func memberAccounts() ([]localkms.Account, error) {
+	root, err := devserver.Root()
 	if err != nil {
 		return nil, err
 	}
-	return devserver.Run(exec.Command(self, args...), logFile, servingLine, memberVariable+"=1")
+	policies := map[string]localkms.PolicyDocument{}
+	for _, name := range []string{"pod", "trust", "registrar"} {
+		text, err := harness.Document(filepath.Join(root, "docs", "deploy.md"), "policy: "+name)
+		if err != nil {
+			return nil, err
+		}
+		text = strings.ReplaceAll(text, "111122223333", brokerAccount)
+		// Outside AWS nobody hands a role to a pod: it is a user here.
+		policies[name] = localkms.PolicyDocument(strings.ReplaceAll(text, `:role/keybroker"`, `:user/keybroker"`))
+	}
+	key := func(name string) []localkms.AccessKey {
+		return []localkms.AccessKey{{ID: "AKIA" + strings.ToUpper(name), Secret: name}}
+	}
+	role := func(name, policy string) localkms.Role {
+		r := localkms.Role{Name: name, TrustPolicy: policies["trust"]}
+		if policy != "" {
+			r.Policies = map[string]localkms.PolicyDocument{policy: policies[policy]}
+		}
+		return r
+	}
+	const service = `{"Version":"2012-10-17","Statement":{"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::222233334444:user/service"},"Action":"sts:AssumeRole"}}`
+	return []localkms.Account{
+		{ID: "111122223333", RootAccessKeys: key("customer")},
+		{ID: "222233334444", Users: []localkms.User{{Name: "service", AccessKeys: key("service")}},
+			Roles: []localkms.Role{{Name: "orders", TrustPolicy: localkms.PolicyDocument(service)}}},
+		{ID: brokerAccount, Users: []localkms.User{{Name: "keybroker", AccessKeys: key("keybroker"),
+			Policies: map[string]localkms.PolicyDocument{"pod": policies["pod"]}}},
+			Roles: []localkms.Role{role("keybroker-registrar", "registrar"), role("keybroker-worker", "")}},
+	}, nil
 }
 
-// writeProfiles writes the file that makes clients the customer or the service.
-func writeProfiles(dir, endpoint string) (string, error) {
-	var text strings.Builder
-	for i, name := range []string{"customer", "service"} {
-		p := memberPrincipals()[i]
-		fmt.Fprintf(&text, "[profile %s]\nregion = %s\nendpoint_url = %s\naws_access_key_id = %s\naws_secret_access_key = %s\n",
-			name, memberRegion, endpoint, p.AccessKeyID, p.SecretAccessKey)
+// writeProfiles writes the file that makes clients the customer or the service's
+// user, who assumes the role that grants are for: roles have no access keys.
+func (c *cluster) writeProfiles(ctx context.Context) error {
+	c.profiles = filepath.Join(c.dir, "aws-config")
+	place := fmt.Sprintf("region = %s\nendpoint_url = %s\n", memberRegion, c.kms.API)
+	err := os.WriteFile(c.profiles, []byte("[profile customer]\n"+place+"aws_access_key_id = AKIACUSTOMER\naws_secret_access_key = customer\n"+
+		"[profile service]\n"+place+"aws_access_key_id = AKIASERVICE\naws_secret_access_key = service\n"), 0o600)
+	if err != nil {
+		return err
 	}
-	path := filepath.Join(dir, "aws-config")
-	return path, os.WriteFile(path, []byte(text.String()), 0o600)
+	if c.service, err = awsProfile(ctx, c.profiles, "service"); err != nil {
+		return err
+	}
+	c.service.Credentials = aws.NewCredentialsCache(stscreds.NewAssumeRoleProvider(sts.NewFromConfig(c.service), serviceARN))
+	return nil
+}
+
+// replicaConfig is the configuration file of every replica.
+func (c *cluster) replicaConfig() map[string]any {
+	return map[string]any{
+		"listen": "127.0.0.1:0", "admin": "off", "database_url_file": c.urlFile(), "deployment": "chaos",
+		"registrar_role": "arn:aws:iam::" + brokerAccount + ":role/keybroker-registrar",
+		"worker_role":    "arn:aws:iam::" + brokerAccount + ":role/keybroker-worker",
+		"aws_region":     memberRegion, "regions": []string{memberRegion}, "kms_endpoint": c.kms.API,
+		"grantee_accounts": []string{"222233334444"},
+		"windows":          map[string]string{"grant_visibility": "2s", "max_store_delay": "2s", "max_read_delay": "3s"},
+	}
+}
+
+// spawn starts a process of the broker whose clock is off by some time.
+func (c *cluster) spawn(clock time.Duration) (*devserver.Server, error) {
+	return devserver.Run(exec.Command(c.bin, "serve", "--config", c.configFile()), c.log, servingLine,
+		clockVariable+"="+clock.String(), "AWS_ACCESS_KEY_ID=AKIAKEYBROKER", "AWS_SECRET_ACCESS_KEY=keybroker")
 }

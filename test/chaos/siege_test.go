@@ -194,9 +194,7 @@ func (s *siege) onboard(ctx context.Context) error {
 	if s.check.customer, err = awsProfile(ctx, s.c.profiles, "customer"); err != nil {
 		return err
 	}
-	if s.check.service, err = awsProfile(ctx, s.c.profiles, "service"); err != nil {
-		return err
-	}
+	s.check.service = s.c.service
 	s.customer = patient(s.check.customer)
 	r := s.c.member(0)
 	keys, err := makeDomain(ctx, r, s.check.customer.Region)

@@ -54,6 +54,7 @@ type running struct {
 	dataKeys keybrokerv1.DataKeyServiceClient
 	jobs     keybrokerv1.ReencryptionServiceClient
 	customer *kms.Client
+	service  *kms.Client
 }
 
 func newSystem(bin, dir string, fail context.CancelCauseFunc) *system {
@@ -115,12 +116,18 @@ func (r *running) connect(ctx context.Context, profiles string) (err error) {
 	}
 	r.domains, r.grants = keybrokerv1.NewDomainServiceClient(r.conn), keybrokerv1.NewGrantServiceClient(r.conn)
 	r.dataKeys, r.jobs = keybrokerv1.NewDataKeyServiceClient(r.conn), keybrokerv1.NewReencryptionServiceClient(r.conn)
-	profile, err := awsProfile(ctx, profiles, "customer")
+	customer, err := awsProfile(ctx, profiles, "customer")
 	if err != nil {
 		return err
 	}
-	r.customer = kms.NewFromConfig(profile, func(o *kms.Options) { o.HTTPClient = &http.Client{Transport: r.http} })
-	return nil
+	service, err := awsProfile(ctx, profiles, "service")
+	r.customer, r.service = r.kmsClient(customer), r.kmsClient(service)
+	return err
+}
+
+// kmsClient gives a client whose connections end with the process.
+func (r *running) kmsClient(profile aws.Config) *kms.Client {
+	return kms.NewFromConfig(profile, func(o *kms.Options) { o.HTTPClient = &http.Client{Transport: r.http} })
 }
 
 // awsProfile reads a profile of the file that the server writes for the aws CLI.

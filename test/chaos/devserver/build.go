@@ -32,8 +32,8 @@ func Root() (string, error) {
 	}
 }
 
-// Build compiles the broker into dir and gives its path.
-func Build(ctx context.Context, dir string) (string, error) {
+// Build compiles the broker into dir and gives its path. The flags are of go build.
+func Build(ctx context.Context, dir string, flags ...string) (string, error) {
 	root, err := Root()
 	if err != nil {
 		return "", err
@@ -42,7 +42,7 @@ func Build(ctx context.Context, dir string) (string, error) {
 		return "", err
 	}
 	bin := filepath.Join(dir, "broker")
-	return bin, Go(ctx, root, "build", "-o", bin, "./cmd/broker")
+	return bin, Go(ctx, root, append(append([]string{"build"}, flags...), "-o", bin, "./cmd/broker")...)
 }
 
 // Go runs the go command in a directory; its output is in the error.
