@@ -44,6 +44,7 @@ func (e *Engine) Attest(ctx context.Context, caller broker.Caller, pass Pass, gi
 	if err != nil {
 		return nil, err
 	}
+	e.cfg.At("inventory.attested")
 	return out, e.wakeForWords(ctx, pass.Domain)
 }
 

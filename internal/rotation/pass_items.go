@@ -81,10 +81,12 @@ func (e *Engine) ReencryptItems(ctx context.Context, caller broker.Caller, pass 
 		if err != nil {
 			return nil, err
 		}
+		e.cfg.At("items.reencrypted")
 		err = e.commitItems(ctx, caller, pass, p.domain, receipts)
 		if errors.Is(err, errKeyMoved) {
 			continue
 		}
+		e.cfg.At("items.committed")
 		return receipts, err
 	}
 	return nil, &broker.Error{Kind: broker.ErrConflict, Reason: broker.ReasonKeyChangeInProgress,

@@ -1,0 +1,498 @@
+package scenarios_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+	"pgregory.net/rapid"
+
+	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/localkms"
+	"github.com/keybroker/keybroker/internal/rotation"
+	"github.com/keybroker/keybroker/test/harness"
+)
+
+// The windows of the model, small enough that a walk crosses them often. A grant
+// that is retired works on for a while, as at AWS.
+const (
+	keeperVisibility = 10 * time.Second
+	keeperRetired    = 6 * time.Second
+	keeperStore      = 200 * time.Second
+	keeperRead       = 30 * time.Second
+)
+
+// TestKeeperModel lets a service that keeps its own wrapped keys, and keeps to the
+// contract, live through key changes: it generates keys, also under a key that it
+// has not noticed to be replaced, stores them in time, makes passes, loses
+// receipts, renews its grant, and attests when it has looked through all that it
+// has. Whatever the order, and whatever crashes: each key that it has opens at KMS,
+// by its own role, under the key that it has recorded, to what it was; and no key
+// that a report calls safe is needed by any of them.
+func TestKeeperModel(t *testing.T) {
+	met := map[string]int{}
+	rapid.Check(t, func(t *rapid.T) {
+		m := newKeeperModel(t, met)
+		defer m.close(t)
+		t.Repeat(map[string]func(*rapid.T){
+			"generate":          m.generate,
+			"generate late":     m.generateLate,
+			"store":             m.put,
+			"begin a pass":      m.begin,
+			"begin again":       m.begin,
+			"resume":            m.resume,
+			"items":             m.items,
+			"more items":        m.items,
+			"all items":         m.allItems,
+			"attest":            m.attest,
+			"new grant":         m.newGrant,
+			"change key":        m.changeKey,
+			"work":              m.work,
+			"work on":           m.workOn,
+			"work on more":      m.workOn,
+			"time":              m.time,
+			"crash":             m.crash,
+			"lose answers":      m.loseAnswers,
+			"attest by the way": m.conclude,
+			"":                  m.check,
+		})
+		m.drainOut(t)
+		m.check(t)
+	})
+	t.Logf("met: %v", met)
+	for _, what := range []string{"moved", "unchanged", "attested", "attested again", "too early", string(rotation.Succeeded),
+		"called safe", "crash at items.reencrypted", "crash at items.committed", "crash at inventory.attested"} {
+		if met[what] == 0 {
+			t.Errorf("no walk ever came by this: %s", what)
+		}
+	}
+}
+
+// keptKey is a wrapped key as the service has it.
+type keptKey struct {
+	blob    broker.Secret
+	context broker.Context
+	key     broker.KeyARN
+	plain   []byte
+	until   time.Time // before it is stored: when that must have happened
+}
+
+type keeperModel struct {
+	ctx    context.Context
+	cfg    harness.Config
+	b      *harness.Bench
+	domain broker.Domain
+	keys   []broker.KeyARN // the customer's
+	grant  broker.GrantID
+	tokens []string
+	noted  broker.KeyARN // the domain's key when the service last looked
+
+	serial int
+	hand   []keptKey          // generated, not stored
+	stored map[string]keptKey // by the service's own id
+	pass   *rotation.Pass
+	todo   []string // ids that the pass has no receipt for
+	jobs   []broker.JobID
+	dieAt  string // the point at which the process ends next
+	met    map[string]int
+}
+
+// crashed is what is thrown where the process ends.
+type crashed string
+
+func newKeeperModel(t *rapid.T, met map[string]int) *keeperModel {
+	dir, err := os.MkdirTemp("", "keeper")
+	noErr(t, err)
+	m := &keeperModel{ctx: context.Background(), stored: map[string]keptKey{}, met: met}
+	m.cfg = harness.Config{Dir: dir, GrantDelay: time.Second, At: func(_ *harness.Replica, point string) { m.at(point) },
+		Windows: broker.Windows{GrantVisibility: keeperVisibility, MaxStoreDelay: keeperStore, MaxReadDelay: keeperRead}}
+	m.b, err = harness.New(m.ctx, m.cfg)
+	noErr(t, err)
+	m.faults(t, 0)
+	var first broker.KeyARN
+	m.domain, first, err = m.b.Onboard(m.ctx, "acme")
+	noErr(t, err)
+	m.keys, m.noted = []broker.KeyARN{first}, first
+	for range 2 {
+		key, err := m.b.NewKey(m.ctx, "acme")
+		noErr(t, err)
+		m.keys = append(m.keys, key)
+	}
+	m.newGrant(t)
+	return m
+}
+
+func noErr(t *rapid.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *keeperModel) close(t *rapid.T) {
+	noErr(t, m.b.Close())
+	noErr(t, os.RemoveAll(m.cfg.Dir))
+}
+
+func (m *keeperModel) at(point string) {
+	if m.dieAt == point {
+		m.dieAt = ""
+		m.met["crash at "+point]++
+		panic(crashed(point))
+	}
+}
+
+// faults sets how many of the answers to ReEncrypt are lost.
+func (m *keeperModel) faults(t *rapid.T, lost float64) {
+	noErr(t, m.b.KMS.SetFaults(localkms.Faults{Seed: uint64(m.serial), RetireDelay: keeperRetired,
+		LostAnswers: map[string]float64{"ReEncrypt": lost}}))
+}
+
+// --- the service ---
+
+// generate makes a key under the domain's present key.
+func (m *keeperModel) generate(t *rapid.T) {
+	d, _, err := m.b.Broker.GetDomain(m.ctx, harness.Caller, "acme")
+	noErr(t, err)
+	m.noted = d.KMSKey
+	if err := m.generateUnder(d.KMSKey); err != nil {
+		t.Fatalf("the service cannot generate under the present key: %v", err)
+	}
+}
+
+// generateLate makes one under the key that the service knows of, which KMS may
+// refuse by now.
+func (m *keeperModel) generateLate(t *rapid.T) {
+	if err := m.generateUnder(m.noted); err != nil {
+		m.generate(t)
+	}
+}
+
+func (m *keeperModel) generateUnder(key broker.KeyARN) error {
+	m.serial++
+	pairs := broker.Context{"n": fmt.Sprint(m.serial)}.With(m.domain.Reserved)
+	out, err := m.b.Service.GenerateDataKey(m.ctx, &kms.GenerateDataKeyInput{KeyId: aws.String(string(key)), KeySpec: types.DataKeySpecAes256,
+		EncryptionContext: pairs, GrantTokens: m.tokens})
+	if err != nil {
+		return err
+	}
+	m.hand = append(m.hand, keptKey{blob: out.CiphertextBlob, context: pairs, key: key, plain: out.Plaintext, until: m.b.Clock.Now().Add(keeperStore)})
+	return nil
+}
+
+// put stores a key that was generated in time; the contract forbids it later.
+func (m *keeperModel) put(t *rapid.T) {
+	if len(m.hand) == 0 {
+		t.Skip("nothing in hand")
+	}
+	i := rapid.IntRange(0, len(m.hand)-1).Draw(t, "key in hand")
+	k := m.hand[i]
+	m.hand = slices.Delete(m.hand, i, i+1)
+	if m.b.Clock.Now().Before(k.until) {
+		m.serial++
+		m.stored[fmt.Sprintf("k%04d", m.serial)] = k
+	}
+}
+
+// newGrant replaces the service's grant by another one. Both speak for its keys.
+func (m *keeperModel) newGrant(t *rapid.T) {
+	made, err := m.b.Broker.CreateGrant(m.ctx, harness.Caller, broker.NewGrant{Domain: "acme", Grantee: harness.ServiceRole,
+		Operations: []string{"Decrypt", "GenerateDataKey"}, Inventory: broker.InventorySelf, TTL: 300 * 24 * time.Hour})
+	noErr(t, err)
+	if m.grant != "" {
+		_, err := m.b.Broker.RevokeGrant(m.ctx, harness.Caller, broker.RevokeGrant{Domain: "acme", ID: m.grant})
+		noErr(t, err)
+	}
+	m.grant, m.tokens = made.ID, nil
+	for _, token := range made.Tokens {
+		m.tokens = append(m.tokens, string(token))
+	}
+}
+
+func (m *keeperModel) open(resume *rotation.Pass) (rotation.PassView, error) {
+	return m.b.Engine.OpenPass(m.ctx, harness.Caller, rotation.OpenPass{Domain: "acme", Owner: rotation.PassOwner{Grantee: harness.ServiceRole}, Resume: resume})
+}
+
+// begin starts a pass, and then looks at what is stored.
+func (m *keeperModel) begin(t *rapid.T) {
+	view, err := m.open(nil)
+	noErr(t, err)
+	m.pass, m.todo = &view.Pass, slices.Sorted(maps.Keys(m.stored))
+}
+
+// resume goes on with a pass over another stream.
+func (m *keeperModel) resume(t *rapid.T) {
+	if m.pass == nil {
+		t.Skip("no pass")
+	}
+	_, err := m.open(m.pass)
+	m.mayBeOutdated(t, err)
+}
+
+// mayBeOutdated lets a pass go whose domain has another key now.
+func (m *keeperModel) mayBeOutdated(t *rapid.T, err error) {
+	if broker.ReasonOf(err) == broker.ReasonKeyChangedMeanwhile {
+		m.met["outdated"]++
+		m.pass = nil
+		return
+	}
+	noErr(t, err)
+}
+
+func (m *keeperModel) items(t *rapid.T) {
+	if m.pass == nil || len(m.todo) == 0 {
+		t.Skip("nothing to move")
+	}
+	m.move(t, rapid.IntRange(1, 4).Draw(t, "items"), rapid.Bool().Draw(t, "receipts arrive"))
+}
+
+func (m *keeperModel) allItems(t *rapid.T) {
+	for tries := 0; m.pass != nil && len(m.todo) > 0 && tries < 20; tries++ {
+		m.move(t, 4, true)
+	}
+}
+
+// move sends some items. Receipts that do not arrive leave the service, and its
+// token, as they were.
+func (m *keeperModel) move(t *rapid.T, n int, arrive bool) {
+	ids := m.todo[:min(n, len(m.todo))]
+	var items []rotation.PassItem
+	for _, id := range ids {
+		k := m.stored[id]
+		item := rotation.PassItem{ID: id, Ciphertext: k.blob, Context: k.context}
+		if rapid.Bool().Draw(t, "names the key") {
+			item.KMSKey = k.key
+		}
+		items = append(items, item)
+	}
+	receipts, err := m.b.Engine.ReencryptItems(m.ctx, harness.Caller, *m.pass, items)
+	noErr(t, err)
+	if !arrive {
+		return
+	}
+	var left []string
+	for i, r := range receipts {
+		if r.Item != ids[i] {
+			t.Fatalf("the receipt of %s came in the place of that of %s", r.Item, ids[i])
+		}
+		if broker.ReasonOf(r.Err) == broker.ReasonKMSUnavailable {
+			left = append(left, r.Item)
+			continue
+		}
+		if r.Err != nil {
+			t.Fatalf("a key that the service has under %s cannot be moved: %v", m.stored[r.Item].key, r.Err)
+		}
+		m.met[map[bool]string{true: "unchanged", false: "moved"}[r.Unchanged]]++
+		k := m.stored[r.Item] // the service is alone: what it sent is what it has
+		k.blob, k.key = r.Ciphertext, r.KMSKey
+		m.stored[r.Item] = k
+	}
+	next := m.pass.With(receipts)
+	m.pass, m.todo = &next, append(left, m.todo[len(ids):]...)
+}
+
+// attest gives the service's word, if it has looked through everything.
+func (m *keeperModel) attest(t *rapid.T) {
+	if m.pass == nil || len(m.todo) > 0 {
+		t.Skip("nothing to say")
+	}
+	settled, err := m.b.Engine.Attest(m.ctx, harness.Caller, *m.pass, 0)
+	if broker.ReasonOf(err) == broker.ReasonAttestationTooEarly {
+		m.met["too early"]++
+		m.pass = nil
+		return
+	}
+	m.mayBeOutdated(t, err)
+	if err == nil {
+		m.met["attested"]++
+	}
+	for _, s := range settled {
+		if s.Settled.Pass == m.pass.ID && s.Settled.Items != m.pass.Items {
+			t.Fatalf("attested for %d keys, and %d have receipts", s.Settled.Items, m.pass.Items)
+		}
+	}
+	if err == nil && rapid.Bool().Draw(t, "the answer was lost") {
+		again, err := m.b.Engine.Attest(m.ctx, harness.Caller, *m.pass, 0)
+		noErr(t, err)
+		m.met["attested again"]++
+		if len(again) != len(settled) || *again[0].Settled != *settled[0].Settled {
+			t.Fatalf("attested %+v, and again %+v", settled[0].Settled, again[0].Settled)
+		}
+	}
+	m.pass = nil
+}
+
+// conclude makes a whole pass.
+func (m *keeperModel) conclude(t *rapid.T) {
+	m.begin(t)
+	m.allItems(t)
+	if m.pass != nil && len(m.todo) == 0 {
+		m.attest(t)
+	}
+}
+
+// --- the customer, the engine, the world ---
+
+func (m *keeperModel) changeKey(t *rapid.T) {
+	target := rapid.SampledFrom(m.keys).Draw(t, "target")
+	view, err := m.b.ChangeKey(m.ctx, "acme", target)
+	if broker.ReasonOf(err) == broker.ReasonKeyUnchanged {
+		return
+	}
+	noErr(t, err)
+	if !slices.Contains(m.jobs, view.ID) {
+		m.jobs = append(m.jobs, view.ID)
+	}
+}
+
+func (m *keeperModel) work(t *rapid.T) {
+	for range rapid.IntRange(1, 10).Draw(t, "steps") {
+		_, err := m.b.Step(m.ctx)
+		noErr(t, err)
+	}
+}
+
+// workOn lets the jobs go through every wait up to a length.
+func (m *keeperModel) workOn(t *rapid.T) {
+	longest := rapid.SampledFrom([]time.Duration{0, keeperVisibility, keeperRead, keeperStore + keeperVisibility}).Draw(t, "longest wait")
+	for range rapid.IntRange(5, 40).Draw(t, "steps") {
+		moved, err := m.b.Step(m.ctx)
+		noErr(t, err)
+		if moved {
+			continue
+		}
+		wait := m.shortestWait(t)
+		if wait == 0 || wait > longest {
+			return
+		}
+		m.b.Clock.Advance(wait)
+	}
+}
+
+// shortestWait is what the first of the open jobs waits for; 0 if none does.
+func (m *keeperModel) shortestWait(t *rapid.T) (shortest time.Duration) {
+	for _, id := range m.jobs {
+		view, err := m.b.Engine.GetJob(m.ctx, harness.Caller, "acme", id)
+		noErr(t, err)
+		if wait := view.WaitUntil.Sub(m.b.Clock.Now()); view.Open() && wait > 0 && (shortest == 0 || wait < shortest) {
+			shortest = wait
+		}
+	}
+	return shortest
+}
+
+func (m *keeperModel) time(t *rapid.T) {
+	ds := []time.Duration{time.Second, keeperRetired, keeperVisibility, keeperRead, keeperStore / 2, keeperStore + keeperVisibility}
+	m.b.Clock.Advance(rapid.SampledFrom(ds).Draw(t, "duration"))
+}
+
+func (m *keeperModel) loseAnswers(t *rapid.T) {
+	m.faults(t, rapid.SampledFrom([]float64{0, 0.3}).Draw(t, "lost"))
+}
+
+// crash lets the process end while the service talks to it.
+func (m *keeperModel) crash(t *rapid.T) {
+	m.dieAt = rapid.SampledFrom([]string{"items.reencrypted", "items.committed", "inventory.attested"}).Draw(t, "point")
+	func() {
+		defer func() {
+			if r := recover(); r != nil {
+				if _, ours := r.(crashed); !ours {
+					panic(r)
+				}
+			}
+		}()
+		m.conclude(t)
+	}()
+	m.dieAt = ""
+	noErr(t, m.b.Restart(m.cfg))
+	m.b.Clock.Advance(time.Minute) // the leases of the dead run out
+}
+
+// check holds what the service has, and what the reports say, against KMS.
+func (m *keeperModel) check(t *rapid.T) {
+	m.hand = slices.DeleteFunc(m.hand, func(k keptKey) bool { return !m.b.Clock.Now().Before(k.until) })
+	for id, k := range m.stored {
+		m.opens(t, id, k)
+	}
+	for _, k := range m.hand {
+		m.opens(t, "a key in hand", k)
+	}
+	for _, id := range m.jobs {
+		report, err := m.b.Engine.RetirementReport(m.ctx, harness.Caller, "acme", id)
+		noErr(t, err)
+		for _, verdict := range report.Keys {
+			if verdict.Safe {
+				m.checkSafe(t, verdict.Key)
+			}
+		}
+	}
+}
+
+func (m *keeperModel) opens(t *rapid.T, what string, k keptKey) {
+	out, err := m.b.Service.Decrypt(m.ctx, &kms.DecryptInput{CiphertextBlob: k.blob, KeyId: aws.String(string(k.key)), EncryptionContext: k.context, GrantTokens: m.tokens})
+	if err != nil {
+		t.Fatalf("service cannot unwrap %s under %s: %v", what, k.key, err)
+	}
+	if !bytes.Equal(out.Plaintext, k.plain) {
+		t.Fatalf("I9: %s is another key now", what)
+	}
+}
+
+// checkSafe is I6 for the keys that the service has.
+func (m *keeperModel) checkSafe(t *rapid.T, key broker.KeyARN) {
+	m.met["called safe"]++
+	for id, k := range m.stored {
+		if k.key == key {
+			t.Fatalf("I6: %s is called safe, and the service has %s under it", key, id)
+		}
+	}
+	for _, k := range m.hand {
+		if k.key == key {
+			t.Fatalf("I6: %s is called safe, and the service may yet store a key under it", key)
+		}
+	}
+}
+
+// drainOut lets every job end: the service does its part.
+func (m *keeperModel) drainOut(t *rapid.T) {
+	m.faults(t, 0)
+	for _, id := range m.jobs {
+		for n := 0; ; n++ {
+			view, err := m.b.Engine.GetJob(m.ctx, harness.Caller, "acme", id)
+			noErr(t, err)
+			if !view.Open() {
+				m.met[string(view.State)]++
+				if view.State == rotation.Failed && view.FailReason != broker.ReasonKeyUnchanged {
+					t.Fatalf("job failed: %s %s", view.FailReason, view.FailMessage)
+				}
+				break
+			}
+			if n > 300 {
+				t.Fatalf("job is still %s in %s: block %+v, waits for %q", view.State, view.Phase, view.Block, view.WaitMessage)
+			}
+			moved, err := m.b.Step(m.ctx)
+			noErr(t, err)
+			switch wait := m.shortestWait(t); {
+			case moved:
+			case view.State == rotation.Blocked:
+				if view.Block.Reason != broker.ReasonSelfInventory {
+					t.Fatalf("job blocked: %+v", view.Block)
+				}
+				m.conclude(t)
+			case wait > 0:
+				m.b.Clock.Advance(wait)
+			default:
+				m.b.Clock.Advance(keeperVisibility / 4)
+			}
+			m.check(t)
+		}
+	}
+}
