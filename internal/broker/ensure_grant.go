@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // ensureRounds bounds how often EnsureGrant follows a domain that opens key
@@ -39,8 +40,10 @@ func (b *Broker) EnsureGrantOn(ctx context.Context, caller Caller, domain Domain
 type ensuring struct {
 	only Epoch // 0 is all open keys
 	// revive: a KMS grant that was retired, or taken away by the customer, is made
-	// again where an open key wants it; back: so is the grant that ended for that.
+	// again where an open key wants it; back: so is the grant that ended for that,
+	// and end is when it is to end then.
 	revive, back bool
+	end          time.Time
 	// left are the keys that refused, but for the present one.
 	left []Epoch
 }
@@ -187,6 +190,9 @@ func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUI
 		}
 		if len(round.intents) > 0 || how.only != 0 {
 			return nil
+		}
+		if stored == GrantRevokedByCustomer && how.end.After(round.grant.ExpireTime) {
+			round.grant.ExpireTime = how.end
 		}
 		return activate(ctx, tx, caller, round.domain, round.grant, stored, r)
 	})

@@ -20,7 +20,8 @@ type RenewGrant struct {
 // RenewGrant gives a grant a new end, counted from now, and fresh tokens. It
 // never shortens a life: of two renewals the later end wins, in any order. What
 // KMS no longer shows of it is made again: this call, with its reason, is the
-// only way back for a grant that the customer took away.
+// only way back for a grant that the customer took away. Such a grant has its new
+// end once KMS has made it again, and stays as it was if KMS refuses.
 func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (GrantView, error) {
 	if in.TTL < MinGrantTTL || in.TTL > MaxGrantTTL {
 		return GrantView{}, invalidField(ReasonFieldInvalid, "ttl", "must be %s to %s", MinGrantTTL, MaxGrantTTL)
@@ -29,9 +30,10 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 		return GrantView{}, err
 	}
 	var g Grant
+	var end time.Time
 	var repeat bool
 	err := b.store.Update(ctx, func(tx Tx) error {
-		repeat = false
+		repeat, end = false, tx.Now().Add(in.TTL)
 		d, found, err := findGrant(ctx, tx, in.Domain, in.ID)
 		if err != nil {
 			return err
@@ -47,18 +49,7 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 		}
 		name := GrantName(d.ID, g.ID)
 		if rec == nil {
-			if err := renew(tx, in, &g, name); err != nil {
-				return err
-			}
-			if err := tx.UpdateGrant(ctx, g); err != nil {
-				return err
-			}
-			outcome := AuditDone
-			if !g.Live() {
-				outcome = AuditIntended // it is back once KMS has made it again
-			}
-			if err := tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "grants.renew", Domain: d.UID, Resource: name,
-				Outcome: outcome, RequestID: in.Request.ID, Detail: map[string]string{"reason": in.Reason}}); err != nil {
+			if err := renew(ctx, tx, caller, in, d, &g, end); err != nil {
 				return err
 			}
 		}
@@ -71,7 +62,7 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 		view, _, err := b.regrant(ctx, caller, g, Request{}, ensuring{})
 		return view, err
 	}
-	view, _, err := b.regrant(ctx, caller, g, in.Request, ensuring{revive: true, back: in.Reason != ""})
+	view, _, err := b.regrant(ctx, caller, g, in.Request, ensuring{revive: true, back: in.Reason != "", end: end})
 	if err != nil {
 		after := context.WithoutCancel(ctx)
 		err = errors.Join(err, b.retireUnlessLive(after, caller, g), b.letGo(after, caller, in.Request))
@@ -105,7 +96,10 @@ func (b *Broker) retireUnlessLive(ctx context.Context, caller Caller, g Grant) e
 	return err
 }
 
-func renew(tx Tx, in RenewGrant, g *Grant, name string) error {
+// renew gives a grant that is ACTIVE its new end. What is to come back is only
+// audited here: activate stores it.
+func renew(ctx context.Context, tx Tx, caller Caller, in RenewGrant, d Domain, g *Grant, end time.Time) error {
+	name := GrantName(d.ID, g.ID)
 	if in.Etag != "" && in.Etag != g.Etag() {
 		return etagMismatch(name)
 	}
@@ -115,10 +109,18 @@ func renew(tx Tx, in RenewGrant, g *Grant, name string) error {
 	if g.State == GrantRevokedByCustomer && in.Reason == "" {
 		return invalidField(ReasonFieldInvalid, "reason", "must say why a grant that the customer revoked is made again")
 	}
-	if end := tx.Now().Add(in.TTL); end.After(g.ExpireTime) {
-		g.ExpireTime = end
+	outcome := AuditIntended
+	if g.State == GrantActive {
+		outcome = AuditDone
+		if end.After(g.ExpireTime) {
+			g.ExpireTime = end
+		}
+		if err := tx.UpdateGrant(ctx, *g); err != nil {
+			return err
+		}
 	}
-	return nil
+	return tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "grants.renew", Domain: d.UID, Resource: name,
+		Outcome: outcome, RequestID: in.Request.ID, Detail: map[string]string{"reason": in.Reason}})
 }
 
 // regrant answers with tokens for every KMS grant that the grant has on an open

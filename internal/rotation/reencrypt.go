@@ -24,9 +24,10 @@ func (e *Engine) reencrypting(ctx context.Context, j Job) (Job, error) {
 		if err := e.dryRun(ctx, p, j, nil); err != nil {
 			return j, err
 		}
-		return j, e.grantLeftOut(ctx, p, 0) // without an error settle makes it RUNNING
+		_, err := e.grantLeftOut(ctx, p, 0)
+		return j, err // without an error settle makes it RUNNING
 	}
-	if err := e.grantLeftOut(ctx, p, e.cfg.Probe); err != nil {
+	if _, err := e.grantLeftOut(ctx, p, e.cfg.Probe); err != nil {
 		return j, err
 	}
 	j, retired, err := e.retireWrapGrants(ctx, j)
@@ -53,18 +54,45 @@ func (e *Engine) reencrypting(ctx context.Context, j Job) (Job, error) {
 // grantLeftOut asks again for what grants were given without, since an older key
 // could not be used then: rows may be under it, and it may be back. What is
 // refused again and again is asked for less and less often: each time pause
-// longer after.
-func (e *Engine) grantLeftOut(ctx context.Context, p plan, pause time.Duration) error {
+// longer after. next is when the first of them is due again, as far as nothing was
+// asked for now; zero for none.
+func (e *Engine) grantLeftOut(ctx context.Context, p plan, pause time.Duration) (next time.Time, err error) {
 	for _, k := range broker.LeftOut(p.grants, p.keys, p.atKMS) {
-		if p.now.Before(k.EndTime.Add(pause * time.Duration(k.Attempt))) {
+		due := k.EndTime.Add(pause * time.Duration(k.Attempt))
+		if p.now.Before(due) {
+			if next.IsZero() || due.Before(next) {
+				next = due
+			}
 			continue
 		}
 		_, err := e.broker.EnsureGrantOn(ctx, broker.System, k.Domain, k.Grant, k.Epoch)
 		if class := broker.ClassOf(err); err != nil && (class == "" || class.Transient()) {
-			return err
+			return next, err
 		}
+		next = p.now // what became of it, the next step sees
 	}
-	return nil
+	return next, nil
+}
+
+// besideLeftOut runs a phase after REENCRYPTING. Rows are under no older key any
+// more, but services may read what they read before, and keep wrapped keys of their
+// own: so what grants were given without is asked for on. A phase that waits is
+// woken for that.
+func (e *Engine) besideLeftOut(ctx context.Context, j Job, phase func(context.Context, Job) (Job, error)) (Job, error) {
+	p, err := e.readPlan(ctx, j)
+	if err != nil {
+		return j, err
+	}
+	next, err := e.grantLeftOut(ctx, p, e.cfg.Probe)
+	if err != nil {
+		return j, err
+	}
+	j, err = phase(ctx, j)
+	var h *hold
+	if errors.As(err, &h) && h.State == Running && !next.IsZero() && next.Before(h.Until) {
+		h.Until = next
+	}
+	return j, err
 }
 
 // retireWrapGrants ends the wrap grants of the older keys; retired says that

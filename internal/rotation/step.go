@@ -124,11 +124,11 @@ func (e *Engine) phase(ctx context.Context, j Job) (Job, error) {
 	case Reencrypting:
 		return e.reencrypting(ctx, j)
 	case Draining:
-		return e.drain(ctx, j)
+		return e.besideLeftOut(ctx, j, e.drain)
 	case Verifying:
-		return e.verify(ctx, j)
+		return e.besideLeftOut(ctx, j, e.verify)
 	case Retiring:
-		return e.retire(ctx, j)
+		return e.besideLeftOut(ctx, j, e.retire)
 	}
 	return j, fmt.Errorf("job %s is in unknown phase %q", j.ID, j.Phase)
 }

@@ -74,6 +74,50 @@ func TestGrantsWhileTheOldKeyIsDisabled(t *testing.T) {
 	}
 }
 
+// An old key without rows does not hold the job, so what a grant was given without
+// there is asked for in later phases too: now and then while the key refuses, and
+// soon once it is back, also where the job waits for long.
+func TestGrantLeftOutIsMadeWhileDraining(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	d, old, err := b.Onboard(ctx, "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serviceGrant(t, b, "acme", "Decrypt", "GenerateDataKey")
+	job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))))
+	workUntil(t, b, job, switched)
+	disable(t, b, old)
+	late := serviceGrant(t, b, "acme", "Decrypt")
+	waits := workUntil(t, b, job, func(v rotation.JobView) bool { return v.Phase == rotation.Draining && v.WaitMessage != "" })
+	b.Calls()
+	asked, begun := 0, b.Clock.Now()
+	for b.Clock.Now().Before(begun.Add(30 * time.Minute)) {
+		b.Clock.Advance(time.Second)
+		must[bool](t)(b.Step(ctx))
+	}
+	for _, c := range b.Calls() {
+		if c.Operation == "CreateGrant" && !c.DryRun {
+			asked++
+		}
+	}
+	// The nth refusal is followed by n minutes of rest.
+	if asked < 5 || asked > 9 {
+		t.Errorf("a key that is disabled was asked %d times in half an hour", asked)
+	}
+	enable(t, b, old)
+	v := workUntil(t, b, job, func(v rotation.JobView) bool {
+		names := must[[]string](t)(b.GrantsAt(ctx, old, d))
+		return v.Phase != rotation.Draining || slices.ContainsFunc(names, func(n string) bool { return strings.Contains(n, "/"+string(late.UID)+"/unwrap/") })
+	})
+	if v.Phase != rotation.Draining || !v.WaitUntil.Before(begun.Add(windows().MaxStoreDelay)) {
+		t.Errorf("the job is in %s until %s, was until %s: nobody asked again meanwhile", v.Phase, v.WaitUntil, waits.WaitUntil)
+	}
+	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
+		t.Errorf("%s in %s", v.State, v.Phase)
+	}
+}
+
 // A change prepares on a key that is disabled meanwhile: grants are made on the
 // present one, and have what they need on the new one before the switch.
 func TestGrantsWhileTheNewKeyIsDisabled(t *testing.T) {
@@ -122,16 +166,19 @@ func TestRefusedRevival(t *testing.T) {
 		t.Fatalf("the grant is %s", v.State)
 	}
 	disable(t, b, old)
-	in := broker.RenewGrant{Domain: "acme", ID: grant.ID, TTL: time.Hour, Reason: "the customer agrees"}
+	before := must[broker.GrantView](t)(b.Broker.GetGrant(ctx, harness.Caller, "acme", grant.ID))
+	in := broker.RenewGrant{Domain: "acme", ID: grant.ID, TTL: 300 * 24 * time.Hour, Reason: "the customer agrees"}
 	if _, err := b.Broker.RenewGrant(ctx, harness.Caller, in); broker.ReasonOf(err) != broker.ReasonKeyDisabled {
 		t.Fatalf("renewed on a disabled key: %v", err)
 	}
-	if v := must[broker.GrantView](t)(b.Broker.GetGrant(ctx, harness.Caller, "acme", grant.ID)); v.State != broker.GrantRevokedByCustomer {
-		t.Errorf("after the refusal the grant is %s", v.State)
+	if v := must[broker.GrantView](t)(b.Broker.GetGrant(ctx, harness.Caller, "acme", grant.ID)); v.State != broker.GrantRevokedByCustomer ||
+		!v.ExpireTime.Equal(before.ExpireTime) || v.Etag() != before.Etag() {
+		t.Errorf("after the refusal the grant is %s until %s with etag %s, was until %s with %s", v.State, v.ExpireTime, v.Etag(), before.ExpireTime, before.Etag())
 	}
 	enable(t, b, old)
-	if v := must[broker.GrantView](t)(b.Broker.RenewGrant(ctx, harness.Caller, in)); v.State != broker.GrantActive || len(v.Tokens) != 2 {
-		t.Errorf("renewed: %s with %d tokens", v.State, len(v.Tokens))
+	if v := must[broker.GrantView](t)(b.Broker.RenewGrant(ctx, harness.Caller, in)); v.State != broker.GrantActive || len(v.Tokens) != 2 ||
+		!v.ExpireTime.Equal(stored(b).Add(in.TTL)) {
+		t.Errorf("renewed: %s until %s with %d tokens", v.State, v.ExpireTime, len(v.Tokens))
 	}
 	job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))))
 	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
