@@ -69,3 +69,9 @@ func (s recordedSession) query(ctx context.Context, query string, args ...any) (
 	s.recorder.note(query)
 	return s.session.query(ctx, query, args...)
 }
+
+// Shown gives a setting of PostgreSQL as the store's sessions have it.
+func (s *Store) Shown(ctx context.Context, name string) (value string, err error) {
+	err = s.dialect.(*postgresDialect).pool.QueryRow(ctx, `select current_setting($1)`, name).Scan(&value)
+	return value, err
+}

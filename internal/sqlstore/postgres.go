@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,22 +18,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/keybroker/keybroker/internal/broker"
-)
-
-// connections is how many connections of PostgreSQL a store holds at most,
-// unless the URL says pool_max_conns; a choice of ours, not measured: four shard
-// workers, eight jobs, and calls. A server's max_connections must hold that many for
-// each replica.
-const connections = 16
-
-// How long PostgreSQL lets a session be. Every wait ends: a transaction that
-// waits for another longer than lockWait is run again, one whose process sleeps
-// loses its locks after idleInTransaction, and statementTime is the end of what
-// hangs; the longest statement counts the rows of a large domain.
-const (
-	lockWait          = 5 * time.Second
-	idleInTransaction = 10 * time.Second
-	statementTime     = 10 * time.Minute
 )
 
 // OpenPostgres opens the vault in a PostgreSQL database, 14 or newer, whose
@@ -59,84 +42,20 @@ func OpenPostgres(ctx context.Context, url string, cfg Config) (*Store, error) {
 		pool.Close()
 		return nil, fmt.Errorf("open store: %w", err)
 	}
+	lax, err := laxSettings(ctx, pool)
+	if err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("open store: read the server's settings: %w", err)
+	}
 	store, err := newStore(&postgresDialect{pool: pool, clock: cfg.Now}, cfg)
 	if err != nil {
 		pool.Close()
 		return nil, err
 	}
+	for _, name := range lax {
+		store.log.WarnContext(ctx, "the database may lose acknowledged data keys when its machine fails: turn the setting on", "setting", name)
+	}
 	return store, nil
-}
-
-func postgresConfig(url string) (*pgxpool.Config, error) {
-	if !strings.HasPrefix(url, "postgres://") && !strings.HasPrefix(url, "postgresql://") {
-		return nil, errors.New("the database's URL must begin with postgres://")
-	}
-	config, err := pgxpool.ParseConfig(url)
-	if err != nil {
-		return nil, withoutURL(err)
-	}
-	if !strings.Contains(url, "pool_max_conns=") {
-		config.MaxConns = connections
-	}
-	config.MaxConnLifetimeJitter = config.MaxConnLifetime / 10
-	c := config.ConnConfig
-	// A server that is gone, or has become a standby, is noticed here, not when TCP
-	// gives up after minutes.
-	c.DialFunc = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
-	}}).DialContext
-	if c.ValidateConnect == nil {
-		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
-	}
-	// An operator's synchronous_commit may be stricter than on, and no laxer.
-	config.AfterConnect = keepCommits
-	for name, value := range map[string]string{
-		"application_name":                    "keybroker",
-		"lock_timeout":                        milliseconds(lockWait),
-		"idle_in_transaction_session_timeout": milliseconds(idleInTransaction),
-		"statement_timeout":                   milliseconds(statementTime),
-		// The server notices as fast that a replica's machine is gone, and gives its
-		// locks back. On a socket of the file system these mean nothing.
-		"tcp_keepalives_idle":     "15",
-		"tcp_keepalives_interval": "5",
-		"tcp_keepalives_count":    "3",
-	} {
-		if c.RuntimeParams[name] == "" {
-			c.RuntimeParams[name] = value
-		}
-	}
-	return config, nil
-}
-
-// OnLoopback tells whether every server that a database's URL names is on this
-// machine: a unix socket, or a loopback address.
-func OnLoopback(url string) (bool, error) {
-	config, err := postgresConfig(url)
-	if err != nil {
-		return false, err
-	}
-	c := config.ConnConfig
-	hosts := []string{c.Host}
-	for _, f := range c.Fallbacks {
-		hosts = append(hosts, f.Host)
-	}
-	return !slices.ContainsFunc(hosts, func(host string) bool {
-		ip := net.ParseIP(host)
-		return !strings.HasPrefix(host, "/") && host != "localhost" && (ip == nil || !ip.IsLoopback())
-	}), nil
-}
-
-func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
-
-// keepCommits refuses the one setting that gives up acknowledged writes.
-func keepCommits(ctx context.Context, c *pgx.Conn) error {
-	_, err := c.Exec(ctx, `
-		select set_config('synchronous_commit', 'on', false)
-		where current_setting('synchronous_commit') = 'off'`)
-	if err != nil && c.IsClosed() {
-		return &lostConnectionError{err}
-	}
-	return err
 }
 
 // postgresDialect runs transactions side by side, at READ COMMITTED: the domain

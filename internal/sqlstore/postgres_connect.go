@@ -1,0 +1,120 @@
+package sqlstore
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// connections is how many connections of PostgreSQL a store holds at most,
+// unless the URL says pool_max_conns; a choice of ours, not measured: four shard
+// workers, eight jobs, and calls. A server's max_connections must hold that many for
+// each replica.
+const connections = 16
+
+// How long PostgreSQL lets a session be. Every wait ends: a transaction that
+// waits for another longer than lockWait is run again, one whose process sleeps
+// loses its locks after idleInTransaction, and statementTime is the end of what
+// hangs; the longest statement counts the rows of a large domain.
+const (
+	lockWait          = 5 * time.Second
+	idleInTransaction = 10 * time.Second
+	statementTime     = 10 * time.Minute
+)
+
+func postgresConfig(url string) (*pgxpool.Config, error) {
+	if !strings.HasPrefix(url, "postgres://") && !strings.HasPrefix(url, "postgresql://") {
+		return nil, errors.New("the database's URL must begin with postgres://")
+	}
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, withoutURL(err)
+	}
+	if !strings.Contains(url, "pool_max_conns=") {
+		config.MaxConns = connections
+	}
+	config.MaxConnLifetimeJitter = config.MaxConnLifetime / 10
+	c := config.ConnConfig
+	// A server that is gone, or has become a standby, is noticed here, not when TCP
+	// gives up after minutes.
+	c.DialFunc = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
+	}}).DialContext
+	if c.ValidateConnect == nil {
+		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
+	config.AfterConnect = keepCommits
+	for name, value := range map[string]string{
+		"application_name":                    "keybroker",
+		"lock_timeout":                        milliseconds(lockWait),
+		"idle_in_transaction_session_timeout": milliseconds(idleInTransaction),
+		"statement_timeout":                   milliseconds(statementTime),
+		// The server notices as fast that a replica's machine is gone, and gives its
+		// locks back. On a socket of the file system these mean nothing.
+		"tcp_keepalives_idle":     "15",
+		"tcp_keepalives_interval": "5",
+		"tcp_keepalives_count":    "3",
+	} {
+		if c.RuntimeParams[name] == "" {
+			c.RuntimeParams[name] = value
+		}
+	}
+	return config, nil
+}
+
+// OnLoopback tells whether every server that a database's URL names is on this
+// machine: a unix socket, or a loopback address.
+func OnLoopback(url string) (bool, error) {
+	config, err := postgresConfig(url)
+	if err != nil {
+		return false, err
+	}
+	c := config.ConnConfig
+	hosts := []string{c.Host}
+	for _, f := range c.Fallbacks {
+		hosts = append(hosts, f.Host)
+	}
+	return !slices.ContainsFunc(hosts, func(host string) bool {
+		ip := net.ParseIP(host)
+		return !strings.HasPrefix(host, "/") && host != "localhost" && (ip == nil || !ip.IsLoopback())
+	}), nil
+}
+
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+
+// keepCommits raises what gives up acknowledged writes: off forgets them in a
+// crash, local and remote_write in a fail-over. Set for the session, it is beyond
+// the reach of later changes of the server's settings, too.
+func keepCommits(ctx context.Context, c *pgx.Conn) error {
+	_, err := c.Exec(ctx, `
+		select set_config('synchronous_commit',
+			case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, false)`)
+	if err != nil && c.IsClosed() {
+		return &lostConnectionError{err}
+	}
+	return err
+}
+
+// laxSettings names the server's settings that give up acknowledged writes and
+// that no session can change: without fsync a crash of the machine may cost any
+// commit, without full_page_writes any page that it tore. They are no reason to
+// refuse: the storage of some managed servers tears no page.
+func laxSettings(ctx context.Context, pool *pgxpool.Pool) ([]string, error) {
+	rows, err := pool.Query(ctx, `
+		select name
+		from pg_settings
+		where name in ('fsync', 'full_page_writes') and setting = 'off'
+		order by name`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
