@@ -60,6 +60,10 @@ type Config struct {
 	// KMSBudget is how much of KMS's request quota the broker may use.
 	KMSBudget KMSBudget `json:"kms_budget"`
 
+	// Reencryption is how much of the machine and of KMS a process puts to work for
+	// key changes.
+	Reencryption Reencryption `json:"reencryption"`
+
 	// Restored says that the database comes from a backup: the sweep of orphans
 	// stays off, since such a database knows nothing of the grants made since.
 	// Remove it once kms:ListGrants on the keys has been compared.
@@ -92,6 +96,21 @@ type KMSBudget struct {
 	// Floor is the calls a second that re-encryption gets although other calls
 	// use the share up. Default 5.
 	Floor *float64 `json:"floor"`
+}
+
+// Reencryption sizes the engine of one process. What it may ask of KMS a second is
+// KMSBudget's.
+type Reencryption struct {
+	// Workers is how many shards, of all jobs, this process works on at a time, 1 to
+	// 64. Default 4.
+	Workers *int `json:"workers"`
+	// CallsPerWorker is how many rows of a shard are at KMS at a time, 1 to 256.
+	// Default 16. Workers times this is bounded by 4,096; a crash repeats at most two
+	// batches of each worker.
+	CallsPerWorker *int `json:"calls_per_worker"`
+	// Shards is how many ranges a large job is cut into, 1 to 1,024, and so how many
+	// workers of all processes may work on one job. Default 16.
+	Shards *int `json:"shards"`
 }
 
 // Windows are the announced waits; see broker.Windows. Absent ones take their
@@ -168,24 +187,23 @@ func (c *Config) setDefaults() {
 	}
 	text(&c.ReservedKey, broker.DefaultReservedKey)
 	text(&c.ReservedValue, broker.DefaultReservedValue)
-	number := func(field **float64, value float64) {
-		if *field == nil {
-			*field = &value
-		}
-	}
-	number(&c.KMSBudget.Share, 0.9)
-	number(&c.KMSBudget.Floor, 5)
+	setDefault(&c.KMSBudget.Share, 0.9)
+	setDefault(&c.KMSBudget.Floor, 5)
+	setDefault(&c.Reencryption.Workers, 4)
+	setDefault(&c.Reencryption.CallsPerWorker, 16)
+	setDefault(&c.Reencryption.Shards, 16)
 	standard := broker.DefaultWindows()
-	window := func(field **Duration, value time.Duration) {
-		if *field == nil {
-			d := Duration(value)
-			*field = &d
-		}
+	setDefault(&c.Windows.GrantVisibility, Duration(standard.GrantVisibility))
+	setDefault(&c.Windows.MaxStoreDelay, Duration(standard.MaxStoreDelay))
+	setDefault(&c.Windows.MaxReadDelay, Duration(standard.MaxReadDelay))
+	setDefault(&c.Windows.BackupRetention, Duration(standard.BackupRetention))
+}
+
+// setDefault fills in a field that is absent, which is not the same as zero.
+func setDefault[T any](field **T, value T) {
+	if *field == nil {
+		*field = &value
 	}
-	window(&c.Windows.GrantVisibility, standard.GrantVisibility)
-	window(&c.Windows.MaxStoreDelay, standard.MaxStoreDelay)
-	window(&c.Windows.MaxReadDelay, standard.MaxReadDelay)
-	window(&c.Windows.BackupRetention, standard.BackupRetention)
 }
 
 var regionPattern = regexp.MustCompile(`^[a-z]{2,4}(-[a-z]{2,12}){1,3}-[0-9]{1,2}$`)
@@ -230,6 +248,11 @@ func (c Config) Validate() error {
 	}
 	refuse(!(*c.KMSBudget.Share > 0 && *c.KMSBudget.Share <= 1), "kms_budget.share: must be above 0 and at most 1")
 	refuse(!(*c.KMSBudget.Floor > 0 && *c.KMSBudget.Floor <= 1000), "kms_budget.floor: must be above 0 and at most 1000")
+	re := c.Reencryption
+	refuse(*re.Workers < 1 || *re.Workers > 64, "reencryption.workers: must be from 1 to 64")
+	refuse(*re.CallsPerWorker < 1 || *re.CallsPerWorker > 256, "reencryption.calls_per_worker: must be from 1 to 256")
+	refuse(*re.Workers**re.CallsPerWorker > 4096, "reencryption: workers times calls_per_worker must be at most 4096")
+	refuse(*re.Shards < 1 || *re.Shards > 1024, "reencryption.shards: must be from 1 to 1024")
 	// The rest is the broker's own part; only the ids are not configuration.
 	b := c.broker()
 	b.NewID, b.NewUID = func() string { return "" }, func() string { return "" }
@@ -270,7 +293,8 @@ func (c Config) broker() broker.Config {
 // pace is the pacer's part of the configuration.
 func (c Config) pace() pacer.Config {
 	return pacer.Config{
-		Ceiling: *c.KMSBudget.Share, Floor: *c.KMSBudget.Floor,
+		InFlight: c.callsAtATime(),
+		Ceiling:  *c.KMSBudget.Share, Floor: *c.KMSBudget.Floor,
 		Quota: func(b pacer.Budget) float64 {
 			if quota, set := c.KMSBudget.RequestsPerSecond[b.Region]; set && b.Quota == awskms.Symmetric {
 				return quota
@@ -278,6 +302,12 @@ func (c Config) pace() pacer.Config {
 			return awskms.DefaultQuota(b)
 		},
 	}
+}
+
+// callsAtATime is how many calls of key changes may be at KMS, and so how many
+// connections are kept; at least the 256 that callers may need.
+func (c Config) callsAtATime() int {
+	return max(256, *c.Reencryption.Workers**c.Reencryption.CallsPerWorker)
 }
 
 // assumeRoles is the part of the configuration that says who the broker is.

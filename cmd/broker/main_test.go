@@ -101,6 +101,8 @@ func TestBadCallsSayWhyInOneLine(t *testing.T) {
 		{"exposed server", none, []string{"check-config", "--config", config(`{"listen":"0.0.0.0:8443"}`)}, 1, []string{"listen", "127.0.0.1"}},
 		{"bad duration", none, []string{"check-config", "--config", config(`{"windows":{"max_read_delay":"15"}}`)}, 1, []string{"15", "1h30m"}},
 		{"too much of KMS", none, []string{"check-config", "--config", config(`{"kms_budget":{"share":1.5}}`)}, 1, []string{"kms_budget.share", "at most 1"}},
+		{"too many workers", none, []string{"check-config", "--config", config(`{"reencryption":{"workers":65,"calls_per_worker":257,"shards":0}}`)}, 1,
+			[]string{"reencryption.workers", "1 to 64", "reencryption.calls_per_worker", "1 to 256", "at most 4096", "reencryption.shards", "1 to 1024"}},
 		{"a quota of nowhere", none, []string{"check-config", "--config", config(`{"kms_budget":{"floor":-1,"requests_per_second":{"mars":5,"us-east-1":0}}}`)}, 1, []string{"kms_budget.floor", "mars", "us-east-1 must be at least 1"}},
 		{"plain KMS", none, []string{"check-config", "--config", config(`{"kms_endpoint":"http://kms.example.com"}`)}, 1, []string{"kms_endpoint", "https"}},
 		{"nothing to check", none, []string{"check-config"}, 2, []string{"--config"}},

@@ -282,6 +282,7 @@ func (c command) serveConfig(ctx context.Context, path string, override func(*Co
 	return c.serveApp(ctx, wiring{
 		database: config.database(), does: does, broker: config.broker(), owner: owner,
 		mayBeBroad: config.OneAccountMayBeBroad, roles: roles, regions: config.Regions, kmsEndpoint: config.KMSEndpoint, fips: config.FIPS,
+		workers: *config.Reencryption.Workers, callsPerShard: *config.Reencryption.CallsPerWorker, shards: *config.Reencryption.Shards,
 		pace: config.pace(), log: newLogger(c.stderr, level, false),
 	}, addresses{listenSetting: "listen", listen: config.Listen, adminSetting: "admin", admin: config.Admin}, false,
 		func(_ context.Context, address string) error { return readyLine(c.stdout, address) })

@@ -39,6 +39,9 @@ type wiring struct {
 	// owner names this process in leases; see rotation.Config for the rest.
 	owner                     string
 	lease, probe, poll, sweep time.Duration
+	// workers, callsPerShard and shards size the engine; see Reencryption. Zeros take
+	// its defaults.
+	workers, callsPerShard, shards int
 	// stop is how long the process may take to end; 0 takes stopTime.
 	stop time.Duration
 
@@ -99,6 +102,7 @@ func newApp(ctx context.Context, w wiring, end *ending) (_ *app, err error) {
 	if a.engine, err = rotation.New(rotation.Config{
 		Owner: w.owner, RegistrarRole: w.broker.RegistrarRole, WorkerRole: w.broker.WorkerRole,
 		MayBeBroad: w.mayBeBroad, At: w.at,
+		Workers: w.workers, CallsPerShard: w.callsPerShard, Shards: w.shards,
 		LeaseTTL: w.lease, Probe: w.probe, Poll: w.poll, Sweep: w.sweep,
 		Pacer: a.pacer, RowBudget: rowBudget(w.broker.WorkerRole),
 		Rand: mathrand.Float64, NewID: ids.next, NewProbe: rand.Text, Logger: w.log, Observe: w.telemetry.metrics,
@@ -140,7 +144,7 @@ func (a *app) wireKMS(w wiring) error {
 		Registrar: w.roles.Registrar, Worker: w.roles.Worker, ReservedKey: w.broker.ReservedKey, ReservedValue: w.broker.ReservedValue,
 		RegistrarAccount: broker.RoleAccount(w.broker.RegistrarRole), WorkerAccount: broker.RoleAccount(w.broker.WorkerRole),
 		BaseEndpoint: w.kmsEndpoint, Transport: w.kmsWire, FIPS: w.fips, Region: w.region, Regions: w.regions,
-		CallTimeout: w.broker.KMSCallTimeout, Jitter: mathrand.Float64, Pacer: a.pacer,
+		MaxConnections: w.pace.InFlight, CallTimeout: w.broker.KMSCallTimeout, Jitter: mathrand.Float64, Pacer: a.pacer,
 		Observe: w.telemetry.metrics.kms, Now: time.Now, Logger: w.log, Tracer: w.telemetry.tracers.Tracer(scope),
 	}
 	if a.foreground, err = awskms.New(config, pacer.Foreground); err != nil {
