@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -15,6 +16,8 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/keybroker/keybroker/internal/brokertest"
+	"github.com/keybroker/keybroker/internal/demo"
+	keybrokerv1 "github.com/keybroker/keybroker/proto/keybroker/v1"
 )
 
 // postgres is the server of this package's tests.
@@ -103,45 +106,83 @@ func TestPasswordIsNotShown(t *testing.T) {
 
 var servingLine = regexp.MustCompile(`^serving on (\S+)$`)
 
-// TestRolesOnPostgres: a worker answers for its health and for nothing else; a
-// process without the worker's role answers calls.
+// TestRolesOnPostgres: a process without the worker's role answers calls and moves
+// no job; a worker moves them, and answers for its health and for nothing else.
 func TestRolesOnPostgres(t *testing.T) {
 	file := urlFile(t, postgres.Database(t))
-	data := filepath.Join(t.TempDir(), "first")
-	first := startDev(t, data, os.Getenv, "--database-url-file", file)
-
+	api := startDev(t, filepath.Join(t.TempDir(), "api"), os.Getenv, "--database-url-file", file, "--roles", "api")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	shared := []string{"serve", "--dev", "--data", filepath.Join(t.TempDir(), "second"), "--database-url-file", file, "--kms-endpoint", first.kms, "--listen", "127.0.0.1:0"}
-	api := startProcess(t, append(shared, "--roles", "api", "--admin", adminOff))
-	line := <-api.lines
+	conn := api.dial(t)
+	job, err := keybrokerv1.NewDomainServiceClient(conn).ChangeKey(ctx, &keybrokerv1.ChangeKeyRequest{Name: demo.TourDomain,
+		KmsKey: "arn:aws:kms:us-east-1:111122223333:" + demo.TourOldKey, Reason: "a change that only a worker makes"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch, err := keybrokerv1.NewReencryptionServiceClient(conn).WatchReencryptionJob(ctx,
+		&keybrokerv1.WatchReencryptionJobRequest{Name: job.GetName()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := []string{"serve", "--dev", "--data", filepath.Join(t.TempDir(), "other"), "--database-url-file", file, "--kms-endpoint", api.kms, "--listen", "127.0.0.1:0"}
+	other := startProcess(t, append(shared, "--roles", "api", "--admin", adminOff))
+	line := <-other.lines
 	address := servingLine.FindStringSubmatch(line)
 	if address == nil {
-		t.Fatalf("the API's process says %q", line)
+		t.Fatalf("the other API's process says %q", line)
 	}
 	health, err := healthpb.NewHealthClient(devServer{api: address[1]}.dial(t)).Check(ctx, &healthpb.HealthCheckRequest{})
 	if err != nil || health.GetStatus() != healthpb.HealthCheckResponse_SERVING {
-		t.Errorf("the API's process: %v, %v", health, err)
+		t.Errorf("the other API's process: %v, %v", health, err)
 	}
-
 	worker := startProcess(t, append(shared, "--roles", "worker", "--admin", "127.0.0.1:0"))
 	if line := <-worker.lines; line != "working" {
 		t.Errorf("the worker says %q", line)
 	}
-	answer, err := http.Get("http://" + <-worker.admin + readyPath)
+	admin := <-worker.admin
+	if answer := readAdmin(t, admin, readyPath); !strings.Contains(answer, "ok") {
+		t.Errorf("the worker's health: %s", answer)
+	}
+	for {
+		answer, err := watch.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		job = answer.GetJob()
+	}
+	if job.GetState() != keybrokerv1.ReencryptionJob_STATE_SUCCEEDED {
+		t.Errorf("the job: %v", job)
+	}
+	const step = "keybroker_job_transitions_total{"
+	if text := readAdmin(t, admin, "/metrics"); !strings.Contains(text, step) {
+		t.Error("the worker moved no job")
+	}
+	if text := readAdmin(t, api.admin, "/metrics"); strings.Contains(text, step) {
+		t.Error("a process without the worker's role moved a job")
+	}
+	for what, stop := range map[string]func() int{"the worker": worker.stop, "the other API's process": other.stop} {
+		if code := stop(); code != exitOK {
+			t.Errorf("%s: exit %d", what, code)
+		}
+	}
+	if code := api.stop(); code != exitOK { // last: it has the KMS
+		t.Errorf("the API's process: exit %d", code)
+	}
+}
+
+// readAdmin gives what an admin listener answers.
+func readAdmin(t *testing.T, address, path string) string {
+	t.Helper()
+	answer, err := http.Get("http://" + address + path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	body, err := io.ReadAll(answer.Body)
-	if err := answer.Body.Close(); err != nil || answer.StatusCode != http.StatusOK {
-		t.Errorf("the worker's health: %s, %s, %v", answer.Status, body, err)
+	if err := errors.Join(err, answer.Body.Close()); err != nil || answer.StatusCode != http.StatusOK {
+		t.Errorf("%s: %s, %v", path, answer.Status, err)
 	}
-	if err != nil {
-		t.Error(err)
-	}
-	for what, p := range map[string]process{"the API's process": api, "the worker": worker} {
-		if code := p.stop(); code != exitOK {
-			t.Errorf("%s: exit %d", what, code)
-		}
-	}
+	return string(body)
 }
