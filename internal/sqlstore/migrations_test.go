@@ -18,15 +18,16 @@ var (
 	sqlComment  = regexp.MustCompile(`(?m)--.*$`)
 	createTable = regexp.MustCompile(`^create table ([a-z_]+)`)
 	createIndex = regexp.MustCompile(`^create (?:unique )?index (concurrently )?(?:if not exists )?([a-z_]+) on ([a-z_]+)`)
+	newColumn   = regexp.MustCompile(`^alter table [a-z_]+ add column (.*)$`)
 	// outsideAll is what a migration without a transaction may be made of: each of
 	// them can be run again after a crash.
 	outsideAll = regexp.MustCompile(`^(set lock_timeout = 0|reset lock_timeout|drop index concurrently if exists [a-z_]+|create (unique )?index concurrently .*)$`)
 )
 
-// faultOf tells what is wrong with how a migration of PostgreSQL makes indexes, ""
-// for nothing: in a transaction "create index" keeps every writer of its table
-// waiting until it is done (PostgreSQL, CREATE INDEX, Building Indexes
-// Concurrently).
+// faultOf tells what is wrong with a migration of PostgreSQL, "" for nothing. In a
+// transaction "create index" keeps every writer of its table waiting until it is
+// done (PostgreSQL, CREATE INDEX, Building Indexes Concurrently). A column without
+// a default shuts older programs out.
 func faultOf(text string) string {
 	outside := strings.Contains(text, "-- +goose NO TRANSACTION")
 	var made, statements []string
@@ -40,6 +41,9 @@ func faultOf(text string) string {
 		}
 		if m := createTable.FindStringSubmatch(s); m != nil {
 			made = append(made, m[1])
+		}
+		if m := newColumn.FindStringSubmatch(s); m != nil && strings.Contains(m[1], "not null") && !strings.Contains(m[1], "default") {
+			return "leaves programs of the release before no way to insert: " + s
 		}
 		if m := createIndex.FindStringSubmatch(s); m != nil && !slices.Contains(made, m[3]) {
 			switch dropped := "drop index concurrently if exists " + m[2]; {
@@ -95,6 +99,7 @@ func TestMigrationsLetWritersOn(t *testing.T) {
 		"not dropped":         outside + "create index concurrently i on data_key (version);",
 		"another one dropped": outside + "drop index concurrently if exists j;\ncreate index concurrently i on data_key (version);",
 		"impatient":           "-- +goose NO TRANSACTION\ndrop index concurrently if exists i;\ncreate index concurrently i on data_key (version);",
+		"without a default":   "-- +goose Up\nalter table data_key add column c bigint not null;",
 		"with a column":       outside + "alter table data_key add column c bigint not null default 0;",
 	} {
 		if faultOf(text) == "" {

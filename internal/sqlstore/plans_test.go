@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"flag"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -21,7 +22,7 @@ import (
 
 // runContract runs the store's contract, and then looks at the plan of every
 // statement that it took: none reads a whole table.
-func runContract(t *testing.T, open func(*testing.T, func() time.Time) *sqlstore.Store, wholeTables func(t *testing.T, text string) []string) {
+func runContract(t *testing.T, engine string, open func(*testing.T, func() time.Time) *sqlstore.Store, wholeTables func(t *testing.T, text string) []string) {
 	texts := map[string]bool{}
 	brokertest.RunStore(t, func(t *testing.T, now func() time.Time) (broker.Store, rotation.Store) {
 		s, statements := open(t, now).Recorded()
@@ -43,8 +44,12 @@ func runContract(t *testing.T, open func(*testing.T, func() time.Time) *sqlstore
 		}
 	}
 	// With -run TestSQLite/Topic there are only that topic's.
-	if whole := !strings.Contains(flag.Lookup("test.run").Value.String(), "/"); whole && len(texts) < 50 {
+	whole := !strings.Contains(flag.Lookup("test.run").Value.String(), "/")
+	if whole && len(texts) < 50 {
 		t.Errorf("only %d statements were seen", len(texts))
+	}
+	if whole && *record {
+		recordStatements(t, engine, slices.Sorted(maps.Keys(texts)))
 	}
 }
 
@@ -53,13 +58,13 @@ var bareLimit = regexp.MustCompile(`(?i)limit\s+\$\d+(\s*[^\s+\d]|\s*$)`)
 func TestSQLite(t *testing.T) {
 	path := dbPath(t)
 	open(t, path, time.Now)
-	runContract(t, func(t *testing.T, now func() time.Time) *sqlstore.Store { return open(t, dbPath(t), now) },
+	runContract(t, "sqlite", func(t *testing.T, now func() time.Time) *sqlstore.Store { return open(t, dbPath(t), now) },
 		func(t *testing.T, text string) []string { return scansOnSQLite(t, path, text) })
 }
 
 func TestPostgres(t *testing.T) {
 	url := postgresURL(t)
-	runContract(t, func(t *testing.T, now func() time.Time) *sqlstore.Store { return openPostgres(t, now) },
+	runContract(t, "postgres", func(t *testing.T, now func() time.Time) *sqlstore.Store { return openPostgres(t, now) },
 		func(t *testing.T, text string) []string { return scansOnPostgres(t, url, text) })
 }
 
