@@ -40,6 +40,7 @@ func testJobs(t *testing.T, b *storeBench) {
 	j.PrepareTime, j.GrantTime, j.SwitchTime, j.LastMoveTime = next(), next(), next(), next()
 	j.CloseTime, j.RetireTime, j.ListTime, j.EndTime = next(), next(), next(), next()
 	j.GrantsRetired, j.EstimatedRows, j.VerifiedRows = 3, 4, 5
+	j.Verify = rotation.Verification{Cursor: "k-1", Seen: 6, Rows: 7}
 	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.InsertJob(ctx, j) })
 	equal(t, "job as stored", b.readJob(j), j)
 

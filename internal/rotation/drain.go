@@ -38,7 +38,7 @@ func (e *Engine) drain(ctx context.Context, j Job) (Job, error) {
 	if now.Before(until) {
 		return j, waitUntil(until, drainMessage)
 	}
-	j.Phase = Verifying
+	j.Phase, j.Verify = Verifying, Verification{}
 	return j, nil
 }
 

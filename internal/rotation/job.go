@@ -108,6 +108,8 @@ type Job struct {
 	EstimatedRows int64
 	// VerifiedRows is how many rows VERIFYING gave to KMS.
 	VerifiedRows int64
+	// Verify is how far VERIFYING has come, in a key change.
+	Verify Verification
 
 	Lease      Lease
 	Version    int64 // raised by each update; the etag

@@ -21,7 +21,8 @@ const (
 	// maxBlob is KMS's limit of a CiphertextBlob, in bytes (KMS API Reference,
 	// ReEncrypt).
 	maxBlob = 6144
-	// itemAttempts is how often KMS is asked about one item while it throttles or
+	// itemAttempts is how often KMS is asked about one item, or one row of
+	// VERIFYING's sample, while it throttles or
 	// is silent: with waits of 50 ms, 100 ms … 2 s, about half a minute; ours.
 	itemAttempts = 20
 	itemWait     = 50 * time.Millisecond
@@ -109,17 +110,26 @@ func (e *Engine) readKeys(ctx context.Context, pass Pass) (plan, error) {
 // moveItems gives the items to KMS, several at a time. It fails only if ctx ends.
 func (e *Engine) moveItems(ctx context.Context, p plan, items []PassItem) ([]Receipt, error) {
 	receipts := make([]Receipt, len(items))
+	e.severalAtATime(len(items), func(i int) {
+		if ctx.Err() == nil {
+			receipts[i] = e.moveItem(ctx, p, items[i])
+		}
+	})
+	return receipts, ctx.Err()
+}
+
+// severalAtATime does n things that ask KMS, CallsPerShard of them at a time.
+func (e *Engine) severalAtATime(n int, do func(i int)) {
 	var next atomic.Int64
 	var wg sync.WaitGroup
-	for range min(e.cfg.CallsPerShard, len(items)) {
+	for range min(e.cfg.CallsPerShard, n) {
 		wg.Go(func() {
-			for i := next.Add(1) - 1; i < int64(len(items)) && ctx.Err() == nil; i = next.Add(1) - 1 {
-				receipts[i] = e.moveItem(ctx, p, items[i])
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				do(i)
 			}
 		})
 	}
 	wg.Wait()
-	return receipts, ctx.Err()
 }
 
 func (e *Engine) moveItem(ctx context.Context, p plan, item PassItem) Receipt {

@@ -143,7 +143,7 @@ func (e *Engine) sideJob(ctx context.Context, j Job) (Job, error) {
 			return j, err
 		}
 		if left {
-			return e.sweepAgain(ctx, j, passResult{})
+			return e.sweepAgain(ctx, j, 0)
 		}
 	}
 	if progress.Failed > 0 {

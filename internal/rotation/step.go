@@ -154,6 +154,7 @@ func (e *Engine) settle(ctx context.Context, before, after Job, cause error) (mo
 		after.State, after.Block, after.WaitMessage, after.WaitUntil = keepState(after), Block{}, "", time.Time{}
 	}
 	stored := after.Version != before.Version
+	further := after.Verify != before.Verify
 	changed := after.Phase != before.Phase || after.State != before.State
 	err = e.store.Update(ctx, func(tx Tx) error {
 		if h != nil {
@@ -186,9 +187,11 @@ func (e *Engine) settle(ctx context.Context, before, after Job, cause error) (mo
 		e.cfg.Observe.JobState(after.Phase, after.State)
 		e.cfg.Logger.InfoContext(ctx, "job advanced", "job", after.ID, "phase", after.Phase, "state", after.State,
 			"reason", after.Block.Reason, "fail_reason", after.FailReason)
+	}
+	if moved = changed || stored || further; moved {
 		e.nudge()
 	}
-	return changed || stored, nil
+	return moved, nil
 }
 
 // keepState: a phase that went on without a hold is running, whatever it was

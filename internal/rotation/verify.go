@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 
@@ -13,117 +14,159 @@ import (
 const (
 	// passPage is how many rows a full pass reads at a time; ours.
 	passPage = 500
+	// passPages is how many pages one step reads, and sampleRounds how many times
+	// CallsPerShard rows it gives to KMS, the last page's in full. Then it stores how
+	// far it has come, and other jobs have their turn; ours.
+	passPages    = 100
+	sampleRounds = 4
 	// A sample of sampleShare of the rows, at least sampleMin and at most
 	// sampleMax, goes through KMS.
 	sampleShare          = 0.01
 	sampleMin, sampleMax = 20, 1000
 )
 
-// verify is phase 5. A full pass over the domain must find no row under an
-// older key; what it finds goes back to REENCRYPTING, and poison rows alone
-// fail the job. Then a sample of rows is given to KMS for a real ReEncrypt from
-// the new key to itself, whose result is dropped: a dry run may not look at the
-// ciphertext. A row that KMS cannot read is a failure of the job, and first in
-// the sample when the job is resumed.
+// A Verification is how far VERIFYING's full pass has come. It goes on where it
+// was, whatever KMS does and whoever takes the job over: no row behind the cursor
+// can have come under an older key since, as nothing is stored under one any more.
+type Verification struct {
+	Cursor broker.DataKeyID // the last row that the pass has seen
+	// Seen counts the rows up to there, Rows those that there were when it began.
+	Seen, Rows int64
+}
+
+// verify is phase 5, a step of it. A full pass over the domain must find no row
+// under an older key; what it finds goes back to REENCRYPTING, and poison rows
+// alone fail the job. From each part of the rows a sample is given to KMS for a
+// real ReEncrypt from the new key to itself, whose result is dropped: a dry run may
+// not look at the ciphertext. A row that KMS cannot read is a failure of the job,
+// and is given to KMS again when the job is resumed, whatever the sample then is.
 func (e *Engine) verify(ctx context.Context, j Job) (Job, error) {
-	pass, err := e.fullPass(ctx, j)
+	d, next, err := e.beginVerify(ctx, j)
 	if err != nil {
 		return j, err
 	}
-	if pass.pending > 0 {
-		return e.sweepAgain(ctx, j, pass)
-	}
-	if pass.poison > 0 {
-		return j, failWith(broker.ReasonRowsFailed, "%d rows cannot be read by KMS and are still under an older key; they are listed as the job's failures", pass.poison)
-	}
-	p, err := e.readPlan(ctx, j)
+	part, err := e.passOn(ctx, next)
 	if err != nil {
 		return j, err
+	}
+	if part.pending > 0 {
+		return e.sweepAgain(ctx, j, part.pending)
+	}
+	if err := e.readSample(ctx, d, j, part.sample); err != nil {
+		return j, err
+	}
+	next.Verify.Cursor, next.Verify.Seen = part.cursor, part.seen
+	next.VerifiedRows += int64(len(part.sample))
+	if !part.end {
+		return next, nil
+	}
+	poison, suspects, err := e.failuresLeft(ctx, j)
+	if err != nil {
+		return j, err
+	}
+	if poison > 0 {
+		return j, failWith(broker.ReasonRowsFailed, "%d rows cannot be read by KMS and are still under an older key; they are listed as the job's failures", poison)
 	}
 	e.cfg.At("verify.passed")
-	j.VerifiedRows = 0
-	for _, id := range slices.Concat(pass.suspects, pass.sample) {
-		checked, err := e.verifyRow(ctx, p, j, id)
-		if err != nil {
-			return j, err
-		}
-		if checked {
-			j.VerifiedRows++
-		}
+	if err := e.readSample(ctx, d, j, suspects); err != nil {
+		return j, err
 	}
-	if len(pass.suspects) > 0 { // KMS can read them now
+	next.VerifiedRows += int64(len(suspects))
+	if len(suspects) > 0 { // KMS can read them now
 		if err := e.store.Update(ctx, func(tx Tx) error { return tx.DeleteFailures(ctx, j.Ref(), 0) }); err != nil {
 			return j, err
 		}
 	}
-	j.Phase = Retiring
-	return j, nil
+	next.Phase = Retiring
+	return next, nil
 }
 
-// A passResult is what a full pass saw.
-type passResult struct {
-	rows, pending, poison int64
-	// suspects are rows under the new key that an earlier sample found unreadable,
-	// and that are as they were.
-	suspects, sample []broker.DataKeyID
+// beginVerify reads the job's domain and, where the pass begins, counts its rows:
+// that says how large a part of them the sample is.
+func (e *Engine) beginVerify(ctx context.Context, j Job) (d broker.Domain, _ Job, err error) {
+	err = e.store.View(ctx, func(tx Tx) error {
+		if d, err = tx.DomainByUID(ctx, j.Domain); err != nil || j.Verify != (Verification{}) {
+			return err
+		}
+		j.VerifiedRows = 0
+		_, j.Verify.Rows, err = tx.SampleBoundaries(ctx, j.Domain, 1)
+		return err
+	})
+	return d, j, err
 }
 
-// fullPass reads every row of the domain, page by page, and draws a sample
-// (reservoir sampling: each row is as likely as any other).
-func (e *Engine) fullPass(ctx context.Context, j Job) (passResult, error) {
-	var out passResult
+// A passPart is what a full pass saw in one step.
+type passPart struct {
+	cursor  broker.DataKeyID
+	seen    int64
+	pending int64 // rows under an older key that are no recorded failures
+	sample  []broker.DataKey
+	end     bool // no row is left behind the cursor
+}
+
+// passOn goes on with the full pass, to the end of a step or to a page with a row
+// that is pending.
+func (e *Engine) passOn(ctx context.Context, j Job) (passPart, error) {
+	part := passPart{cursor: j.Verify.Cursor, seen: j.Verify.Seen}
 	poison, err := e.poisonRows(ctx, j)
 	if err != nil {
-		return out, err
+		return part, err
 	}
-	var after broker.DataKeyID
-	for {
+	for range passPages {
 		var page []broker.DataKey
 		err := e.store.View(ctx, func(tx Tx) (err error) {
-			page, err = tx.ListDataKeys(ctx, j.Domain, after, passPage)
+			page, err = tx.ListDataKeys(ctx, j.Domain, part.cursor, passPage)
 			return err
 		})
 		if err != nil {
-			return out, err
+			return part, err
 		}
-		for _, row := range page {
-			e.seeRow(&out, row, j.TargetEpoch, poison)
+		if err := e.seePage(&part, j, page, poison); err != nil {
+			return part, err
 		}
-		if len(page) < passPage {
+		if part.end = len(page) < passPage; part.end || part.pending > 0 || len(part.sample) >= sampleRounds*e.cfg.CallsPerShard {
 			break
 		}
-		after = page[len(page)-1].ID
 	}
-	keep := min(len(out.sample), max(sampleMin, int(float64(out.rows)*sampleShare)))
-	out.sample = out.sample[:keep]
-	return out, nil
+	return part, nil
 }
 
-func (e *Engine) seeRow(out *passResult, row broker.DataKey, target broker.Epoch, poison map[broker.DataKeyID]int64) {
-	if row.Abandoned {
-		return
+// seePage looks at each row of a page, and draws its sample.
+func (e *Engine) seePage(part *passPart, j Job, page []broker.DataKey, poison map[broker.DataKeyID]int64) error {
+	var sound []broker.DataKey
+	for _, row := range page {
+		part.cursor = row.ID
+		if row.Abandoned {
+			continue
+		}
+		version, recorded := poison[row.ID]
+		switch {
+		case row.Epoch > j.TargetEpoch:
+			return fmt.Errorf("row %s is of epoch %d, of a later change: %w", row.ID, row.Epoch, broker.ErrConflict)
+		case row.Epoch == j.TargetEpoch:
+			sound = append(sound, row)
+		case !recorded || version != row.Version:
+			part.pending++
+		}
 	}
-	out.rows++
-	version, recorded := poison[row.ID]
-	switch poisonous := recorded && version == row.Version; {
-	case row.Epoch < target && poisonous:
-		out.poison++
-		return
-	case row.Epoch < target:
-		out.pending++
-		return
-	case poisonous:
-		out.suspects = append(out.suspects, row.ID)
-		return
+	before := j.Verify.sampled(part.seen)
+	part.seen += int64(len(sound))
+	for i := range min(int(j.Verify.sampled(part.seen)-before), len(sound)) {
+		other := i + int(e.cfg.Rand()*float64(len(sound)-i))
+		sound[i], sound[other] = sound[other], sound[i]
+		part.sample = append(part.sample, sound[i])
 	}
-	if len(out.sample) < sampleMax {
-		out.sample = append(out.sample, row.ID)
-		i := int(e.cfg.Rand() * float64(len(out.sample)))
-		last := len(out.sample) - 1
-		out.sample[i], out.sample[last] = out.sample[last], out.sample[i]
-	} else if i := int64(e.cfg.Rand() * float64(out.rows)); i < sampleMax {
-		out.sample[i] = row.ID
+	return nil
+}
+
+// sampled gives how many of the first seen rows are in the sample: it is spread
+// evenly over all rows, and within a page each is as likely as any other.
+func (v Verification) sampled(seen int64) int64 {
+	if v.Rows == 0 {
+		return 0
 	}
+	whole := min(v.Rows, sampleMax, max(sampleMin, int64(float64(v.Rows)*sampleShare)))
+	return min(sampleMax, (seen*whole+v.Rows-1)/v.Rows)
 }
 
 // poisonRows gives the versions of the rows that the job has recorded as failures.
@@ -149,9 +192,10 @@ func (e *Engine) poisonRows(ctx context.Context, j Job) (map[broker.DataKeyID]in
 	}
 }
 
-// sweepAgain sends the job back to REENCRYPTING, with all its shards.
-func (e *Engine) sweepAgain(ctx context.Context, j Job, pass passResult) (Job, error) {
-	e.cfg.Logger.InfoContext(ctx, "full pass found rows under an older key", "job", j.ID, "rows", pass.pending)
+// sweepAgain sends the job back to REENCRYPTING, with all its shards; found is how
+// many rows the pass had met when it ended.
+func (e *Engine) sweepAgain(ctx context.Context, j Job, found int64) (Job, error) {
+	e.cfg.Logger.InfoContext(ctx, "full pass found rows under an older key", "job", j.ID, "rows", found)
 	bounds, _, err := e.sample(ctx, j)
 	if err != nil {
 		return j, err
@@ -171,7 +215,7 @@ func (e *Engine) sweepAgain(ctx context.Context, j Job, pass passResult) (Job, e
 			return err
 		}
 		if err := tx.Audit(ctx, e.event(broker.System.Subject, "reencryptionJobs.sweepAgain", d, next, broker.AuditDone,
-			map[string]string{"rows": strconv.FormatInt(pass.pending, 10)})); err != nil {
+			map[string]string{"rows": strconv.FormatInt(found, 10)})); err != nil {
 			return err
 		}
 		again, err = tx.Job(ctx, j.Ref())
@@ -180,40 +224,85 @@ func (e *Engine) sweepAgain(ctx context.Context, j Job, pass passResult) (Job, e
 	return again, err
 }
 
-// verifyRow has KMS read one row as it is stored now. A row that was deleted
-// meanwhile is none.
-func (e *Engine) verifyRow(ctx context.Context, p plan, j Job, id broker.DataKeyID) (checked bool, err error) {
-	var row broker.DataKey
-	err = e.store.View(ctx, func(tx Tx) error {
-		row, err = tx.DataKey(ctx, j.Domain, id)
-		return err
-	})
-	if errors.Is(err, broker.ErrNotFound) {
-		return false, nil
-	}
+// failuresLeft looks at the rows that the job has recorded as failures and that
+// are as they were: it counts those under an older key, and gives the others, which
+// an earlier sample found unreadable.
+func (e *Engine) failuresLeft(ctx context.Context, j Job) (poison int64, suspects []broker.DataKey, err error) {
+	recorded, err := e.poisonRows(ctx, j)
 	if err != nil {
-		return false, err
+		return 0, nil, err
 	}
-	if row.Epoch != j.TargetEpoch {
-		return false, fmt.Errorf("row %s has epoch %d after a full pass: %w", id, row.Epoch, broker.ErrConflict)
-	}
-	full := row.Context.With(p.domain.Reserved)
-	_, err = e.worker.ReEncrypt(ctx, broker.ReEncrypt{Ciphertext: row.Ciphertext, SourceKey: j.TargetKey, SourceContext: full,
-		DestinationKey: j.TargetKey, DestinationContext: full})
-	if err == nil {
-		return true, nil
-	}
-	switch class := broker.ClassOf(err); class {
-	case broker.KMSIncorrectKey, broker.KMSInvalidCiphertext:
-		failure := newFailure(j, row, class, err)
-		err := e.store.Update(ctx, func(tx Tx) error {
-			failure.Time = tx.Now()
-			return tx.AddFailures(ctx, []Failure{failure})
+	for _, id := range slices.Sorted(maps.Keys(recorded)) {
+		var row broker.DataKey
+		err := e.store.View(ctx, func(tx Tx) (err error) {
+			row, err = tx.DataKey(ctx, j.Domain, id)
+			return err
 		})
-		if err != nil {
-			return false, err
+		switch {
+		case errors.Is(err, broker.ErrNotFound):
+		case err != nil:
+			return 0, nil, err
+		case row.Abandoned || row.Version != recorded[id]:
+		case row.Epoch < j.TargetEpoch:
+			poison++
+		default:
+			suspects = append(suspects, row)
 		}
-		return false, failWith(broker.ReasonRowsFailed, "data key %s cannot be read under the new key: %s", id, class)
 	}
-	return false, blockOnKMS(To, j.TargetKey, err)
+	return poison, suspects, nil
+}
+
+// readSample has KMS read rows as the pass saw them. Where KMS throttles, it goes
+// on with what is left for as long as KMS reads any.
+func (e *Engine) readSample(ctx context.Context, d broker.Domain, j Job, rows []broker.DataKey) error {
+	var unreadable []Failure
+	for len(rows) > 0 {
+		answers := make([]error, len(rows))
+		e.severalAtATime(len(rows), func(i int) { answers[i] = e.readRow(ctx, d, j, rows[i]) })
+		var left []broker.DataKey
+		var passing, lasting error
+		for i, err := range answers {
+			switch class := broker.ClassOf(err); {
+			case err == nil:
+			case class == broker.KMSIncorrectKey || class == broker.KMSInvalidCiphertext:
+				unreadable = append(unreadable, newFailure(j, rows[i], class, err))
+			case class.Transient():
+				left, passing = append(left, rows[i]), err
+			default:
+				lasting = err
+			}
+		}
+		switch {
+		case len(unreadable) > 0:
+			return e.failUnreadable(ctx, unreadable)
+		case lasting != nil:
+			return blockOnKMS(To, j.TargetKey, lasting)
+		case len(left) == len(rows):
+			return passing
+		}
+		rows = left
+	}
+	return nil
+}
+
+func (e *Engine) readRow(ctx context.Context, d broker.Domain, j Job, row broker.DataKey) error {
+	full := row.Context.With(d.Reserved)
+	_, err := e.askPatiently(ctx, broker.ReEncrypt{Ciphertext: row.Ciphertext, SourceKey: j.TargetKey, SourceContext: full,
+		DestinationKey: j.TargetKey, DestinationContext: full})
+	return err
+}
+
+// failUnreadable records rows of the sample that KMS cannot read, and fails the job.
+func (e *Engine) failUnreadable(ctx context.Context, rows []Failure) error {
+	err := e.store.Update(ctx, func(tx Tx) error {
+		for i := range rows {
+			rows[i].Time = tx.Now()
+		}
+		return tx.AddFailures(ctx, rows)
+	})
+	if err != nil {
+		return err
+	}
+	return failWith(broker.ReasonRowsFailed, "%d data keys cannot be read under the new key, as %s: %s; they are listed as the job's failures",
+		len(rows), rows[0].DataKey, rows[0].Class)
 }

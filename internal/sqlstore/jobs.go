@@ -14,7 +14,7 @@ const jobColumns = `
 	job.reason, job.caller, job.priority, job.allow_inaccessible, job.accept_mismatch, job.undo, job.fail_reason, job.fail_message, job.wait_message, job.wait_until,
 	job.prepare_time, job.grant_time, job.switch_time, job.last_move_time,
 	job.close_time, job.retire_time, job.list_time,
-	job.grants_retired, job.estimated_rows, job.verified_rows,
+	job.grants_retired, job.estimated_rows, job.verified_rows, job.verify_cursor, job.verify_seen, job.verify_rows,
 	job.lease_owner, job.lease_seq, job.lease_until,
 	job.version, job.create_time, job.update_time, job.end_time`
 
@@ -26,7 +26,7 @@ func jobFields(j *rotation.Job) []any {
 		&j.Reason, &j.Caller, &j.Priority, &j.AllowInaccessibleSource, &j.AcceptMismatch, &j.Undo, &j.FailReason, &j.FailMessage, &j.WaitMessage, at{&j.WaitUntil},
 		at{&j.PrepareTime}, at{&j.GrantTime}, at{&j.SwitchTime}, at{&j.LastMoveTime},
 		at{&j.CloseTime}, at{&j.RetireTime}, at{&j.ListTime},
-		&j.GrantsRetired, &j.EstimatedRows, &j.VerifiedRows,
+		&j.GrantsRetired, &j.EstimatedRows, &j.VerifiedRows, &j.Verify.Cursor, &j.Verify.Seen, &j.Verify.Rows,
 		&j.Lease.Owner, &j.Lease.Seq, at{&j.Lease.Until},
 		&j.Version, at{&j.CreateTime}, at{&j.UpdateTime}, at{&j.EndTime},
 	}
@@ -47,11 +47,11 @@ func (t *txn) InsertJob(ctx context.Context, j rotation.Job) error {
 			reason, caller, priority, allow_inaccessible, accept_mismatch, undo, fail_reason, fail_message, wait_message, wait_until,
 			prepare_time, grant_time, switch_time, last_move_time,
 			close_time, retire_time, list_time,
-			grants_retired, estimated_rows, verified_rows,
+			grants_retired, estimated_rows, verified_rows, verify_cursor, verify_seen, verify_rows,
 			lease_owner, lease_seq, lease_until,
 			version, create_time, update_time, end_time)
 		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-			$20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43)
+			$20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45, $46)
 		on conflict do nothing`,
 		j.Domain, j.ID, j.Kind, j.Phase, j.State,
 		j.Block.Reason, j.Block.Side, j.Block.Message, micros(j.Block.Since), micros(j.Block.NextProbe),
@@ -59,7 +59,7 @@ func (t *txn) InsertJob(ctx context.Context, j rotation.Job) error {
 		j.Reason, j.Caller, j.Priority, j.AllowInaccessibleSource, j.AcceptMismatch, j.Undo, j.FailReason, j.FailMessage, j.WaitMessage, micros(j.WaitUntil),
 		micros(j.PrepareTime), micros(j.GrantTime), micros(j.SwitchTime), micros(j.LastMoveTime),
 		micros(j.CloseTime), micros(j.RetireTime), micros(j.ListTime),
-		j.GrantsRetired, j.EstimatedRows, j.VerifiedRows,
+		j.GrantsRetired, j.EstimatedRows, j.VerifiedRows, j.Verify.Cursor, j.Verify.Seen, j.Verify.Rows,
 		j.Lease.Owner, j.Lease.Seq, micros(j.Lease.Until),
 		j.Version, micros(j.CreateTime), micros(j.UpdateTime), micros(j.EndTime))
 	if err == nil && n == 0 {
@@ -89,6 +89,7 @@ func (t *txn) UpdateJob(ctx context.Context, j rotation.Job) error {
 			close_time = $25, retire_time = $26, list_time = $27,
 			grants_retired = $28, estimated_rows = $29, verified_rows = $30, end_time = $31,
 			accept_mismatch = $33, undo = $34, priority = $35,
+			verify_cursor = $36, verify_seen = $37, verify_rows = $38,
 			version = version + 1, update_time = $32
 		where domain_uid = $1 and job_id = $2 and version = $3 and lease_seq = $4`,
 		j.Domain, j.ID, j.Version, j.Lease.Seq, j.Phase, j.State,
@@ -98,7 +99,7 @@ func (t *txn) UpdateJob(ctx context.Context, j rotation.Job) error {
 		micros(j.PrepareTime), micros(j.GrantTime), micros(j.SwitchTime),
 		micros(j.CloseTime), micros(j.RetireTime), micros(j.ListTime),
 		j.GrantsRetired, j.EstimatedRows, j.VerifiedRows, micros(j.EndTime), micros(t.now),
-		j.AcceptMismatch, j.Undo, j.Priority)
+		j.AcceptMismatch, j.Undo, j.Priority, j.Verify.Cursor, j.Verify.Seen, j.Verify.Rows)
 	if err != nil || n == 1 {
 		return err
 	}

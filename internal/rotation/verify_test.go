@@ -1,0 +1,148 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/keybroker/keybroker/internal/broker"
+)
+
+// A passStore has a domain's rows and counts those that are read.
+type passStore struct {
+	brokenTx
+	read int
+}
+
+func (s *passStore) View(_ context.Context, fn func(Tx) error) error   { return fn(s) }
+func (s *passStore) Update(_ context.Context, fn func(Tx) error) error { return fn(s) }
+
+func (s *passStore) DomainByUID(context.Context, broker.DomainUID) (broker.Domain, error) {
+	return broker.Domain{}, nil
+}
+
+func (s *passStore) SampleBoundaries(context.Context, broker.DomainUID, int) ([]broker.DataKeyID, int64, error) {
+	return nil, int64(len(s.rows)), nil
+}
+
+func (s *passStore) Failures(context.Context, JobRef, broker.DataKeyID, int) ([]Failure, error) {
+	return nil, nil
+}
+
+// ListDataKeys wants ids that are their rows' places.
+func (s *passStore) ListDataKeys(_ context.Context, _ broker.DomainUID, after broker.DataKeyID, limit int) ([]broker.DataKey, error) {
+	from := 0
+	if after != "" {
+		if _, err := fmt.Sscanf(string(after), "row-%06d", &from); err != nil {
+			return nil, err
+		}
+		from++
+	}
+	page := s.rows[from:min(from+limit, len(s.rows))]
+	s.read += len(page)
+	return append([]broker.DataKey(nil), page...), nil
+}
+
+// A throttlingWorker throttles a share of the calls, and counts those of each blob
+// that it has answered.
+type throttlingWorker struct {
+	broker.Worker
+	mu       sync.Mutex
+	random   *rand.Rand
+	share    float64
+	answered map[string]int
+}
+
+func (w *throttlingWorker) ReEncrypt(_ context.Context, r broker.ReEncrypt) (broker.ReEncrypted, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.random.Float64() < w.share {
+		return broker.ReEncrypted{}, &broker.KMSError{Class: broker.KMSThrottled, Code: "ThrottlingException", Operation: "ReEncrypt"}
+	}
+	w.answered[string(r.Ciphertext)]++
+	return broker.ReEncrypted{}, nil
+}
+
+// TestVerifyingEnds: however much KMS throttles, and though another engine takes
+// every step, VERIFYING reads each row of the domain once, and KMS each row of one
+// sample: a hundredth of all, as much of one part of the domain as of another.
+func TestVerifyingEnds(t *testing.T) {
+	const rows = 30_000
+	for _, share := range []float64{0, 0.02, 0.5, 0.9} {
+		t.Run(fmt.Sprintf("%g throttled", share), func(t *testing.T) {
+			s := &passStore{}
+			for i := range rows {
+				id := fmt.Sprintf("row-%06d", i)
+				s.rows = append(s.rows, broker.DataKey{ID: broker.DataKeyID(id), Ciphertext: broker.Secret(id), Epoch: 2, Version: 1})
+			}
+			random := rand.New(rand.NewPCG(1, 2))
+			w := &throttlingWorker{random: random, share: share, answered: map[string]int{}}
+			j := Job{Kind: KindKeyChange, Phase: Verifying, State: Running, TargetEpoch: 2}
+			steps, repeats := 0, 0
+			for ; j.Phase == Verifying; steps++ {
+				e := &Engine{store: s, worker: w, cfg: Config{CallsPerShard: 16, Rand: random.Float64, At: func(string) {}, Logger: slog.New(slog.DiscardHandler),
+					Sleep: func(context.Context, time.Duration) error { return nil }}}
+				next, err := e.verify(t.Context(), j)
+				switch {
+				case broker.ClassOf(err).Transient():
+					repeats++
+				case err != nil:
+					t.Fatal(err)
+				}
+				if steps == 100 {
+					t.Fatalf("%d steps, at row %d", steps, j.Verify.Seen)
+				}
+				j = next
+			}
+			// A step that KMS did not let end reads its part again.
+			if most := rows + repeats*sampleRounds*16*100; s.read > most || share < 0.9 && repeats > 0 {
+				t.Errorf("%d rows were read in %d steps, of which %d were in vain; want at most %d", s.read, steps, repeats, most)
+			}
+			tenths, total := map[string]int{}, 0
+			for id := range w.answered {
+				tenths[id[:len("row-03")]] += 1
+				total++
+			}
+			if j.VerifiedRows != rows/100 || total < rows/100 || repeats == 0 && total != rows/100 {
+				t.Errorf("%d rows verified, KMS has read %d; want %d", j.VerifiedRows, total, rows/100)
+			}
+			for tenth, n := range tenths {
+				if n < 100 || len(tenths) != 3 {
+					t.Errorf("of %s…: %d rows are in the sample", tenth, n)
+				}
+			}
+		})
+	}
+}
+
+// TestVerifyingStepIsBounded: a step reads no more than its part, though KMS
+// answers at once, so that other jobs have their turn.
+func TestVerifyingStepIsBounded(t *testing.T) {
+	s := &passStore{}
+	for i := range 2 * passPages * passPage {
+		s.rows = append(s.rows, broker.DataKey{ID: broker.DataKeyID(fmt.Sprintf("row-%06d", i)), Epoch: 2, Version: 1})
+	}
+	e := &Engine{store: s, cfg: Config{CallsPerShard: 1 << 20, Rand: rand.New(rand.NewPCG(1, 2)).Float64}}
+	part, err := e.passOn(t.Context(), Job{TargetEpoch: 2, Verify: Verification{Rows: int64(len(s.rows))}})
+	if err != nil || s.read != passPages*passPage || part.end {
+		t.Errorf("a step read %d rows, to the end: %v, %v", s.read, part.end, err)
+	}
+	if len(part.sample) != sampleMax/2 {
+		t.Errorf("half of the domain has %d rows of the sample", len(part.sample))
+	}
+}
+
+// TestVerifyingSeesALaterChange: the rows that a later change has moved are none of
+// this job's business any more.
+func TestVerifyingSeesALaterChange(t *testing.T) {
+	s := &passStore{brokenTx: brokenTx{rows: []broker.DataKey{{ID: "row-000000", Epoch: 3}}}}
+	e := &Engine{store: s, cfg: Config{CallsPerShard: 1, Rand: func() float64 { return 0 }}}
+	if _, err := e.verify(t.Context(), Job{TargetEpoch: 2}); !errors.Is(err, broker.ErrConflict) {
+		t.Errorf("a row of a later epoch: %v", err)
+	}
+}
