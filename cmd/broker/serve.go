@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
@@ -254,7 +255,9 @@ func uniqueOwner() (string, error) {
 	return host + "/" + newIDs(time.Now).next(), err
 }
 
-// serveConfig is serve --config, with what the command line says otherwise.
+// serveConfig is serve --config, with what the command line says otherwise. It logs
+// lines of JSON: that it serves on standard output, whatever the level, and
+// everything else on standard error.
 func (c command) serveConfig(ctx context.Context, path string, override func(*Config)) error {
 	config, err := readConfig(path, override)
 	if err != nil {
@@ -279,13 +282,19 @@ func (c command) serveConfig(ctx context.Context, path string, override func(*Co
 	if err != nil {
 		return err
 	}
+	log := newLogger(c.stderr, level, false)
 	return c.serveApp(ctx, wiring{
 		database: config.database(), does: does, broker: config.broker(), owner: owner,
 		mayBeBroad: config.OneAccountMayBeBroad, roles: roles, regions: config.Regions, kmsEndpoint: config.KMSEndpoint, fips: config.FIPS,
 		workers: *config.Reencryption.Workers, callsPerShard: *config.Reencryption.CallsPerWorker, shards: *config.Reencryption.Shards,
-		pace: config.pace(), log: newLogger(c.stderr, level, false),
+		pace: config.pace(), log: log,
 	}, addresses{listenSetting: "listen", listen: config.Listen, adminSetting: "admin", admin: config.Admin}, false,
-		func(_ context.Context, address string) error { return readyLine(c.stdout, address) })
+		func(ctx context.Context, address string) error {
+			b := readBuild()
+			newLogger(c.stdout, slog.LevelInfo, false).Info("serving", "address", address, "roles", config.Roles, "version", b.version, "revision", b.revision)
+			context.AfterFunc(ctx, func() { log.Info("stopping") })
+			return nil
+		})
 }
 
 // addresses are where an app listens, and how the settings are called.

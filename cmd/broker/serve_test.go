@@ -3,12 +3,15 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -170,6 +173,44 @@ func TestServeDevIsReadyForTheTourAndRestarts(t *testing.T) {
 	}
 	if code := second.stop(); code != 0 {
 		t.Errorf("exit %d", code)
+	}
+}
+
+// TestServerLogsJSON: every line of a server is one that a collector of logs can
+// read, from the first to the last.
+func TestServerLogsJSON(t *testing.T) {
+	t.Setenv("AWS_CONFIG_FILE", filepath.Join(t.TempDir(), "none"))
+	config := filepath.Join(t.TempDir(), "config.json")
+	if err := os.WriteFile(config, []byte(`{"deployment": "test", "database": `+strconv.Quote(filepath.Join(t.TempDir(), "db"))+`,
+		"registrar_role": "arn:aws:iam::111122223333:role/registrar", "worker_role": "arn:aws:iam::111122223333:role/worker",
+		"aws_region": "eu-central-1", "listen": "127.0.0.1:0", "admin": "127.0.0.1:0"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	said, w := io.Pipe()
+	code := make(chan int, 1)
+	go func() {
+		code <- run(ctx, []string{"serve", "--config", config}, environment(), strings.NewReader(""), w, w)
+		_ = w.Close()
+	}()
+	var messages []string
+	for lines := bufio.NewScanner(said); lines.Scan(); {
+		var line struct{ Msg, Address string }
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+			t.Errorf("%q: %v", lines.Text(), err)
+		}
+		messages = append(messages, line.Msg)
+		if line.Msg == "serving" {
+			answer, err := healthpb.NewHealthClient(devServer{api: line.Address}.dial(t)).Check(ctx, &healthpb.HealthCheckRequest{})
+			if err != nil || answer.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+				t.Errorf("health at %q: %v, %v", line.Address, answer, err)
+			}
+			cancel() // as SIGTERM does
+		}
+	}
+	if c := <-code; c != exitOK || !slices.Contains(messages, "serving") || !slices.Contains(messages, "stopping") {
+		t.Errorf("exit %d, said %q", c, messages)
 	}
 }
 

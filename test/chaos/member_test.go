@@ -26,7 +26,7 @@ import (
 // serve --config`, with the roles and policies of docs/deploy.md.
 
 var (
-	servingLine = regexp.MustCompile(`^serving on (\S+)$`)
+	servingLine = regexp.MustCompile(`"msg":"serving","address":"(\S+?)"`)
 	kmsLine     = regexp.MustCompile(`^KMS and STS on (\S+)$`)
 )
 
