@@ -29,7 +29,7 @@ for kind in existingConfigMap existingSecret; do
       { echo "with database.ca.$kind, '$want' is not in both the Deployment and the Job" >&2; exit 1; }
   done
 done
-for kind in ConfigMap Deployment Job PodDisruptionBudget ServiceAccount; do
+for kind in Deployment Job PodDisruptionBudget ServiceAccount; do
   grep -q "^kind: $kind\$" "$work/plain/all.yaml" || { echo "the chart renders no $kind" >&2; exit 1; }
 done
 if grep -E '^kind: (Service|Ingress)$' "$work"/*/all.yaml; then
@@ -37,22 +37,31 @@ if grep -E '^kind: (Service|Ingress)$' "$work"/*/all.yaml; then
   exit 1
 fi
 if grep -l 'u:p@db' <(render --set database.existingSecret= --set database.url=postgres://u:p@db/keybroker \
-  --show-only templates/deployment.yaml --show-only templates/migration.yaml --show-only templates/configmap.yaml); then
+  --show-only templates/deployment.yaml --show-only templates/migration.yaml); then
   echo "the database's password is outside the Secret" >&2
   exit 1
 fi
 "$validate" --version 1.30 "$work/plain" "$work/full" >"$work/validate.log" 2>&1 || { cat "$work/validate.log" >&2; exit 1; }
 
-# configured ARGS...: the broker takes the configuration that the chart renders.
+# configured ARGS...: the broker takes the configuration that the chart renders, the
+# same for the Deployment and the Job.
 configured() {
-  "$helm" template check "$chart" --namespace check --show-only templates/configmap.yaml "$@" |
-    sed '1,/config.json: |/d; s/^    //' >"$work/config.json"
-  bin/broker check-config --config "$work/config.json" >"$work/in-force.json"
+  local part
+  for part in migration deployment; do
+    "$helm" template check "$chart" --namespace check --show-only "templates/$part.yaml" "$@" |
+      sed -n '/^        keybroker\/config: |$/,/^          }$/p' | sed '1d; s/^          //' >"$work/$part.json"
+  done
+  cmp "$work/migration.json" "$work/deployment.json"
+  bin/broker check-config --config "$work/deployment.json" >"$work/in-force.json"
 }
 configured --values "$values"
 # The values that docs/deploy.md gives to copy.
-sed -n '/^<!-- values.yaml -->$/,/^```$/p' docs/deploy.md | sed '1,2d; $d' >"$work/documented.yaml"
-configured --values "$work/documented.yaml"
+for name in values env; do
+  sed -n "/^<!-- $name.yaml -->\$/,/^\`\`\`\$/p" docs/deploy.md | sed '1,2d; $d' >"$work/$name.yaml"
+done
+configured --values "$work/values.yaml"
+[[ $(render --values "$work/env.yaml" --show-only templates/deployment.yaml | grep -c secretKeyRef) == 2 ]] ||
+  { echo "docs/deploy.md: the pods do not have the AWS credentials" >&2; exit 1; }
 grep -q '"grantee_accounts": \[$' "$work/in-force.json" || { echo "docs/deploy.md: no service could get a grant" >&2; exit 1; }
 
 # refused WORDS ARGS...: the chart does not render, and says why.
@@ -73,5 +82,11 @@ refused "sslrootcert=" --set database.ca.existingConfigMap=a --set database.exis
 refused "replica" --set replica=3
 refused "listen" --set config.listen=0.0.0.0:8443
 refused "replicas" --set replicas=0
+# What the cluster would refuse halfway through an upgrade: YAML's numbers.
+refused "podAnnotations" --set podAnnotations.revision=2
+refused "podLabels" --set podLabels.revision=2
+refused "nodeSelector" --set nodeSelector.rack=2
+refused "annotations" --set serviceAccount.annotations.account=111122223333
+refused "env" --set 'env[0].name=A' --set 'env[0].value=1'
 refused "grantee_accounts" --set 'config.grantee_accounts={222233334444}'
 echo "the chart is good: $(grep -c '^kind:' "$work/plain/all.yaml") resources"

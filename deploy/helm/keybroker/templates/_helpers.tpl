@@ -39,7 +39,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 {{- end }}
 
-{{/* The configuration file: the caller's part and what a pod has to have. */}}
+{{/* The configuration file: the caller's part and what a pod has to have. It is an
+annotation of the pod that it is for, which reads it as a file: a container of the
+revision before that restarts takes its own configuration, and not a newer one. */}}
 {{- define "keybroker.config" -}}
 {{- range $field := list "deployment" "registrar_role" "worker_role" "aws_region" }}
 {{- if not (index $.Values.config $field) }}{{ fail (printf "config.%s: is required" $field) }}{{ end }}
@@ -65,8 +67,14 @@ seccompProfile:
   type: RuntimeDefault
 {{- end }}
 
-{{/* The database's URL and, if there is one, its CA: as volumes and as mounts. */}}
-{{- define "keybroker.databaseVolumes" -}}
+{{/* The files of a pod, as volumes and as mounts: its configuration, the database's
+URL and, if there is one, its CA. */}}
+{{- define "keybroker.volumes" -}}
+- name: config
+  downwardAPI:
+    items:
+      - path: config.json
+        fieldRef: {fieldPath: "metadata.annotations['keybroker/config']"}
 - name: database
   secret:
     secretName: {{ include "keybroker.databaseSecret" . }}
@@ -93,7 +101,8 @@ seccompProfile:
 {{- end }}
 {{- end }}
 
-{{- define "keybroker.databaseMounts" -}}
+{{- define "keybroker.mounts" -}}
+- {name: config, mountPath: /etc/keybroker/config.json, subPath: config.json, readOnly: true}
 - {name: database, mountPath: /etc/keybroker/database, readOnly: true}
 {{- if or .Values.database.ca.existingConfigMap .Values.database.ca.existingSecret }}
 - {name: database-ca, mountPath: /etc/keybroker/database-ca, readOnly: true}
