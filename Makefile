@@ -38,7 +38,7 @@ POSTGRES_CHECKS ?= 8
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/broker
@@ -140,6 +140,12 @@ image: build $(CRANE) ## Pack bin/broker as an image from scratch into bin/image
 .PHONY: chart
 chart: build $(HELM) $(KUBECTL_VALIDATE) ## Check the Helm chart without a cluster
 	HELM=$(HELM) KUBECTL_VALIDATE=$(KUBECTL_VALIDATE) deploy/helm/check.sh
+
+# A namespace of a cluster of yours: docs/testing.md. Never run by CI.
+.PHONY: cluster-test
+cluster-test: $(HELM) ## Install the chart in kubectl's cluster, change a key there, uninstall it (KEYBROKER_TEST_CLUSTER=1)
+	@[ "$${KEYBROKER_TEST_CLUSTER:-}" = 1 ] || { echo "make cluster-test installs the chart in the cluster of kubectl's context: set KEYBROKER_TEST_CLUSTER=1, and ARGS as docs/testing.md says" >&2; exit 1; }
+	go run ./test/cluster -helm $(HELM) $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built, but not the pinned tools
