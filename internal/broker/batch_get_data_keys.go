@@ -32,11 +32,19 @@ func (b *Broker) BatchGetDataKeys(ctx context.Context, _ Caller, id DomainID, ke
 		if err != nil {
 			return err
 		}
+		found, err := tx.DataKeys(ctx, d.UID, keys)
+		if err != nil {
+			return err
+		}
+		byID := make(map[DataKeyID]DataKey, len(found))
+		for _, k := range found {
+			byID[k.ID] = k
+		}
 		views = make([]DataKeyView, len(keys))
 		for i, key := range keys {
-			k, err := tx.DataKey(ctx, d.UID, key)
-			if err != nil {
-				return notFound(err, ReasonDataKeyNotFound, DataKeyName(d.ID, key))
+			k, ok := byID[key]
+			if !ok {
+				return notFound(ErrNotFound, ReasonDataKeyNotFound, DataKeyName(d.ID, key))
 			}
 			views[i] = viewOf(d, epochs, k)
 		}

@@ -69,6 +69,9 @@ type Tx interface {
 	// stored all the same.
 	InsertDataKeys(ctx context.Context, keys []DataKey) ([]error, error)
 	DataKey(ctx context.Context, d DomainUID, id DataKeyID) (DataKey, error)
+	// DataKeys gives the rows of those ids that are there, in no order. No id stands
+	// twice.
+	DataKeys(ctx context.Context, d DomainUID, ids []DataKeyID) ([]DataKey, error)
 	// ListDataKeys gives up to limit rows of d with an id greater than after.
 	ListDataKeys(ctx context.Context, d DomainUID, after DataKeyID, limit int) ([]DataKey, error)
 	// ReplaceDataKey compares UID, Version and the stored epoch with k's and with

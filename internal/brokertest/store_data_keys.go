@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,6 +53,22 @@ func testDataKeys(t *testing.T, b *storeBench) {
 		b.view(func(ctx context.Context, tx rotation.Tx) error {
 			list, err := tx.ListDataKeys(ctx, d.UID, page.after, page.limit)
 			equal(t, fmt.Sprintf("up to %d rows after %q", page.limit, page.after), idsOf(list), page.want)
+			return err
+		})
+	}
+
+	for _, wanted := range []struct{ ids, found []broker.DataKeyID }{
+		{[]broker.DataKeyID{"b", "absent", "B", "Key_1.x"}, []broker.DataKeyID{"B", "Key_1.x", "b"}},
+		{[]broker.DataKeyID{"absent"}, nil},
+		{nil, nil},
+	} {
+		b.view(func(ctx context.Context, tx rotation.Tx) error {
+			rows, err := tx.DataKeys(ctx, d.UID, wanted.ids)
+			for _, row := range rows {
+				equal(t, "a row among others", row, b.dataKey(d.UID, row.ID))
+			}
+			slices.SortFunc(rows, func(a, b broker.DataKey) int { return strings.Compare(string(a.ID), string(b.ID)) })
+			equal(t, fmt.Sprintf("the rows of %v", wanted.ids), idsOf(rows), wanted.found)
 			return err
 		})
 	}

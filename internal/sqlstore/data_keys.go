@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -70,6 +71,18 @@ func (t *txn) DataKey(ctx context.Context, d broker.DomainUID, id broker.DataKey
 		select `+dataKeyColumns+`
 		from data_key
 		where domain_uid = $1 and data_key_id = $2`, d, id)
+}
+
+// DataKeys implements broker.Tx.
+func (t *txn) DataKeys(ctx context.Context, d broker.DomainUID, ids []broker.DataKeyID) ([]broker.DataKey, error) {
+	if len(ids) == 0 {
+		return nil, t.broken
+	}
+	array, err := json.Marshal(ids)
+	if err != nil {
+		return nil, err
+	}
+	return all(ctx, t, "read data keys", scanDataKey, t.store.dialect.dataKeysOf(), d, string(array))
 }
 
 // ListDataKeys implements broker.Tx.

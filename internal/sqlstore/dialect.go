@@ -22,6 +22,9 @@ type dialect interface {
 	// holding ends a select: nobody else changes its rows before the transaction
 	// ends. "" where nobody could.
 	holding(h hold) string
+	// dataKeysOf is the text of a query for rows of the domain $1 whose ids are in
+	// the JSON array $2. It looks each up by its whole key.
+	dataKeysOf() string
 	// insertDataKeys stores rows of one domain whose ids differ, and says what became
 	// of each. An id that another transaction is taking or giving up is waited for.
 	insertDataKeys(ctx context.Context, s session, keys []broker.DataKey) ([]insertion, error)

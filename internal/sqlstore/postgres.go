@@ -149,6 +149,18 @@ func (e *postgresDialect) holding(h hold) string {
 	return "\n\t\tfor no key update"
 }
 
+// dataKeysOf has "offset 0" for the reason that moveDistinct has it.
+func (e *postgresDialect) dataKeysOf() string {
+	return `
+		select found.*
+		from json_array_elements_text($2::json) as wanted (id)
+		cross join lateral (
+			select ` + dataKeyColumns + `
+			from data_key
+			where domain_uid = $1 and data_key_id = wanted.id
+			offset 0) as found`
+}
+
 // insertDataKeys sends the rows as arrays, in the order of their ids: two calls
 // with the same ids wait for each other in the same order.
 //

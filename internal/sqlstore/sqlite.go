@@ -79,6 +79,15 @@ func (e *sqliteDialect) lock(ctx context.Context, _ session, _ string, _ broker.
 
 func (e *sqliteDialect) holding(hold) string { return "" }
 
+// dataKeysOf says by "cross join" which table comes first (sqlite.org/optoverview.html).
+func (e *sqliteDialect) dataKeysOf() string {
+	return `
+		select ` + dataKeyColumns + `
+		from json_each($2) as wanted
+		cross join data_key
+		where domain_uid = $1 and data_key_id = wanted.value`
+}
+
 // insertDataKeys runs one prepared statement per row, as moveDataKeys does. Why a
 // row was not inserted is asked for after: that is rare.
 func (e *sqliteDialect) insertDataKeys(ctx context.Context, s session, keys []broker.DataKey) ([]insertion, error) {
