@@ -79,9 +79,15 @@ func testDataKeys(t *testing.T, b *storeBench) {
 		return tx.InsertDataKey(ctx, late)
 	})
 	b.view(func(ctx context.Context, tx rotation.Tx) error {
-		got, err := tx.CountDataKeys(ctx, d.UID)
-		equal(t, "rows by epoch", got, map[broker.Epoch]int64{1: 9, 3: 1})
-		return err
+		for most, want := range map[int]map[broker.Epoch]int64{100: {1: 9, 3: 1}, 10: {1: 9, 3: 1}, 8: {1: 9}, 0: {1: 1}} {
+			got, whole, err := tx.CountDataKeys(ctx, d.UID, most)
+			equal(t, fmt.Sprintf("rows by epoch among the first %d and one", most), got, want)
+			equal(t, "that these are all", whole, most >= 10)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
@@ -211,7 +217,7 @@ func testReplaceDataKey(t *testing.T, b *storeBench) {
 		t.Fatal("the row was not abandoned")
 	}
 	b.view(func(ctx context.Context, tx rotation.Tx) error {
-		counts, err := tx.CountDataKeys(ctx, d.UID)
+		counts, _, err := tx.CountDataKeys(ctx, d.UID, 100)
 		equal(t, "rows counted, the abandoned one left out", len(counts), 0)
 		return err
 	})

@@ -201,23 +201,37 @@ func testUsesOfKey(t *testing.T, b *storeBench) {
 		return nil
 	})
 	b.view(func(ctx context.Context, tx rotation.Tx) error {
-		got, err := tx.UsesOfKey(ctx, key)
+		got, err := tx.UsesOfKey(ctx, key, 100)
 		equal(t, "uses of the key", got, []rotation.KeyUse{
-			{DomainID: "alpha", DomainUID: alpha.UID, Epochs: []broker.Epoch{3, 4, 5}, Current: true, Rows: 2, Abandoned: 2},
+			{DomainID: "alpha", DomainUID: alpha.UID, Epochs: []broker.Epoch{3, 4, 5}, Current: true, Leaving: true, Rows: 2, Abandoned: 2},
 			{DomainID: "beta", DomainUID: beta.UID, Epochs: []broker.Epoch{2}, Preparing: "job-7", Grants: 3, Intents: 1},
 			{DomainID: "gamma", DomainUID: gamma.UID, Abandoned: 1},
 		})
 		if err != nil {
 			return err
 		}
-		got, err = tx.UsesOfKey(ctx, legacy)
+		got, err = tx.UsesOfKey(ctx, key, 2)
+		equal(t, "uses of the key by two of alpha's six rows", got[:1], []rotation.KeyUse{
+			{DomainID: "alpha", DomainUID: alpha.UID, Epochs: []broker.Epoch{3, 4, 5}, Current: true, Leaving: true, AtLeast: true, Abandoned: 2},
+		})
+		if err != nil {
+			return err
+		}
+		for d, want := range map[broker.DomainUID]bool{alpha.UID: true, gamma.UID: false} { // gamma gave its one up
+			has, err := tx.HasDataKeys(ctx, d, key)
+			equal(t, "that a domain has rows under the key", has, want)
+			if err != nil {
+				return err
+			}
+		}
+		got, err = tx.UsesOfKey(ctx, legacy, 100)
 		equal(t, "uses of an import source", got, []rotation.KeyUse{
 			{DomainID: "importer", DomainUID: importer.UID, ImportSource: true},
 		})
 		if err != nil {
 			return err
 		}
-		got, err = tx.UsesOfKey(ctx, "arn:unknown")
+		got, err = tx.UsesOfKey(ctx, "arn:unknown", 100)
 		equal(t, "uses of an unknown key", got, nil)
 		return err
 	})

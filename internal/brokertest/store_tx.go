@@ -306,7 +306,7 @@ func testLockDomain(t *testing.T, b *storeBench) {
 		if err := tx.UpdateDomain(ctx, now); err != nil {
 			return err
 		}
-		before, err = tx.CountDataKeys(ctx, d.UID)
+		before, _, err = tx.CountDataKeys(ctx, d.UID, 1e6)
 		return err
 	})
 	close(switched)
@@ -315,7 +315,7 @@ func testLockDomain(t *testing.T, b *storeBench) {
 		t.Fatalf("the switch: %v", err)
 	}
 	b.view(func(ctx context.Context, tx rotation.Tx) error {
-		got, err := tx.CountDataKeys(ctx, d.UID)
+		got, _, err := tx.CountDataKeys(ctx, d.UID, 1e6)
 		equal(t, "rows under the old epoch, as the switch saw them", got[1], before[1])
 		if got[2] < writers {
 			t.Errorf("%d rows under the new epoch, want one of each writer at least", got[2])

@@ -164,7 +164,7 @@ func failureMessage(d broker.DomainID, f rotation.Failure) *keybrokerv1.Reencryp
 func planMessage(p rotation.KeyChangePlan) *keybrokerv1.PlanKeyChangeResponse {
 	m := &keybrokerv1.PlanKeyChangeResponse{TargetKmsKey: string(p.TargetKey), Grants: int64(p.Grants), SelfInventoryGrants: int64(p.SelfGrants)}
 	for _, source := range p.Sources {
-		m.Sources = append(m.Sources, &keybrokerv1.PlanKeyChangeResponse_Source{KmsKey: string(source.Key), Rows: source.Rows})
+		m.Sources = append(m.Sources, &keybrokerv1.PlanKeyChangeResponse_Source{KmsKey: string(source.Key), Rows: source.Rows, AtLeast: source.AtLeast})
 	}
 	if p.Forecast != nil {
 		m.Forecast = &keybrokerv1.PlanKeyChangeResponse_Forecast{
@@ -204,7 +204,7 @@ func keyRetirementMessage(k rotation.KeyRetirement) *keybrokerv1.KeyRetirement {
 	}
 	for _, b := range k.Blockers {
 		m.Blockers = append(m.Blockers, &keybrokerv1.KeyRetirement_Blocker{Kind: blockerKinds[b.Kind], Resource: b.Resource,
-			Count: b.Count, Message: b.Message, Until: timestamp(b.Until)})
+			Count: b.Count, AtLeast: b.AtLeast, Message: b.Message, Until: timestamp(b.Until)})
 	}
 	for _, c := range k.Moved {
 		m.RowsMoved = append(m.RowsMoved, &keybrokerv1.KeyRetirement_RowsMoved{SourceKeyMaterialId: c.SourceMaterial,

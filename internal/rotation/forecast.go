@@ -11,7 +11,7 @@ import (
 // A Forecast is an estimate of how long a key change takes, from what is known
 // now.
 type Forecast struct {
-	Rows           int64
+	Rows           int64 // those of the sources: where one says AtLeast, this does
 	CallsPerSecond float64
 	// Moving is the time of re-encryption alone, Total that from the call to the
 	// job's end, with the announced waits.

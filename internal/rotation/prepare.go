@@ -304,14 +304,10 @@ func (e *Engine) dryRunReEncrypt(ctx context.Context, p plan, from, to broker.Ke
 	return err
 }
 
-// hasRows reads every row of the domain; it is asked only of a key that failed.
-func (e *Engine) hasRows(ctx context.Context, p plan, key broker.KeyARN) (bool, error) {
-	used := false
-	err := e.store.View(ctx, func(tx Tx) error {
-		counts, err := tx.CountDataKeys(ctx, p.domain.UID)
-		for _, k := range p.keys {
-			used = used || (k.KMSKey == key && counts[k.Epoch] > 0)
-		}
+// hasRows may read every row of the domain; it is asked only of a key that failed.
+func (e *Engine) hasRows(ctx context.Context, p plan, key broker.KeyARN) (used bool, err error) {
+	err = e.store.View(ctx, func(tx Tx) error {
+		used, err = tx.HasDataKeys(ctx, p.domain.UID, key)
 		return err
 	})
 	return used, err

@@ -82,7 +82,7 @@ func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn
 			v.Moved = append(v.Moved, m)
 		}
 	}
-	uses, err := tx.UsesOfKey(ctx, arn)
+	uses, err := tx.UsesOfKey(ctx, arn, countedRows)
 	if err != nil {
 		return v, err
 	}
@@ -150,7 +150,10 @@ func (e *Engine) blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, 
 	for _, u := range uses {
 		name := u.DomainID.Name()
 		if u.Rows > 0 {
-			out = append(out, Blocker{Kind: BlockRows, Resource: name, Count: u.Rows, Message: "wrapped data keys are under this key"})
+			out = append(out, Blocker{Kind: BlockRows, Resource: name, Count: u.Rows, AtLeast: u.AtLeast, Message: "wrapped data keys are under this key"})
+		}
+		if u.Leaving && (u.DomainID != d || leftLater(keys, j, arn)) {
+			out = append(out, Blocker{Kind: BlockJob, Resource: name, Count: 1, Message: "the domain has another key by now, but its key change has not retired this one"})
 		}
 		if u.Abandoned > 0 {
 			out = append(out, Blocker{Kind: BlockAbandoned, Resource: name, Count: u.Abandoned, Message: "wrapped data keys under this key cannot be read, and were given up"})
@@ -180,6 +183,14 @@ func (e *Engine) blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, 
 		}
 	}
 	return out, nil
+}
+
+// leftLater says whether the job's domain came back to a key after the job, and is
+// not done with it.
+func leftLater(keys []broker.DomainKey, j Job, arn broker.KeyARN) bool {
+	return slices.ContainsFunc(keys, func(k broker.DomainKey) bool {
+		return k.KMSKey == arn && k.Epoch > j.TargetEpoch && (k.State == broker.KeySuperseded || k.State == broker.KeyClosed)
+	})
 }
 
 // openInventories gives the services of one domain whose word about the key is

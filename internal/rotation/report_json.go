@@ -41,7 +41,7 @@ func (o object) setTime(name string, t time.Time) {
 func (k KeyRetirement) object() object {
 	blockers := make([]object, len(k.Blockers))
 	for i, b := range k.Blockers {
-		blockers[i] = object{"kind": "KIND_" + string(b.Kind), "resource": b.Resource, "count": b.Count, "message": b.Message}
+		blockers[i] = object{"kind": "KIND_" + string(b.Kind), "resource": b.Resource, "count": b.Count, "at_least": b.AtLeast, "message": b.Message}
 		blockers[i].setTime("until", b.Until)
 	}
 	moved := make([]object, len(k.Moved))

@@ -23,7 +23,7 @@ func TestCanonicalReport(t *testing.T) {
 	r := Report{Domain: "acme", Job: "job1", EvaluateTime: at(8).Add(1500 * time.Microsecond), Canonical: "stale", SHA256: "stale",
 		Keys: []KeyRetirement{
 			{Key: old, SafeAfter: at(7), GrantsRetired: 2, ListTime: at(5), LastMoveTime: at(4), Confirm: []string{"look at <it> & say"},
-				Blockers: []Blocker{{Kind: BlockBackup, Count: 1, Message: "a backup", Until: at(9)}, {Kind: BlockRows, Resource: "domains/beta", Count: 3, Message: "rows"}},
+				Blockers: []Blocker{{Kind: BlockBackup, Count: 1, Message: "a backup", Until: at(9)}, {Kind: BlockRows, Resource: "domains/beta", Count: 3, AtLeast: true, Message: "rows"}},
 				Moved:    []MaterialCount{{SourceKey: old, SourceMaterial: "m1", NewMaterial: "m2", Rows: 5}},
 				Inventories: []SelfInventory{
 					{Domain: "acme", Grant: broker.Grant{ID: "g1", Grantee: "role1"}},
@@ -38,8 +38,8 @@ func TestCanonicalReport(t *testing.T) {
 	want := strings.Join([]string{
 		`{"entries":[`,
 		`{"blockers":[`,
-		`{"count":1,"kind":"KIND_BACKUP_RETENTION","message":"a backup","resource":"","until":"2026-05-04T12:09:00Z"},`,
-		`{"count":3,"kind":"KIND_ROWS","message":"rows","resource":"domains/beta"}],`,
+		`{"at_least":false,"count":1,"kind":"KIND_BACKUP_RETENTION","message":"a backup","resource":"","until":"2026-05-04T12:09:00Z"},`,
+		`{"at_least":true,"count":3,"kind":"KIND_ROWS","message":"rows","resource":"domains/beta"}],`,
 		`"confirm":["look at <it> & say"],"grants_retired":2,"kms_key":"arn:aws:kms:us-east-1:111122223333:key/old",`,
 		`"last_row_moved_time":"2026-05-04T12:04:00Z","listed_time":"2026-05-04T12:05:00Z",`,
 		`"rows_moved":[{"destination_key_material_id":"m2","rows":5,"source_key_material_id":"m1"}],`,

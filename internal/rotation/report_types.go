@@ -66,6 +66,7 @@ type Blocker struct {
 	Kind     BlockerKind
 	Resource string // name of the domain or job
 	Count    int64
+	AtLeast  bool // there may be more: not everything was read
 	Message  string
 	Until    time.Time // when it goes by itself; zero if it does not
 }

@@ -102,9 +102,12 @@ type Tx interface {
 	// MoveDataKeys stores the moves in the order given and tells for each whether
 	// its row was still as it had been read.
 	MoveDataKeys(ctx context.Context, d broker.DomainUID, target broker.Epoch, moves []Move) ([]bool, error)
-	// CountDataKeys counts a domain's rows by epoch, abandoned ones left out. It
-	// reads every row.
-	CountDataKeys(ctx context.Context, d broker.DomainUID) (map[broker.Epoch]int64, error)
+	// CountDataKeys counts a domain's rows by epoch, abandoned ones left out, as far
+	// as they are among the first most rows; whole says that there are no others.
+	CountDataKeys(ctx context.Context, d broker.DomainUID, most int) (byEpoch map[broker.Epoch]int64, whole bool, err error)
+	// HasDataKeys says whether a domain has a row under a key that is not abandoned.
+	// To find none it reads every row: call it where no caller waits.
+	HasDataKeys(ctx context.Context, d broker.DomainUID, key broker.KeyARN) (bool, error)
 	// TouchJob sets LastMoveTime to Now without raising the version.
 	TouchJob(ctx context.Context, r JobRef) error
 
@@ -129,9 +132,10 @@ type Tx interface {
 	// none any more.
 	DeleteSettlement(ctx context.Context, s Settlement) (bool, error)
 
-	// UsesOfKey tells what, in any domain, still refers to the key ARN. It reads
-	// every row of each domain whose epochs with the key are not all retired.
-	UsesOfKey(ctx context.Context, key broker.KeyARN) ([]KeyUse, error)
+	// UsesOfKey tells what, in any domain, still refers to the key ARN. It counts
+	// rows of each domain whose epochs with the key are not all retired, and reads
+	// most rows for that in all.
+	UsesOfKey(ctx context.Context, key broker.KeyARN, most int) ([]KeyUse, error)
 
 	// ShredDataKeys removes up to limit rows of a domain, with tombstones, and gives
 	// their number.
@@ -159,12 +163,17 @@ type KeyUse struct {
 	// ARN; Current says that one of them is the present one.
 	Epochs  []broker.Epoch
 	Current bool
+	// Leaving says that the domain has replaced the key and is not done with it: one
+	// of its epochs is not retired. Of a DELETED domain, that it may have rows left.
+	Leaving bool
 	// Preparing is the job that is preparing to switch to this key, if any.
 	Preparing broker.JobID
 	// Grants counts KMS grants that may exist, Intents those of them without an
 	// answer, Rows the wrapped data keys of the epochs that may have any: not of
 	// retired ones, whose job has passed over every row and found none.
 	Grants, Intents, Rows int64
+	// AtLeast says that not every row of the domain was read, so Rows may be more.
+	AtLeast bool
 	// Abandoned counts rows under the key that their owner has given up, in every
 	// epoch; they are not among Rows.
 	Abandoned int64

@@ -213,27 +213,55 @@ func (t *txn) MoveDataKeys(ctx context.Context, d broker.DomainUID, target broke
 }
 
 // CountDataKeys implements rotation.Tx.
-func (t *txn) CountDataKeys(ctx context.Context, d broker.DomainUID) (map[broker.Epoch]int64, error) {
+func (t *txn) CountDataKeys(ctx context.Context, d broker.DomainUID, most int) (byEpoch map[broker.Epoch]int64, whole bool, err error) {
+	byEpoch, read, err := t.countFirst(ctx, d, most)
+	return byEpoch, read <= most, err
+}
+
+// countFirst is CountDataKeys; read is how many rows it read, most and one more if
+// there are so many.
+func (t *txn) countFirst(ctx context.Context, d broker.DomainUID, most int) (byEpoch map[broker.Epoch]int64, read int, err error) {
 	type count struct {
-		epoch broker.Epoch
-		rows  int64
+		epoch     broker.Epoch
+		abandoned bool
+		rows      int64
 	}
 	counts, err := all(ctx, t, "count data keys", func(r row) (c count, err error) {
-		err = r.Scan(&c.epoch, &c.rows)
+		err = r.Scan(&c.epoch, &c.abandoned, &c.rows)
 		return c, err
 	}, `
-		select key_epoch, count(*)
-		from data_key
-		where domain_uid = $1 and not abandoned
-		group by key_epoch`, d)
+		select key_epoch, abandoned, count(*)
+		from (
+			select key_epoch, abandoned
+			from data_key
+			where domain_uid = $1
+			order by data_key_id
+			limit $2 + 1
+		) as first_rows
+		group by key_epoch, abandoned`, d, most)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	byEpoch := make(map[broker.Epoch]int64, len(counts))
+	byEpoch = make(map[broker.Epoch]int64, len(counts))
 	for _, c := range counts {
-		byEpoch[c.epoch] = c.rows
+		read += int(c.rows)
+		if !c.abandoned {
+			byEpoch[c.epoch] = c.rows
+		}
 	}
-	return byEpoch, nil
+	return byEpoch, read, nil
+}
+
+// HasDataKeys implements rotation.Tx.
+func (t *txn) HasDataKeys(ctx context.Context, d broker.DomainUID, key broker.KeyARN) (bool, error) {
+	return exists(ctx, t, "look for data keys", `
+		select 1
+		from data_key
+		where domain_uid = $1 and not abandoned and key_epoch in (
+			select key_epoch
+			from domain_key
+			where domain_uid = $1 and kms_key = $2)
+		limit 1`, d, key)
 }
 
 // SampleBoundaries implements rotation.Tx. It reads the domain's ids twice, and

@@ -10,14 +10,17 @@ import (
 )
 
 // UsesOfKey implements rotation.Tx, in the order of domain ids. Rows counts those
-// of the epochs that rows may be under, and so reads every row of each domain that
-// has such an epoch with the key. Of a domain whose epochs with the key are retired,
+// of the epochs that rows may be under, and so reads the rows of each domain that
+// has such an epoch with the key, as far as most goes. Of a domain whose epochs with the key are retired,
 // or never became its key, it reads the abandoned rows only: a full pass found no
 // other, and none comes after it, since stores and moves go to newer epochs.
-func (t *txn) UsesOfKey(ctx context.Context, key broker.KeyARN) ([]rotation.KeyUse, error) {
+func (t *txn) UsesOfKey(ctx context.Context, key broker.KeyARN, most int) ([]rotation.KeyUse, error) {
 	uses := keyUses{}
+	if err := t.usesByEpoch(ctx, key, most, uses); err != nil {
+		return nil, err
+	}
 	for _, collect := range []func(context.Context, broker.KeyARN, keyUses) error{
-		t.usesByEpoch, t.usesByChange, t.usesByGrant, t.usesByImport,
+		t.usesByChange, t.usesByGrant, t.usesByImport,
 	} {
 		if err := collect(ctx, key, uses); err != nil {
 			return nil, err
@@ -44,17 +47,18 @@ func (u keyUses) of(uid broker.DomainUID, id broker.DomainID) *rotation.KeyUse {
 }
 
 // usesByEpoch adds epochs and, for each domain that has any, its rows.
-func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, uses keyUses) error {
+func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, most int, uses keyUses) error {
 	type epoch struct {
-		uid broker.DomainUID
-		id  broker.DomainID
-		key broker.DomainKey
+		uid   broker.DomainUID
+		id    broker.DomainID
+		state broker.DomainState
+		key   broker.DomainKey
 	}
 	epochs, err := all(ctx, t, "list epochs of key", func(r row) (e epoch, err error) {
-		err = r.Scan(&e.uid, &e.id, &e.key.Epoch, &e.key.State, at{&e.key.RetireTime})
+		err = r.Scan(&e.uid, &e.id, &e.state, &e.key.Epoch, &e.key.State, at{&e.key.RetireTime})
 		return e, err
 	}, `
-		select domain_key.domain_uid, domain.domain_id, domain_key.key_epoch, domain_key.state,
+		select domain_key.domain_uid, domain.domain_id, domain.state, domain_key.key_epoch, domain_key.state,
 			domain_key.retire_time
 		from domain_key
 		join domain on domain.domain_uid = domain_key.domain_uid
@@ -63,8 +67,12 @@ func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, uses keyUses) 
 	if err != nil {
 		return err
 	}
-	mayHaveRows := map[broker.DomainUID]bool{}
+	var domains []broker.DomainUID
+	mayHaveRows, deleted := map[broker.DomainUID][]broker.Epoch{}, map[broker.DomainUID]bool{}
 	for _, e := range epochs {
+		if len(domains) == 0 || domains[len(domains)-1] != e.uid {
+			domains = append(domains, e.uid)
+		}
 		use := uses.of(e.uid, e.id)
 		if e.key.State != broker.KeyRetired {
 			use.Epochs = append(use.Epochs, e.key.Epoch)
@@ -72,18 +80,30 @@ func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, uses keyUses) 
 		} else if e.key.RetireTime.After(use.RetireTime) {
 			use.RetireTime = e.key.RetireTime
 		}
-		mayHaveRows[e.uid] = mayHaveRows[e.uid] || e.key.Unretired()
+		if e.key.Unretired() {
+			mayHaveRows[e.uid] = append(mayHaveRows[e.uid], e.key.Epoch)
+			use.Leaving = use.Leaving || e.key.State != broker.KeyCurrent
+		}
+		deleted[e.uid] = e.state == broker.DomainDeleted
 	}
-	for uid, may := range mayHaveRows {
+	for _, uid := range domains {
 		use := uses[uid]
 		if use.Abandoned, err = t.countAbandoned(ctx, uid, key); err != nil {
 			return err
 		}
-		if may {
-			if use.Rows, err = t.countRows(ctx, uid, key); err != nil {
-				return err
-			}
+		if len(mayHaveRows[uid]) == 0 {
+			continue
 		}
+		counts, read, err := t.countFirst(ctx, uid, most)
+		if err != nil {
+			return err
+		}
+		for _, epoch := range mayHaveRows[uid] {
+			use.Rows += counts[epoch]
+		}
+		use.AtLeast = read > most
+		use.Leaving = use.Leaving && (!deleted[uid] || use.AtLeast)
+		most -= min(read, most)
 	}
 	return nil
 }
@@ -98,17 +118,6 @@ func (t *txn) countAbandoned(ctx context.Context, d broker.DomainUID, key broker
 			select key_epoch
 			from domain_key
 			where domain_uid = $1 and kms_key = $2)`, d, key)
-}
-
-// countRows counts the other rows under a key. It reads every row of the domain.
-func (t *txn) countRows(ctx context.Context, d broker.DomainUID, key broker.KeyARN) (int64, error) {
-	return one(ctx, t, "count rows of key", "count", scanInt, `
-		select count(*)
-		from data_key
-		where domain_uid = $1 and not abandoned and key_epoch in (
-			select key_epoch
-			from domain_key
-			where domain_uid = $1 and kms_key = $2 and state in ('CURRENT', 'SUPERSEDED', 'CLOSED'))`, d, key)
 }
 
 // usesByChange adds the changes that prepare for the key.

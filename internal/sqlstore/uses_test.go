@@ -24,7 +24,7 @@ func countingTexts(t *testing.T, store *sqlstore.Store, state broker.KeyState) [
 		if err := tx.InsertDomainKey(t.Context(), broker.DomainKey{Domain: d.UID, Epoch: 1, KMSKey: key, State: state}); err != nil {
 			return err
 		}
-		_, err := tx.UsesOfKey(t.Context(), key)
+		_, err := tx.UsesOfKey(t.Context(), key, 1000)
 		return err
 	})
 	if err != nil {

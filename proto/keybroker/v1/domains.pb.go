@@ -1328,8 +1328,12 @@ type PlanKeyChangeResponse_Source struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Key ARN.
 	KmsKey string `protobuf:"bytes,1,opt,name=kms_key,json=kmsKey,proto3" json:"kms_key,omitempty"`
-	// Wrapped data keys under it, which would be re-encrypted.
-	Rows          int64 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	// Wrapped data keys under it, which would be re-encrypted: exact, or a lower
+	// bound if at_least is set.
+	Rows int64 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	// The domain has so many wrapped data keys that only the first 1,000,000 were
+	// counted.
+	AtLeast       bool `protobuf:"varint,3,opt,name=at_least,json=atLeast,proto3" json:"at_least,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1378,11 +1382,19 @@ func (x *PlanKeyChangeResponse_Source) GetRows() int64 {
 	return 0
 }
 
+func (x *PlanKeyChangeResponse_Source) GetAtLeast() bool {
+	if x != nil {
+		return x.AtLeast
+	}
+	return false
+}
+
 // How long the change might take. An estimate: speed and waits are those of now,
 // and nothing is reserved.
 type PlanKeyChangeResponse_Forecast struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Rows that would be given to KMS, one call each.
+	// Rows that would be given to KMS, one call each: the sum over sources. Where
+	// one of them is a lower bound, so is this, and the durations with it.
 	Rows int64 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
 	// Calls a second that the change might make: its part of what KMS's quota
 	// allows the replicas, beside the jobs that are under way, but no more than
@@ -1600,17 +1612,18 @@ const file_keybroker_v1_domains_proto_rawDesc = "" +
 	"request_id\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f2\r^[!-~]{0,64}$R\trequestId\"\xe2\x01\n" +
 	"\x14PlanKeyChangeRequest\x12D\n" +
 	"\x04name\x18\x01 \x01(\tB0\xbaH-r+2)^domains/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x83\x01\n" +
-	"\akms_key\x18\x02 \x01(\tBj\xbaHgre\x18\x80\x032`^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]{1,128}|alias/[A-Za-z0-9:/_-]{1,256})$R\x06kmsKey\"\xf1\x05\n" +
+	"\akms_key\x18\x02 \x01(\tBj\xbaHgre\x18\x80\x032`^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]{1,128}|alias/[A-Za-z0-9:/_-]{1,256})$R\x06kmsKey\"\x8c\x06\n" +
 	"\x15PlanKeyChangeResponse\x12$\n" +
 	"\x0etarget_kms_key\x18\x01 \x01(\tR\ftargetKmsKey\x12D\n" +
 	"\asources\x18\x02 \x03(\v2*.keybroker.v1.PlanKeyChangeResponse.SourceR\asources\x12\x16\n" +
 	"\x06grants\x18\x03 \x01(\x03R\x06grants\x12G\n" +
 	"\bproblems\x18\x04 \x03(\v2+.keybroker.v1.PlanKeyChangeResponse.ProblemR\bproblems\x122\n" +
 	"\x15self_inventory_grants\x18\x05 \x01(\x03R\x13selfInventoryGrants\x12H\n" +
-	"\bforecast\x18\x06 \x01(\v2,.keybroker.v1.PlanKeyChangeResponse.ForecastR\bforecast\x1a5\n" +
+	"\bforecast\x18\x06 \x01(\v2,.keybroker.v1.PlanKeyChangeResponse.ForecastR\bforecast\x1aP\n" +
 	"\x06Source\x12\x17\n" +
 	"\akms_key\x18\x01 \x01(\tR\x06kmsKey\x12\x12\n" +
-	"\x04rows\x18\x02 \x01(\x03R\x04rows\x1a\xda\x01\n" +
+	"\x04rows\x18\x02 \x01(\x03R\x04rows\x12\x19\n" +
+	"\bat_least\x18\x03 \x01(\bR\aatLeast\x1a\xda\x01\n" +
 	"\bForecast\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x03R\x04rows\x12(\n" +
 	"\x10calls_per_second\x18\x02 \x01(\x01R\x0ecallsPerSecond\x12N\n" +

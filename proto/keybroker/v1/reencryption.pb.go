@@ -462,7 +462,8 @@ const (
 	KeyRetirement_Blocker_KIND_GRANT_INTENTS KeyRetirement_Blocker_Kind = 3
 	// A domain whose key it is.
 	KeyRetirement_Blocker_KIND_DOMAIN KeyRetirement_Blocker_Kind = 4
-	// A re-encryption job from or to it that has not ended.
+	// A re-encryption job from or to it that has not ended, or a domain that has
+	// replaced the key and not retired it yet.
 	KeyRetirement_Blocker_KIND_JOB KeyRetirement_Blocker_Kind = 5
 	// A domain that may import from it.
 	KeyRetirement_Blocker_KIND_IMPORT_SOURCE KeyRetirement_Blocker_Kind = 6
@@ -2427,12 +2428,16 @@ type KeyRetirement_Blocker struct {
 	// Name of the resource; empty where the caller may not see it, or where
 	// count stands for several.
 	Resource string `protobuf:"bytes,2,opt,name=resource,proto3" json:"resource,omitempty"`
-	// How many; at least 1.
+	// How many; at least 1. Exact, unless at_least is set.
 	Count int64 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
 	// For people: what it is and how it ends.
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// When it ends by itself (UTC). Absent: not by itself.
-	Until         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
+	// count is a lower bound: a report counts 1,000,000 rows at most. The verdict
+	// does not depend on it: what was not counted belongs to a domain that another
+	// blocker names.
+	AtLeast       bool `protobuf:"varint,6,opt,name=at_least,json=atLeast,proto3" json:"at_least,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2500,6 +2505,13 @@ func (x *KeyRetirement_Blocker) GetUntil() *timestamppb.Timestamp {
 		return x.Until
 	}
 	return nil
+}
+
+func (x *KeyRetirement_Blocker) GetAtLeast() bool {
+	if x != nil {
+		return x.AtLeast
+	}
+	return false
 }
 
 // How many rows left one of the key's materials for one of the new key's.
@@ -2745,7 +2757,7 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\aentries\x18\x02 \x03(\v2\x1b.keybroker.v1.KeyRetirementR\aentries\x12?\n" +
 	"\revaluate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\fevaluateTime\x12#\n" +
 	"\rreport_sha256\x18\x04 \x01(\tR\freportSha256\x12%\n" +
-	"\x0ecanonical_json\x18\x05 \x01(\tR\rcanonicalJson\"\x89\t\n" +
+	"\x0ecanonical_json\x18\x05 \x01(\tR\rcanonicalJson\"\xa4\t\n" +
 	"\rKeyRetirement\x12\x17\n" +
 	"\akms_key\x18\x01 \x01(\tR\x06kmsKey\x12$\n" +
 	"\x0esafe_to_retire\x18\x02 \x01(\bR\fsafeToRetire\x129\n" +
@@ -2760,13 +2772,14 @@ const file_keybroker_v1_reencryption_proto_rawDesc = "" +
 	"\x13last_row_moved_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x10lastRowMovedTime\x12\x18\n" +
 	"\aconfirm\x18\t \x03(\tR\aconfirm\x12F\n" +
 	"\x10self_inventories\x18\n" +
-	" \x03(\v2\x1b.keybroker.v1.SelfInventoryR\x0fselfInventories\x1a\xcf\x03\n" +
+	" \x03(\v2\x1b.keybroker.v1.SelfInventoryR\x0fselfInventories\x1a\xea\x03\n" +
 	"\aBlocker\x12<\n" +
 	"\x04kind\x18\x01 \x01(\x0e2(.keybroker.v1.KeyRetirement.Blocker.KindR\x04kind\x12\x1a\n" +
 	"\bresource\x18\x02 \x01(\tR\bresource\x12\x14\n" +
 	"\x05count\x18\x03 \x01(\x03R\x05count\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x120\n" +
-	"\x05until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x87\x02\n" +
+	"\x05until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x19\n" +
+	"\bat_least\x18\x06 \x01(\bR\aatLeast\"\x87\x02\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tKIND_ROWS\x10\x01\x12\x0f\n" +
