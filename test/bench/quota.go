@@ -30,9 +30,11 @@ func (b *bench) quotaUse(ctx context.Context, engine string) (err error) {
 		return err
 	}
 	made, refused := float64(w.calls.Load()-calls), float64(w.throttled.Load()-throttled)
+	// The quota of localkms begins with a second's calls saved up.
+	allowed := kmsQuota * (job.Seconds + 1)
 	b.say("quota, %s: %.0f rows/s of %d, %.0f of %.0f calls throttled", engine, job.rate(), kmsQuota, refused, made)
-	b.report.add(metric{Name: "share of a quota of 2,000 calls/s that a job uses, KMS answers after 8ms", Engine: engine, Value: job.rate() / kmsQuota,
-		Target: atLeast(0.97), Unit: "ratio", Raw: raw{"job, rows/s": {job.rate()}, "job, CPU µs/row": {job.CPU}}})
+	b.report.add(metric{Name: "share of a quota of 2,000 calls/s that a job uses, KMS answers after 8ms", Engine: engine, Value: float64(job.N) / allowed,
+		Target: atLeast(0.97), Unit: "ratio", Raw: raw{"job, rows/s": {job.rate()}, "calls allowed meanwhile": {allowed}, "job, CPU µs/row": {job.CPU}}})
 	b.report.add(metric{Name: "calls that this quota throttled", Engine: engine, Value: refused / made,
 		Target: atMost(0.01), Unit: "ratio", Raw: raw{"calls": {made}, "throttled": {refused}}})
 	return nil
