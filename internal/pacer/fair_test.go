@@ -122,3 +122,23 @@ func TestSameIDSameTurn(t *testing.T) {
 		}
 	})
 }
+
+// TestSameIDOtherWeight: what a tenant does beside its job of high priority, with
+// as many calls, shares the job's part, and makes it no smaller.
+func TestSameIDOtherWeight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newSimKMS(2000, 2000)
+		p := newPacer(t, pacer.Config{Quota: known(2000)})
+		flows := []*pacer.Flow{pacer.NewFlow("one", 4), pacer.NewFlow("one", 1), pacer.NewFlow("other", 1)}
+		for _, f := range flows {
+			defer newCrowd(p, k, f, 50).end()
+		}
+		time.Sleep(10 * time.Second)
+		a, _ := flows[0].Counts()
+		b, _ := flows[1].Counts()
+		c, _ := flows[2].Counts()
+		if share := float64(c) / float64(a+b+c); math.Abs(share-0.2) > 0.02 {
+			t.Errorf("the other flow got %.3f of the calls, want a fifth", share)
+		}
+	})
+}

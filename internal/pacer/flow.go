@@ -15,7 +15,7 @@ type Flow struct {
 }
 
 // NewFlow makes a flow. Flows of the same id share one turn; where their weights
-// differ, the last call's counts. A weight that is not above 0 is 1.
+// differ, the largest of the calls that wait counts. A weight that is not above 0 is 1.
 func NewFlow(id string, weight float64) *Flow {
 	f := &Flow{id: id}
 	f.SetWeight(weight)

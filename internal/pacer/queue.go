@@ -24,8 +24,8 @@ type fairQueue struct {
 // A line is the waiting calls of one flow.
 type line struct {
 	id          string
-	weight      float64
-	start       float64 // virtual time at which the next call would have started
+	weights     map[float64]int // how many calls of each weight wait
+	start       float64         // virtual time at which the next call would have started
 	first, last *waiter
 	place       int // in the heap; -1 outside
 }
@@ -34,6 +34,7 @@ type line struct {
 // in.
 type waiter struct {
 	admitted   chan uint64
+	weight     float64
 	line       *line
 	prev, next *waiter
 }
@@ -45,8 +46,13 @@ func (q *fairQueue) push(f *Flow) *waiter {
 	} else {
 		q.unused = w.next
 	}
-	n := q.lineOf(f)
-	w.line, w.prev, w.next = n, n.last, nil
+	id, weight := "", 1.0 // calls without a flow share a line
+	if f != nil {
+		id, weight = f.id, math.Float64frombits(f.weight.Load())
+	}
+	n := q.lineOf(id)
+	w.line, w.weight, w.prev, w.next = n, weight, n.last, nil
+	n.weights[weight]++
 	if n.last == nil {
 		n.first = w
 		n.start = max(n.start, q.now) // what it did not use is not saved up
@@ -59,22 +65,27 @@ func (q *fairQueue) push(f *Flow) *waiter {
 	return w
 }
 
-func (q *fairQueue) lineOf(f *Flow) *line {
-	id, weight := "", 1.0 // calls without a flow share a line
-	if f != nil {
-		id, weight = f.id, math.Float64frombits(f.weight.Load())
-	}
+func (q *fairQueue) lineOf(id string) *line {
 	n := q.lines[id]
 	if n == nil {
 		if q.lines == nil {
 			q.lines = map[string]*line{}
 		}
 		q.forget()
-		n = &line{id: id, start: q.now, place: -1}
+		n = &line{id: id, weights: map[float64]int{}, start: q.now, place: -1}
 		q.lines[id] = n
 	}
-	n.weight = weight
 	return n
+}
+
+// weight is the largest of those that wait, whichever of them is served: what else
+// its tenant does takes nothing from a job of high priority.
+func (n *line) weight() float64 {
+	most := 0.0
+	for w := range n.weights {
+		most = max(most, w)
+	}
+	return most
 }
 
 // pop takes the call whose turn it is, from a queue that is not empty.
@@ -82,7 +93,7 @@ func (q *fairQueue) pop() *waiter {
 	n := q.ready[0]
 	w := n.first
 	q.now = n.start
-	n.start += 1 / n.weight
+	n.start += 1 / n.weight()
 	q.remove(w)
 	if n.first != nil {
 		heap.Fix(&q.ready, n.place)
@@ -103,6 +114,9 @@ func (q *fairQueue) remove(w *waiter) {
 		n.last = w.prev
 	} else {
 		w.next.prev = w.prev
+	}
+	if n.weights[w.weight]--; n.weights[w.weight] == 0 {
+		delete(n.weights, w.weight)
 	}
 	w.prev, w.next, w.line = nil, nil, nil
 	q.length--

@@ -5,7 +5,9 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 	"github.com/keybroker/keybroker/client"
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/localkms"
+	"github.com/keybroker/keybroker/internal/pacer"
 	"github.com/keybroker/keybroker/internal/rotation"
 	keybrokerv1 "github.com/keybroker/keybroker/proto/keybroker/v1"
 	"github.com/keybroker/keybroker/test/harness"
@@ -343,4 +346,31 @@ func (f *failover) ReencryptStream(ctx context.Context, options ...grpc.CallOpti
 		return f.first.ReencryptStream(ctx, options...)
 	}
 	return f.then.ReencryptStream(ctx, options...)
+}
+
+// The calls of a pass are paced with those of jobs: they are a flow's.
+func TestPassIsPaced(t *testing.T) {
+	ctx := t.Context()
+	var calls, unpaced atomic.Int32
+	b := newBench(t, harness.Config{Transport: func(road http.RoundTripper) http.RoundTripper {
+		return roundTrip(func(r *http.Request) (*http.Response, error) {
+			if r.Header.Get("X-Amz-Target") == "TrentService.ReEncrypt" {
+				calls.Add(1)
+				if pacer.FlowOf(r.Context()) == nil {
+					unpaced.Add(1)
+				}
+			}
+			return road.RoundTrip(r)
+		})
+	}})
+	k := newKeeper(t, b, "acme", 3)
+	job, _ := k.change()
+	workUntil(t, b, job, waitsForServices)
+	calls.Store(0)
+	if _, err := client.Reencrypt(ctx, k.pass(false)); err != nil {
+		t.Fatal(err)
+	}
+	if calls.Load() != 3 || unpaced.Load() != 0 {
+		t.Errorf("%d of %d calls are in no line of the pacer's; want 0 of 3", unpaced.Load(), calls.Load())
+	}
 }
