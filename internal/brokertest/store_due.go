@@ -57,6 +57,7 @@ func testDueJobs(t *testing.T, b *storeBench) {
 	}
 	moving := func(j *rotation.Job) { j.Phase = rotation.Reencrypting }
 
+	insert("urgent", func(j *rotation.Job) { j.Priority = rotation.High })
 	insert("paused", state(rotation.Paused))
 	insert("1 preparing", state(rotation.Running))
 	insert("ended", state(rotation.Succeeded))
@@ -96,19 +97,20 @@ func testDueJobs(t *testing.T, b *storeBench) {
 	want := []broker.JobID{"1 preparing", "2 to probe", "3 waited", "4 mine", "5 once another's", "6 has moved", "7 has no shards",
 		"8 has a wrap grant", "9 retires a wrap grant", "A says what it waits for", "B is to probe, with shards", "C has verified", "D is past its shards"}
 	for page := 1; page <= len(want)+1; page += 3 {
-		equal(t, fmt.Sprint("due jobs, in pages of ", page), b.dueJobs(page), want)
+		equal(t, fmt.Sprint("due jobs, in pages of ", page), b.dueJobs(rotation.Normal, page), want)
+		equal(t, "urgent jobs that are due", b.dueJobs(rotation.High, page), []broker.JobID{"urgent"})
 	}
 	b.clock.Advance(wait)
-	equal(t, "due jobs a minute later", len(b.dueJobs(100)), len(want)+3)
+	equal(t, "due jobs a minute later", len(b.dueJobs(rotation.Normal, 100)), len(want)+3)
 }
 
-// dueJobs reads them page by page.
-func (b *storeBench) dueJobs(page int) (ids []broker.JobID) {
+// dueJobs reads those of a priority page by page.
+func (b *storeBench) dueJobs(p rotation.Priority, page int) (ids []broker.JobID) {
 	b.t.Helper()
 	b.view(func(ctx context.Context, tx rotation.Tx) error {
 		var last rotation.Job
 		for {
-			jobs, err := tx.DueJobs(ctx, "me", last, page)
+			jobs, err := tx.DueJobs(ctx, p, "me", last, page)
 			ids = append(ids, jobIDs(jobs)...)
 			if err != nil || len(jobs) < page {
 				return err

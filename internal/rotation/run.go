@@ -9,8 +9,8 @@ import (
 	"github.com/keybroker/keybroker/internal/pacer"
 )
 
-// jobsAtATime bounds how many jobs one replica steps at the same time; ours.
-// Their rows are bounded by Config.Workers.
+// jobsAtATime bounds how many jobs of each priority one replica steps at the same
+// time; ours. Their rows are bounded by Config.Workers.
 const jobsAtATime = 8
 
 // dueJobsPage is how many jobs one look takes up; ours. It is small, since what it
@@ -34,40 +34,50 @@ func (e *Engine) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// runJobs steps every job that is due, round after round, each in a goroutine of
-// its own, so that a long step of one holds up no other.
+// runJobs steps every job that is due, each in a goroutine of its own, so that a
+// long step of one holds up no other. Each priority has places of its own: jobs of
+// one never wait for those of another.
 func (e *Engine) runJobs(ctx context.Context) {
-	s := stepper{engine: e, places: make(chan struct{}, jobsAtATime), busy: map[JobRef]bool{}}
-	defer s.steps.Wait()
-	for ctx.Err() == nil {
-		wake := e.work.wait()
-		if err := s.round(ctx); err != nil {
-			e.logFailure(ctx, "due jobs not read", err)
-		}
-		e.idle(ctx, wake)
+	s := stepper{engine: e, busy: map[JobRef]bool{}}
+	var lines sync.WaitGroup
+	for _, p := range []Priority{High, Normal} {
+		lines.Go(func() { s.run(ctx, p) })
 	}
+	lines.Wait()
+	s.steps.Wait()
 }
 
 // A stepper steps a bounded number of jobs at a time.
 type stepper struct {
 	engine *Engine
-	places chan struct{} // holds one for each step under way
 	steps  sync.WaitGroup
 	mu     sync.Mutex
 	busy   map[JobRef]bool // jobs whose step is under way
 }
 
+// run steps the jobs of a priority, round after round.
+func (s *stepper) run(ctx context.Context, p Priority) {
+	places := make(chan struct{}, jobsAtATime) // holds one for each step under way
+	for ctx.Err() == nil {
+		wake := s.engine.work.wait()
+		if err := s.round(ctx, p, places); err != nil {
+			s.engine.logFailure(ctx, "due jobs not read", err, "priority", p)
+		}
+		s.engine.idle(ctx, wake)
+	}
+}
+
 // round goes from the oldest job to the youngest, and waits where all places are
-// taken: each job that is due has its turn before any has the next.
-func (s *stepper) round(ctx context.Context) error {
+// taken: each job that is due has its turn, of one step, before any has the next.
+func (s *stepper) round(ctx context.Context, p Priority, places chan struct{}) error {
 	var last Job
 	for {
-		jobs, err := s.engine.dueJobs(ctx, last)
+		jobs, err := s.engine.dueJobs(ctx, p, last)
 		if err != nil {
 			return err
 		}
 		for _, j := range jobs {
-			if s.enter(j.Ref()) && !s.begin(ctx, j.Ref()) {
+			if s.enter(j.Ref()) && !s.begin(ctx, j.Ref(), places) {
 				return nil
 			}
 		}
@@ -90,40 +100,34 @@ func (s *stepper) enter(j JobRef) bool {
 }
 
 // begin waits for a place and steps the job there; false when ctx ended first.
-func (s *stepper) begin(ctx context.Context, j JobRef) bool {
+func (s *stepper) begin(ctx context.Context, j JobRef, places chan struct{}) bool {
 	select {
-	case s.places <- struct{}{}:
+	case places <- struct{}{}:
 	case <-ctx.Done():
 		return false
 	}
 	s.steps.Go(func() {
-		s.engine.stepUntilIdle(ctx, j)
+		moved, err := s.engine.StepJob(ctx, j)
+		if err != nil {
+			s.engine.logFailure(ctx, "job step failed", err, "job", j.ID)
+		}
 		s.mu.Lock()
 		delete(s.busy, j)
 		s.mu.Unlock()
-		<-s.places
+		<-places
+		if moved {
+			s.engine.work.notify() // its next step may be due at once
+		}
 	})
 	return true
 }
 
-func (e *Engine) dueJobs(ctx context.Context, after Job) (jobs []Job, err error) {
+func (e *Engine) dueJobs(ctx context.Context, p Priority, after Job) (jobs []Job, err error) {
 	err = e.store.View(ctx, func(tx Tx) error {
-		jobs, err = tx.DueJobs(ctx, e.cfg.Owner, after, dueJobsPage)
+		jobs, err = tx.DueJobs(ctx, p, e.cfg.Owner, after, dueJobsPage)
 		return err
 	})
 	return jobs, err
-}
-
-func (e *Engine) stepUntilIdle(ctx context.Context, r JobRef) {
-	for ctx.Err() == nil {
-		moved, err := e.StepJob(ctx, r)
-		if err != nil {
-			e.logFailure(ctx, "job step failed", err, "job", r.ID)
-		}
-		if err != nil || !moved {
-			return
-		}
-	}
 }
 
 func (e *Engine) runShards(ctx context.Context) {

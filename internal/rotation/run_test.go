@@ -3,6 +3,7 @@ package rotation
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -18,6 +19,7 @@ type roundStore struct {
 	Store
 	jobs []Job // oldest first
 	take func(n int) time.Duration
+	high func(n int) bool // which jobs are of High priority; nil: none
 
 	mu    sync.Mutex
 	steps []step // by their beginning
@@ -45,8 +47,8 @@ type roundTx struct {
 func (roundTx) Now() time.Time { return time.Now() } // the bubble's
 
 // DueJobs begins behind a job, whose version is its place.
-func (t roundTx) DueJobs(_ context.Context, _ string, after Job, limit int) ([]Job, error) {
-	rest := t.jobs[after.Version:]
+func (t roundTx) DueJobs(_ context.Context, p Priority, _ string, after Job, limit int) ([]Job, error) {
+	rest := slices.DeleteFunc(slices.Clone(t.jobs[after.Version:]), func(j Job) bool { return j.Priority != p })
 	return rest[:min(limit, len(rest))], nil
 }
 
@@ -74,7 +76,11 @@ func (t roundTx) LeaseJob(_ context.Context, r JobRef, _ string, _ time.Duration
 func (s *roundStore) run(t *testing.T, n int, d time.Duration) {
 	t.Helper()
 	for i := range n {
-		s.jobs = append(s.jobs, Job{ID: broker.JobID(strconv.Itoa(i)), Version: int64(i + 1), State: Running})
+		j := Job{ID: broker.JobID(strconv.Itoa(i)), Version: int64(i + 1), State: Running, Priority: Normal}
+		if s.high != nil && s.high(i) {
+			j.Priority = High
+		}
+		s.jobs = append(s.jobs, j)
 	}
 	synctest.Test(t, func(t *testing.T) {
 		e := &Engine{store: s, work: newNotifier(), cfg: Config{Poll: time.Second, Logger: slog.New(slog.DiscardHandler)}}
@@ -130,6 +136,35 @@ func TestNoJobStarves(t *testing.T) {
 			s := &roundStore{take: c.take}
 			s.run(t, c.jobs, 5*time.Minute)
 			s.check(t)
+		})
+	}
+}
+
+// TestNoPriorityWaitsForAnother: however many jobs of one priority take their time,
+// a job of the other is stepped once in a poll.
+func TestNoPriorityWaitsForAnother(t *testing.T) {
+	const crowd, alone = 3 * jobsAtATime, 3*jobsAtATime - 1 // the youngest
+	for name, high := range map[string]func(int) bool{
+		"an urgent job behind others": func(job int) bool { return job == alone },
+		"one behind urgent jobs":      func(job int) bool { return job != alone },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &roundStore{high: high, take: func(job int) time.Duration {
+				if job == alone {
+					return time.Millisecond
+				}
+				return time.Hour
+			}}
+			s.run(t, crowd, time.Minute)
+			steps := 0
+			for _, step := range s.steps {
+				if step.job == alone {
+					steps++
+				}
+			}
+			if steps < 59 || s.most != jobsAtATime+1 {
+				t.Errorf("stepped %d times in a minute of polls, beside %d others", steps, s.most-1)
+			}
 		})
 	}
 }

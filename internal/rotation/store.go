@@ -30,13 +30,13 @@ type Tx interface {
 	// j with Version+1 and UpdateTime = Now. It never writes the lease, nor
 	// LastMoveTime, which is TouchJob's alone.
 	UpdateJob(ctx context.Context, j Job) error
-	// DueJobs gives, oldest first, up to limit jobs that come after one (the zero Job:
-	// all), and in which a step by owner may find something to do. That leaves out
+	// DueJobs gives, oldest first, up to limit jobs of a priority that come after one
+	// (the zero Job: all), and in which a step by owner may find something to do. That leaves out
 	// jobs that wait for a time or a probe to come, those that only a caller can set
 	// going (PAUSED, or blocked with ReasonContextOrKeyMismatch), those that another
 	// holds the lease of, and those whose shards are still at work, unless an older
 	// key has a wrap grant.
-	DueJobs(ctx context.Context, owner string, after Job, limit int) ([]Job, error)
+	DueJobs(ctx context.Context, p Priority, owner string, after Job, limit int) ([]Job, error)
 	// MovingJobs counts, by priority, the jobs of other domains than d that want
 	// workers for their shards: see ClaimShard.
 	MovingJobs(ctx context.Context, d broker.DomainUID) (map[Priority]int, error)

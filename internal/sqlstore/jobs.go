@@ -116,11 +116,11 @@ const movingJob = openJob + ` and job.state = 'RUNNING' and (job.phase = 'REENCR
 
 // DueJobs implements rotation.Tx. A job that says what it waits for is due also
 // while its shards are at work: the step clears that.
-func (t *txn) DueJobs(ctx context.Context, owner string, after rotation.Job, limit int) ([]rotation.Job, error) {
+func (t *txn) DueJobs(ctx context.Context, p rotation.Priority, owner string, after rotation.Job, limit int) ([]rotation.Job, error) {
 	return all(ctx, t, "list due jobs", scanJob, `
 		select `+jobColumns+`
 		from job
-		where `+openJob+` and (create_time, domain_uid, job_id) > ($3, $4, $5)
+		where `+openJob+` and priority = $7 and (create_time, domain_uid, job_id) > ($3, $4, $5)
 			and (lease_until <= $1 or lease_owner = $2)
 			and (
 				state = 'BLOCKED' and block_reason <> 'CONTEXT_OR_KEY_MISMATCH' and block_next_probe <= $1
@@ -139,7 +139,7 @@ func (t *txn) DueJobs(ctx context.Context, owner string, after rotation.Job, lim
 						and kms_grant.key_epoch < job.target_epoch and kms_grant.state in ('LIVE', 'RETIRING'))
 			)
 		order by create_time, domain_uid, job_id
-		limit $6 + 0`, micros(t.now), owner, micros(after.CreateTime), after.Domain, after.ID, limit)
+		limit $6 + 0`, micros(t.now), owner, micros(after.CreateTime), after.Domain, after.ID, limit, p)
 }
 
 // MovingJobs implements rotation.Tx.
