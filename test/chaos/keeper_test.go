@@ -188,6 +188,15 @@ func (k *keeper) tell() {
 	})
 }
 
+// left says that the pass is not at a process any more: it ends.
+func (k *keeper) left(r *running) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.pass.now == r {
+		k.pass.now = nil
+	}
+}
+
 // log is what was seen of the pass so far.
 func (k *keeper) log() passLog {
 	k.mu.Lock()

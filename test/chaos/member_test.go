@@ -78,7 +78,8 @@ func localRoles(c Config) awskms.AssumeRoles {
 }
 
 func quick(w wiring) wiring {
-	w.lease, w.probe, w.poll, w.sweep = ` + `devLease, devProbe, 200*time.Millisecond, time.Second
+	w.lease, w.probe, w.poll, w.sweep = devLease, devProbe, 200*time.Millisecond, time.Second
+	w.broker.KMSCallTimeout = devKMSTimeout
 	return w
 }
 `

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -89,7 +90,7 @@ func (s *passStory) strikePass(ctx context.Context, r *running, p passStrike, ov
 		s.k.cut()
 		return nil
 	}
-	if err := s.at.kill(r); err != nil {
+	if err := s.kill(r); err != nil {
 		return err
 	}
 	if _, several := s.at.(crowd); several && !p.complete {
@@ -117,7 +118,8 @@ func (s *passStory) strikePass(ctx context.Context, r *running, p passStrike, ov
 
 // strikeAfter kills a process after the pass.
 func (s *passStory) strikeAfter(ctx context.Context, r *running) error {
-	if err := s.at.kill(r); err != nil {
+	s.result.Struck["kill -9 afterwards"]++
+	if err := s.kill(r); err != nil {
 		return err
 	}
 	if err := s.look(ctx); err != nil {
@@ -133,7 +135,7 @@ func (s *passStory) awaitPoint(ctx context.Context, r *running, failpoint string
 	if err != nil {
 		return nil, err
 	}
-	name := failpoint[:len(failpoint)-2]
+	name, _, _ := strings.Cut(failpoint, ":")
 	select {
 	case <-r.Done():
 		s.result.Struck[name]++
@@ -142,10 +144,15 @@ func (s *passStory) awaitPoint(ctx context.Context, r *running, failpoint string
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	if err := s.at.kill(r); err != nil {
+	if err := s.kill(r); err != nil {
 		return nil, err
 	}
 	return r, s.look(ctx)
+}
+
+func (s *passStory) kill(r *running) error {
+	s.k.left(r)
+	return s.at.kill(r)
 }
 
 // mend starts a process in the place of one that ended, and has the owner of the
