@@ -59,9 +59,11 @@ type workload struct {
 }
 
 func newWorkload(sys caller, service string, keep int) *workload {
-	return &workload{sys: sys, service: service, keep: keep, history: newHistory(), keys: map[string]string{}, digests: map[string]digest{},
+	w := &workload{sys: sys, service: service, keep: keep, history: newHistory(), keys: map[string]string{}, digests: map[string]digest{},
 		deleted: map[string]string{}, grants: map[string]string{}, renewing: map[string]int{}, renewed: map[string]bool{},
 		revoked: map[string]bool{}, imported: map[string]string{}}
+	w.calls.SetLimit(callsAtMost)
+	return w
 }
 
 // acknowledged is what the broker said it had done, by some moment.
@@ -192,6 +194,9 @@ const (
 	keyEvery   = 30 * time.Millisecond
 	grantEvery = 400 * time.Millisecond
 	grantsKept = 100
+	// callsAtMost are under way at a time: where calls last longer than it takes to
+	// begin as many, more would only keep each other from ever being answered.
+	callsAtMost = 64
 )
 
 // traffic makes calls at a steady rate until stop is closed; those under way go
@@ -224,32 +229,38 @@ func (w *workload) burst(ctx context.Context, fail func(error)) {
 // keyCall starts a CreateDataKey or, when there are enough, a DeleteDataKey.
 func (w *workload) keyCall(ctx context.Context, fail func(error)) {
 	if op, name, ok := w.takeKey(); ok {
-		w.start(func() error { return w.deleteKey(ctx, op, name) }, fail)
+		w.offer(func() error { return w.deleteKey(ctx, op, name) }, fail)
 		return
 	}
-	w.start(func() error { return w.createKey(ctx) }, fail)
+	w.offer(func() error { return w.createKey(ctx) }, fail)
 }
 
 // grantCall starts a RenewGrant every other time; else a CreateGrant or, when
 // there are enough, a RevokeGrant.
 func (w *workload) grantCall(ctx context.Context, fail func(error)) {
 	if w.next.Add(1)%2 == 0 {
-		w.start(func() error { return w.renewGrant(ctx) }, fail)
+		w.offer(func() error { return w.renewGrant(ctx) }, fail)
 		return
 	}
 	if name, ok := w.takeGrant(); ok {
-		w.start(func() error { return w.revokeGrant(ctx, name) }, fail)
+		w.offer(func() error { return w.revokeGrant(ctx, name) }, fail)
 		return
 	}
-	w.start(func() error { return w.createGrant(ctx, "Decrypt", "GenerateDataKeyWithoutPlaintext") }, fail)
+	w.offer(func() error { return w.createGrant(ctx, "Decrypt", "GenerateDataKeyWithoutPlaintext") }, fail)
 }
 
-func (w *workload) start(call func() error, fail func(error)) {
-	w.calls.Go(func() error {
+// offer starts a call unless there are enough.
+func (w *workload) offer(call func() error, fail func(error)) { w.calls.TryGo(telling(call, fail)) }
+
+func (w *workload) start(call func() error, fail func(error)) { w.calls.Go(telling(call, fail)) }
+
+// telling is a call whose failure ends the test.
+func telling(call func() error, fail func(error)) func() error {
+	return func() error {
 		err := call()
 		if err != nil {
 			fail(err)
 		}
 		return err
-	})
+	}
 }
