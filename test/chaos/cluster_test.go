@@ -44,8 +44,8 @@ type cluster struct {
 	members [replicas]*running
 }
 
-func startCluster(ctx context.Context, dir string, fail context.CancelCauseFunc) (*cluster, error) {
-	c := &cluster{dir: dir, log: filepath.Join(dir, "broker.log"), fail: fail}
+func startCluster(ctx context.Context, dir, bin string, fail context.CancelCauseFunc) (*cluster, error) {
+	c := &cluster{dir: dir, bin: bin, log: filepath.Join(dir, "broker.log"), fail: fail}
 	err := c.start(ctx)
 	if err != nil {
 		err = errors.Join(err, c.close())
@@ -55,9 +55,6 @@ func startCluster(ctx context.Context, dir string, fail context.CancelCauseFunc)
 
 func (c *cluster) start(ctx context.Context) (err error) {
 	if c.pair, err = brokertest.StartPostgresPair(ctx); err != nil {
-		return err
-	}
-	if c.bin, err = buildReplica(ctx, c.dir); err != nil {
 		return err
 	}
 	if err := os.WriteFile(c.urlFile(), []byte(c.pair.URL()+"\n"), 0o600); err != nil {

@@ -38,12 +38,12 @@ func TestPassesSurviveTheNemesis(t *testing.T) {
 	seed := opening(t)
 	t.Run("sqlite", func(t *testing.T) {
 		t.Parallel()
-		ctx, fail := passContext(t)
 		dir := t.TempDir()
-		bin, err := devserver.Build(ctx, dir)
+		bin, err := devserver.Build(t.Context(), dir)
 		if err != nil {
 			t.Fatal(err)
 		}
+		ctx, fail := passContext(t)
 		sys := newSystem(bin, dir, fail)
 		atEnd(t, sys.close, sys.log)
 		if _, err := sys.start(ctx); err != nil {
@@ -53,8 +53,13 @@ func TestPassesSurviveTheNemesis(t *testing.T) {
 	})
 	t.Run("postgres", func(t *testing.T) {
 		t.Parallel()
+		dir := t.TempDir()
+		bin, err := buildReplica(t.Context(), dir)
+		if err != nil {
+			t.Fatal(err)
+		}
 		ctx, fail := passContext(t)
-		c, err := startCluster(ctx, t.TempDir(), fail)
+		c, err := startCluster(ctx, dir, bin, fail)
 		if errors.Is(err, brokertest.ErrNoPostgres) && os.Getenv("CI") != "true" {
 			t.Skipf("!!! NOT TESTED ON POSTGRESQL: %v", err)
 		}

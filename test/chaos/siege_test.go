@@ -33,12 +33,17 @@ var (
 func TestReplicasSurviveTheNemesis(t *testing.T) {
 	t.Parallel()
 	seed := opening(t)
+	dir := t.TempDir()
+	bin, err := buildReplica(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	limit := 3*time.Minute + time.Duration(*siegeCyclesFlag)*30*time.Second
 	bounded, stop := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("not done after %v", limit))
 	defer stop()
 	ctx, fail := context.WithCancelCause(bounded)
 	defer fail(nil)
-	c, err := startCluster(ctx, t.TempDir(), fail)
+	c, err := startCluster(ctx, dir, bin, fail)
 	if errors.Is(err, brokertest.ErrNoPostgres) && os.Getenv("CI") != "true" {
 		t.Skipf("!!! NOT TESTED ON POSTGRESQL: %v", err)
 	}
