@@ -153,6 +153,9 @@ func (s *siege) end(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := wait(ctx, 5*grantDelay); err != nil { // KMS does not list the last grants before
+		return err
+	}
 	if err := s.look(ctx, &s.check, true, ""); err != nil {
 		return err
 	}
