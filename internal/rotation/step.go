@@ -226,8 +226,9 @@ func sameJob(a, b Job) bool {
 	return a == b
 }
 
-// keepAlive renews a lease every third of its life until stop is called. A lost
-// lease is found by the next fenced commit, so its error is only logged.
+// keepAlive renews a lease every third of its life until stop is called. A renewal
+// that is not answered until the next is due is given up for that. A lost lease is
+// found by the next fenced commit, so its error is only logged.
 func (e *Engine) keepAlive(ctx context.Context, renew func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -240,7 +241,10 @@ func (e *Engine) keepAlive(ctx context.Context, renew func(context.Context) erro
 			case <-ctx.Done():
 				return
 			case <-t.C:
-				if err := renew(ctx); err != nil && ctx.Err() == nil {
+				limited, cancel := context.WithTimeout(ctx, e.cfg.LeaseTTL/3)
+				err := renew(limited)
+				cancel()
+				if err != nil && ctx.Err() == nil {
 					e.cfg.Logger.WarnContext(ctx, "lease not renewed", "error", err)
 				}
 			}

@@ -2,10 +2,14 @@ package sqlstore_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/brokertest"
 	"github.com/keybroker/keybroker/internal/sqlstore"
 )
@@ -54,5 +58,58 @@ func TestLaxServer(t *testing.T) {
 				t.Errorf("%s: %s is off: %v, and the log says: %s", what, name, lax, log.String())
 			}
 		}
+	}
+}
+
+// TestSilentPool: when a server's machine is gone, all connections of the pool are
+// silent, and nothing closes them. A caller who leaves gets his answer at once, and
+// what he found out counts for all: no more than one other connection is tried.
+func TestSilentPool(t *testing.T) {
+	at := postgresURL(t)
+	p, through := newProxy(t, at)
+	s := reopenPostgres(t, through, nil)
+	backends(t, s, at, 8)
+	s.Wait(time.Second, time.Minute)
+	p.silence()
+	ctx, leave := context.WithCancel(t.Context())
+	go func() { <-p.unheard; leave() }()
+	nothing := func(broker.Tx) error { return nil }
+	if err := s.Broker().View(ctx, nothing); !errors.Is(err, context.Canceled) {
+		t.Errorf("the caller who leaves: got %v, want %v", err, context.Canceled)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := s.Broker().Update(ctx, nothing); err != nil {
+		t.Errorf("after the fail-over: %v", err)
+	}
+	if more := len(p.unheard); more > 1 {
+		t.Errorf("%d more silent connections were tried, want 1 at most", more)
+	}
+}
+
+// TestSilentStatement: a server that is gone in the middle of a transaction costs a
+// repetition, also where the pool has no second connection to spare.
+func TestSilentStatement(t *testing.T) {
+	at := postgresURL(t)
+	direct := reopenPostgres(t, at, nil)
+	insertDomain(t, direct)
+	p, through := newProxy(t, at)
+	s, err := sqlstore.OpenPostgres(t.Context(), through+"&pool_max_conns=1", sqlstore.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeAtEnd(t, s)
+	s.Wait(time.Second, time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // less than pgx takes to part from a silent server
+	defer cancel()
+	runs := 0
+	err = s.Broker().Update(ctx, func(tx broker.Tx) error {
+		if runs++; runs == 1 {
+			p.silence()
+		}
+		return tx.InsertDataKey(ctx, broker.DataKey{Domain: "u", ID: "k", UID: "k", Ciphertext: []byte("x"), Version: 1})
+	})
+	if err != nil || runs != 2 || !has(t, direct, "k") {
+		t.Errorf("%v after %d runs, stored is %v; want it stored by the second", err, runs, has(t, direct, "k"))
 	}
 }

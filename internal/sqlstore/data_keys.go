@@ -254,6 +254,7 @@ func (t *txn) countFirst(ctx context.Context, d broker.DomainUID, most int) (byE
 
 // HasDataKeys implements rotation.Tx.
 func (t *txn) HasDataKeys(ctx context.Context, d broker.DomainUID, key broker.KeyARN) (bool, error) {
+	t.session.readAll()
 	return exists(ctx, t, "look for data keys", `
 		select 1
 		from data_key
@@ -267,6 +268,7 @@ func (t *txn) HasDataKeys(ctx context.Context, d broker.DomainUID, key broker.Ke
 // SampleBoundaries implements rotation.Tx. It reads the domain's ids twice, and
 // so is exact: bound i is the first id by which i/n of the rows are passed.
 func (t *txn) SampleBoundaries(ctx context.Context, d broker.DomainUID, n int) ([]broker.DataKeyID, int64, error) {
+	t.session.readAll()
 	rows, err := one(ctx, t, "count data keys", "count", scanInt, `
 		select count(*)
 		from data_key

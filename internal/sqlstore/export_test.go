@@ -75,3 +75,9 @@ func (s *Store) Shown(ctx context.Context, name string) (value string, err error
 	err = s.dialect.(*postgresDialect).pool.QueryRow(ctx, `select current_setting($1)`, name).Scan(&value)
 	return value, err
 }
+
+// Wait sets how long PostgreSQL may take to begin a transaction, and to answer.
+func (s *Store) Wait(begins, answers time.Duration) {
+	d := s.dialect.(*postgresDialect)
+	d.begins, d.answers = begins, answers
+}

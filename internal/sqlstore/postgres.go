@@ -47,7 +47,7 @@ func OpenPostgres(ctx context.Context, url string, cfg Config) (*Store, error) {
 		pool.Close()
 		return nil, fmt.Errorf("open store: read the server's settings: %w", err)
 	}
-	store, err := newStore(&postgresDialect{pool: pool, clock: cfg.Now}, cfg)
+	store, err := newStore(&postgresDialect{pool: pool, clock: cfg.Now, begins: beginTime, answers: answerTime}, cfg)
 	if err != nil {
 		pool.Close()
 		return nil, err
@@ -65,6 +65,8 @@ type postgresDialect struct {
 	closed atomic.Bool
 	// clock replaces the database's, in tests; nil elsewhere.
 	clock func() time.Time
+	// begins and answers are beginTime and answerTime, but in tests.
+	begins, answers time.Duration
 }
 
 var _ dialect = (*postgresDialect)(nil)
@@ -77,9 +79,10 @@ const (
 )
 
 // begin finds out whether the pool's connection still leads anywhere. Where it
-// does not, a server has been restarted, most likely: the others are dropped too,
-// and the caller begins again on a new one. A connection that is lost because its
-// caller left says nothing about the others.
+// does not, a server has been restarted or is gone, most likely: the others are
+// dropped too, and the caller begins again on a new one. A caller who leaves before
+// that is known leaves the question behind: he says nothing about the connection,
+// and whoever comes next must not each wait on another that is as dead.
 func (e *postgresDialect) begin(ctx context.Context, readOnly bool) (session, error) {
 	text := beginWrite
 	if readOnly {
@@ -92,19 +95,26 @@ func (e *postgresDialect) begin(ctx context.Context, readOnly bool) (session, er
 	if err != nil {
 		return nil, err
 	}
-	s := &postgresSession{conn: conn}
-	results, err := conn.Conn().PgConn().Exec(ctx, text).ReadAll()
-	if err == nil {
-		s.began, err = readClock(results)
-	}
-	if err != nil {
-		if err = s.broken(err); errors.As(err, new(*lostConnectionError)) && ctx.Err() == nil {
-			e.pool.Reset()
+	s := &postgresSession{dialect: e, conn: conn}
+	answer := make(chan error, 1)
+	go func() { answer <- s.begin(text) }()
+	select {
+	case err := <-answer:
+		if err != nil {
+			s.release()
+			return nil, err
 		}
-		conn.Release() // which gives up one that is in a transaction
-		return nil, err
+		return s, nil
+	case <-ctx.Done():
+		go func() {
+			if err := <-answer; err != nil {
+				s.release()
+				return
+			}
+			s.rollback()
+		}()
+		return nil, ctx.Err()
 	}
-	return s, nil
 }
 
 // readClock reads the second of two answers, which the simple protocol gives as text.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,6 +20,22 @@ import (
 // workers, eight jobs, and calls. A server's max_connections must hold that many for
 // each replica.
 const connections = 16
+
+// How long a server may be silent. One whose machine is gone answers nothing, not
+// even that: without these TCP goes on for minutes. The choices are ours, below a
+// lease (rotation.Config.LeaseTTL) where leases are renewed on the way.
+const (
+	// connectTime bounds the connecting to each host, unless the URL says
+	// connect_timeout.
+	connectTime = 5 * time.Second
+	// unackedTime is how long data that was sent may go without TCP's word that it
+	// came. Keepalive does not look while such data is on its way.
+	unackedTime = 10 * time.Second
+	// beginTime bounds the first words of a transaction, which wait for nobody.
+	beginTime = 3 * time.Second
+	// answerTime bounds any other statement but those that read a whole domain.
+	answerTime = time.Minute
+)
 
 // How long PostgreSQL lets a session be. Every wait ends: a transaction that
 // waits for another longer than lockWait is run again, one whose process sleeps
@@ -43,15 +60,28 @@ func postgresConfig(url string) (*pgxpool.Config, error) {
 	}
 	config.MaxConnLifetimeJitter = config.MaxConnLifetime / 10
 	c := config.ConnConfig
-	// A server that is gone, or has become a standby, is noticed here, not when TCP
-	// gives up after minutes.
-	c.DialFunc = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
-	}}).DialContext
-	if c.ValidateConnect == nil {
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = connectTime
+	}
+	c.DialFunc = (&net.Dialer{
+		Timeout: c.ConnectTimeout, // also where pgx dials anew to cancel a statement
+		KeepAliveConfig: net.KeepAliveConfig{
+			Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
+		},
+		Control: func(network, _ string, socket syscall.RawConn) error {
+			return boundUnacked(network, socket, unackedTime)
+		},
+	}).DialContext
+	// A transaction's first words are the question whether a connection lives.
+	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
+	if c.ValidateConnect == nil { // a standby is passed over
 		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
-	config.AfterConnect = keepCommits
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		ctx, cancel := context.WithTimeout(ctx, c.ConnectTimeout)
+		defer cancel()
+		return keepCommits(ctx, conn)
+	}
 	for name, value := range map[string]string{
 		"application_name":                    "keybroker",
 		"lock_timeout":                        milliseconds(lockWait),
@@ -62,6 +92,7 @@ func postgresConfig(url string) (*pgxpool.Config, error) {
 		"tcp_keepalives_idle":     "15",
 		"tcp_keepalives_interval": "5",
 		"tcp_keepalives_count":    "3",
+		"tcp_user_timeout":        milliseconds(unackedTime),
 	} {
 		if c.RuntimeParams[name] == "" {
 			c.RuntimeParams[name] = value

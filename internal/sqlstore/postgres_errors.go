@@ -20,6 +20,9 @@ type unansweredCommitError struct{ cause error }
 func (e *unansweredCommitError) Error() string { return "commit not answered: " + e.cause.Error() }
 func (e *unansweredCommitError) Unwrap() error { return e.cause }
 
+// errUnanswered is why a statement was given up that the server did not answer.
+var errUnanswered = errors.New("the server did not answer in time")
+
 // errRolledBack is PostgreSQL's answer to a commit of a transaction in which a
 // statement had failed.
 var errRolledBack = errors.New("the transaction was rolled back")

@@ -19,23 +19,55 @@ const (
 
 // postgresSession is one transaction on a connection of the pool.
 type postgresSession struct {
-	conn  *pgxpool.Conn
-	began time.Time // by the database's clock
+	dialect *postgresDialect
+	conn    *pgxpool.Conn
+	began   time.Time // by the database's clock
+	long    bool      // its statements may take as long as the server lets them
+	silent  bool      // the server did not answer in time
 }
 
 var _ session = (*postgresSession)(nil)
 
+// begin says a transaction's first words. Whatever becomes of its caller, the
+// answer tells of the server.
+func (s *postgresSession) begin(text string) error {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), s.dialect.begins, errUnanswered)
+	defer cancel()
+	results, err := s.conn.Conn().PgConn().Exec(ctx, text).ReadAll()
+	if err == nil {
+		s.began, err = readClock(results)
+	}
+	if err = s.broken(ctx, err); errors.As(err, new(*lostConnectionError)) {
+		s.dialect.pool.Reset()
+	}
+	return err
+}
+
+func (s *postgresSession) readAll() { s.long = true }
+
+// bound is the context of a statement: errUnanswered ends one that is not answered.
+func (s *postgresSession) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.long {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, s.dialect.answers, errUnanswered)
+}
+
 func (s *postgresSession) exec(ctx context.Context, query string, args ...any) (int64, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	tag, err := s.conn.Exec(ctx, query, args...)
-	return tag.RowsAffected(), s.broken(err)
+	return tag.RowsAffected(), s.broken(ctx, err)
 }
 
 func (s *postgresSession) query(ctx context.Context, query string, args ...any) (rows, error) {
+	ctx, cancel := s.bound(ctx)
 	r, err := s.conn.Query(ctx, query, args...)
 	if err != nil {
-		return nil, s.broken(err)
+		defer cancel()
+		return nil, s.broken(ctx, err)
 	}
-	return postgresRows{r, s}, nil
+	return postgresRows{r, s, ctx, cancel}, nil
 }
 
 // batchSession is a session that runs several statements in one round trip. Each
@@ -48,8 +80,10 @@ type batchSession interface {
 var _ batchSession = (*postgresSession)(nil)
 
 func (s *postgresSession) texts(ctx context.Context, batch *pgx.Batch) (answers [][]string, err error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	results := s.conn.SendBatch(ctx, batch)
-	defer func() { err = s.broken(errors.Join(err, results.Close())) }()
+	defer func() { err = s.broken(ctx, errors.Join(err, results.Close())) }()
 	for range batch.Len() {
 		rows, err := results.Query()
 		if err != nil {
@@ -65,12 +99,29 @@ func (s *postgresSession) texts(ctx context.Context, batch *pgx.Batch) (answers 
 }
 
 // broken marks an error after which there is no connection any more, and so no
-// transaction: PostgreSQL rolls back what was not committed.
-func (s *postgresSession) broken(err error) error {
-	if err != nil && s.conn.Conn().IsClosed() {
-		return &lostConnectionError{err}
+// transaction: PostgreSQL rolls back what was not committed. Where the server was
+// silent for longer than ctx allowed, though its caller was still there, the pool's
+// other connections are as dead.
+func (s *postgresSession) broken(ctx context.Context, err error) error {
+	if err == nil || !s.conn.Conn().IsClosed() {
+		return err
 	}
-	return err
+	if errors.Is(context.Cause(ctx), errUnanswered) {
+		s.silent = true
+		s.dialect.pool.Reset()
+	}
+	return &lostConnectionError{err}
+}
+
+// release gives the connection back to the pool, which gives up one that is lost or
+// in a transaction. One that is silent leaves the pool at once: pgx, which has closed
+// it, takes 15 s to part from it, and its place is needed.
+func (s *postgresSession) release() {
+	if s.silent {
+		s.conn.Hijack()
+		return
+	}
+	s.conn.Release()
 }
 
 // commit tells three answers apart: committed, certainly rolled back, and none.
@@ -78,11 +129,11 @@ func (s *postgresSession) broken(err error) error {
 // was stored: pgconn.SafeToRetry is no help, since a connection that breaks while
 // the answer is awaited is reported as one that was closed before.
 func (s *postgresSession) commit() error {
-	defer s.conn.Release()
+	defer s.release()
 	if s.conn.Conn().IsClosed() {
 		return &lostConnectionError{pgconn.ErrConnClosed}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), commitTime)
+	ctx, cancel := context.WithTimeoutCause(context.Background(), commitTime, errUnanswered)
 	defer cancel()
 	results, err := s.conn.Conn().PgConn().Exec(ctx, "commit").ReadAll()
 	switch {
@@ -93,6 +144,7 @@ func (s *postgresSession) commit() error {
 	case isRefusal(err):
 		return err
 	}
+	_ = s.broken(ctx, err)
 	return &unansweredCommitError{err}
 }
 
@@ -101,20 +153,23 @@ func (s *postgresSession) rollback() {
 	defer cancel()
 	// If it fails, the pool gives the connection up, which rolls back as well.
 	_, _ = s.conn.Conn().PgConn().Exec(ctx, "rollback").ReadAll()
-	s.conn.Release()
+	s.release()
 }
 
 // postgresRows gives pgx's rows the face of database/sql's.
 type postgresRows struct {
 	pgx.Rows
 	session *postgresSession
+	ctx     context.Context // of the statement whose answer they are
+	cancel  context.CancelFunc
 }
 
 var _ rows = postgresRows{}
 
-func (r postgresRows) Err() error { return r.session.broken(r.Rows.Err()) }
+func (r postgresRows) Err() error { return r.session.broken(r.ctx, r.Rows.Err()) }
 
 func (r postgresRows) Close() error {
 	r.Rows.Close()
+	r.cancel()
 	return nil
 }

@@ -117,49 +117,53 @@ func TestSetupIsCutOff(t *testing.T) {
 	}
 }
 
+// backends gives the server's processes behind n transactions of a store that are
+// open at once.
+func backends(t *testing.T, s *sqlstore.Store, at string, n int) []string {
+	t.Helper()
+	var begun, seen, open sync.WaitGroup
+	begun.Add(n)
+	seen.Add(1)
+	for range n {
+		open.Go(func() {
+			if err := s.Broker().View(t.Context(), func(broker.Tx) error { begun.Done(); seen.Wait(); return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	begun.Wait()
+	pids := queryPostgres(t, at, `
+		select string_agg(pid::text, ' ')
+		from pg_stat_activity
+		where datname = current_database() and state = 'idle in transaction'`)
+	seen.Done()
+	open.Wait()
+	return strings.Fields(pids)
+}
+
 // TestCallerWhoLeavesInBegin: a call that is given up while its transaction begins
-// costs its own connection. It says nothing of the server, so the others are kept:
-// where a slow database made callers leave, opening all connections anew would
-// make it slower.
+// says nothing of the server, so no connection is given up with it: where a slow
+// database made callers leave, opening all connections anew would make it slower.
 func TestCallerWhoLeavesInBegin(t *testing.T) {
 	at := postgresURL(t)
 	p, through := newProxy(t, at)
 	s := reopenPostgres(t, through, nil)
-	// backends gives the server's processes behind n transactions that are open at once.
-	backends := func(n int) []string {
-		var begun, seen, open sync.WaitGroup
-		begun.Add(n)
-		seen.Add(1)
-		for range n {
-			open.Go(func() {
-				if err := s.Broker().View(t.Context(), func(broker.Tx) error { begun.Done(); seen.Wait(); return nil }); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		begun.Wait()
-		pids := queryPostgres(t, at, `
-			select string_agg(pid::text, ' ')
-			from pg_stat_activity
-			where datname = current_database() and state = 'idle in transaction'`)
-		seen.Done()
-		open.Wait()
-		return strings.Fields(pids)
-	}
+	s.Wait(time.Minute, time.Minute)
 	const connections, left = 8, 3
-	before := backends(connections)
+	before := backends(t, s, at, connections)
 	if len(before) != connections {
 		t.Fatalf("%d connections, want %d", len(before), connections)
 	}
 	for range left {
 		ctx, leave := context.WithCancel(t.Context())
 		p.next.Store(int32(inBegin))
-		go func() { <-p.lost; leave() }()
+		go func() { <-p.late; leave() }()
 		if err := s.Broker().View(ctx, func(broker.Tx) error { return nil }); !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v, want %v", err, context.Canceled)
 		}
+		p.onward <- struct{}{}
 	}
-	for _, pid := range backends(connections - left) {
+	for _, pid := range backends(t, s, at, connections-left) {
 		if !slices.Contains(before, pid) {
 			t.Errorf("connection %s was opened anew: had %v", pid, before)
 		}

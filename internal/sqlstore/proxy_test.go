@@ -2,6 +2,7 @@ package sqlstore_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"io"
 	"net"
@@ -20,17 +21,27 @@ const (
 	beforeCommit     // the commit does not reach the server
 	afterCommit      // the server has committed, and its answer does not come back
 	inSetup          // a new connection's first words do not reach the server
-	inBegin          // a transaction's first words do not reach the server, and the connection stays
+	inBegin          // a transaction's first words are late
 )
 
 // proxy stands between a store and the server, and loses what it is told to.
 type proxy struct {
 	net.Listener
-	socket string // the server's
+	ctx    context.Context // of the test
+	socket string          // the server's
 	next   atomic.Int32
-	lost   chan struct{} // told of each inBegin
-	conns  sync.WaitGroup
+	late   chan struct{} // told of each inBegin, which goes on when it is asked
+	onward chan struct{}
+	// silences counts the silences; a connection from before one hears nothing and
+	// is not heard, as if the server's machine were gone.
+	silences atomic.Int32
+	unheard  chan struct{} // told of each begin in a silence
+	conns    sync.WaitGroup
 }
+
+// silence does to all present connections what the loss of a machine does. New
+// ones find a server.
+func (p *proxy) silence() { p.silences.Add(1) }
 
 // newProxy gives a proxy in front of a database, and the URL through it.
 func newProxy(t *testing.T, at string) (*proxy, string) {
@@ -43,7 +54,8 @@ func newProxy(t *testing.T, at string) (*proxy, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{Listener: l, lost: make(chan struct{}), socket: filepath.Join(u.Query().Get("host"), ".s.PGSQL.5432")}
+	p := &proxy{Listener: l, ctx: t.Context(), late: make(chan struct{}), onward: make(chan struct{}), unheard: make(chan struct{}, 100),
+		socket: filepath.Join(u.Query().Get("host"), ".s.PGSQL.5432")}
 	p.conns.Go(p.serve)
 	t.Cleanup(func() {
 		l.Close()
@@ -73,6 +85,9 @@ func (p *proxy) relay(client net.Conn) {
 		return
 	}
 	defer server.Close()
+	defer context.AfterFunc(p.ctx, func() { client.Close(); server.Close() })()
+	born := p.silences.Load()
+	silent := func() bool { return p.silences.Load() != born }
 	var deaf atomic.Bool
 	answered := make(chan struct{})
 	p.conns.Go(func() {
@@ -83,6 +98,9 @@ func (p *proxy) relay(client net.Conn) {
 			if deaf.Load() {
 				close(answered)
 				return
+			}
+			if silent() {
+				<-p.ctx.Done()
 			}
 			if err != nil {
 				return
@@ -98,12 +116,19 @@ func (p *proxy) relay(client net.Conn) {
 			return
 		}
 		mode := nowhere
+		begins := bytes.Contains(message, []byte("begin isolation level"))
+		if silent() {
+			if begins {
+				p.unheard <- struct{}{}
+			}
+			continue
+		}
 		if bytes.Contains(message, []byte("set_config('synchronous_commit'")) && p.next.CompareAndSwap(int32(inSetup), int32(nowhere)) {
 			return
 		}
-		if bytes.Contains(message, []byte("begin isolation level")) && p.next.CompareAndSwap(int32(inBegin), int32(nowhere)) {
-			p.lost <- struct{}{}
-			continue
+		if begins && p.next.CompareAndSwap(int32(inBegin), int32(nowhere)) {
+			p.late <- struct{}{}
+			<-p.onward
 		}
 		if string(message[1:]) == "\x00\x00\x00\x0bcommit\x00" && cut(p.next.Load()) != inSetup {
 			mode = cut(p.next.Swap(int32(nowhere)))
