@@ -81,3 +81,12 @@ func (s *Store) Wait(begins, answers time.Duration) {
 	d := s.dialect.(*postgresDialect)
 	d.begins, d.answers = begins, answers
 }
+
+// MigrateSoon is MigratePostgres by somebody who waits for another for one second.
+func MigrateSoon(ctx context.Context, url string) error {
+	_, _, err := migratePostgres(ctx, url, 1)
+	return err
+}
+
+// SchemaLock is the advisory lock that a migrator holds.
+func SchemaLock() int64 { return lockKey("schema") }

@@ -88,12 +88,19 @@ const postgresFolder = "migrations/postgres"
 // behind the migration.
 const migrationLockWait = "10000"
 
+// migratorWait is how long a migrator waits for another, in seconds.
+const migratorWait = 300
+
 // MigratePostgres brings the schema of a PostgreSQL database up to date and tells
 // its version before and after. One migrator works at a time, by an advisory
 // lock; others wait for it, up to five minutes. A schema that this program may
 // not run on is left alone and refused with a *SchemaError; a newer one that it
 // may run on is left alone.
 func MigratePostgres(ctx context.Context, url string) (before, after int64, err error) {
+	return migratePostgres(ctx, url, migratorWait)
+}
+
+func migratePostgres(ctx context.Context, url string, wait uint64) (before, after int64, err error) {
 	config, err := postgresConfig(url)
 	if err != nil {
 		return 0, 0, fmt.Errorf("migrate: %w", err)
@@ -101,14 +108,14 @@ func MigratePostgres(ctx context.Context, url string) (before, after int64, err 
 	c := config.ConnConfig
 	c.RuntimeParams["application_name"] = "keybroker migrate"
 	c.RuntimeParams["lock_timeout"] = migrationLockWait
-	delete(c.RuntimeParams, "statement_timeout") // an index on a large table takes its time
+	c.RuntimeParams["statement_timeout"] = "0" // an index on a large table takes its time, whatever the role's default
 	db := stdlib.OpenDB(*c)
 	defer db.Close() //nolint:errcheck // everything that counts is committed
-	one, err := lock.NewPostgresSessionLocker(lock.WithLockID(lockKey("schema")), lock.WithLockTimeout(1, 300))
+	one, err := lock.NewPostgresSessionLocker(lock.WithLockID(lockKey("schema")), lock.WithLockTimeout(1, wait))
 	if err != nil {
 		return 0, 0, fmt.Errorf("migrate: %w", err)
 	}
-	provider, err := newMigrator(goose.DialectPostgres, db, postgresFolder, goose.WithSessionLocker(one))
+	provider, err := newMigrator(goose.DialectPostgres, db, postgresFolder, goose.WithSessionLocker(oneMigrator{one}))
 	if err != nil {
 		return 0, 0, err
 	}
@@ -123,6 +130,18 @@ func MigratePostgres(ctx context.Context, url string) (before, after int64, err 
 		return schema.Stored, 0, fmt.Errorf("migrate: %w", err)
 	}
 	return schema.Stored, max(schema.Stored, schema.Known), nil
+}
+
+// oneMigrator says what it waited for in vain: its locker says only that it did.
+type oneMigrator struct{ lock.SessionLocker }
+
+func (m oneMigrator) SessionLock(ctx context.Context, conn *sql.Conn) error {
+	err := m.SessionLocker.SessionLock(ctx, conn)
+	if err != nil && err.Error() == "failed to acquire lock" {
+		return errors.New("another broker migrate is still at work, perhaps on an index of a large table, which may take hours: " +
+			"run this again when it is done (in pg_stat_activity it is 'keybroker migrate')")
+	}
+	return err
 }
 
 // checkPostgres refuses a schema that this program cannot run on. It needs no

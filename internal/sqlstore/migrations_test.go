@@ -14,6 +14,32 @@ import (
 	"github.com/keybroker/keybroker/internal/sqlstore"
 )
 
+// TestMigrationTakesItsTime: what an operator allows a statement by default is not
+// for the building of an index.
+func TestMigrationTakesItsTime(t *testing.T) {
+	at := postgres.Database(t)
+	execPostgres(t, at, `do $$ begin execute format('alter database %I set statement_timeout = 1', current_database()); end $$`) // in ms
+	if _, _, err := sqlstore.MigratePostgres(t.Context(), at); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMigratorsWait: who waits for another migrator in vain is told so.
+func TestMigratorsWait(t *testing.T) {
+	at := postgres.Database(t)
+	other, err := pgx.Connect(t.Context(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close(t.Context())
+	if _, err := other.Exec(t.Context(), `select pg_advisory_lock($1)`, sqlstore.SchemaLock()); err != nil {
+		t.Fatal(err)
+	}
+	if err := sqlstore.MigrateSoon(t.Context(), at); err == nil || !strings.Contains(err.Error(), "another broker migrate is still at work") {
+		t.Errorf("beside another migrator: %v", err)
+	}
+}
+
 var (
 	sqlComment  = regexp.MustCompile(`(?m)--.*$`)
 	createTable = regexp.MustCompile(`^create table ([a-z_]+)`)
@@ -135,7 +161,9 @@ func TestIndexLeftInvalid(t *testing.T) {
 	if err == nil || valid() != "false" {
 		t.Fatalf("two equal rows left an index that is valid: %v", err)
 	}
-	execPostgres(t, url, `delete from goose_db_version where version_id >= 5`)
+	execPostgres(t, url, `
+		delete from goose_db_version where version_id >= 5;
+		alter table job drop column verify_cursor, drop column verify_seen, drop column verify_rows`) // of version 7
 	if _, _, err := sqlstore.MigratePostgres(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
