@@ -108,7 +108,8 @@ type Tx interface {
 	// HasDataKeys says whether a domain has a row under a key that is not abandoned.
 	// To find none it reads every row: call it where no caller waits.
 	HasDataKeys(ctx context.Context, d broker.DomainUID, key broker.KeyARN) (bool, error)
-	// TouchJob sets LastMoveTime to Now without raising the version.
+	// TouchJob sets LastMoveTime without raising the version: to the time at which it
+	// has the job, which is later than Now where it or the transaction had to wait.
 	TouchJob(ctx context.Context, r JobRef) error
 
 	AddFailures(ctx context.Context, f []Failure) error // replaces those of the same row

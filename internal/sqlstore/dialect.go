@@ -16,6 +16,9 @@ type dialect interface {
 	begin(ctx context.Context, readOnly bool) (session, error)
 	// now is the one judge of time in a transaction, asked once, after begin.
 	now(ctx context.Context, s session) (time.Time, error)
+	// later is the judge's time when it is asked, for what must not be older than the
+	// locks that were waited for.
+	later(ctx context.Context, s session) (time.Time, error)
 	// lock holds a name, which need not be stored, until the transaction ends.
 	// What is read after it is as the lock's former holders left it.
 	lock(ctx context.Context, s session, name string, mode broker.LockMode) error

@@ -192,14 +192,24 @@ func (t *txn) UnfinishedJobs(ctx context.Context, d broker.DomainUID) ([]rotatio
 		order by create_time, job_id`, d)
 }
 
-// TouchJob implements rotation.Tx.
+// TouchJob implements rotation.Tx. The clock is read when the row is held: readers
+// may have the old rows until the commit, and a batch that had to wait for others
+// would count their time from before the wait.
 func (t *txn) TouchJob(ctx context.Context, r rotation.JobRef) error {
-	n, err := t.exec(ctx, "touch job", `
-		update job
-		set last_move_time = $3
-		where domain_uid = $1 and job_id = $2`, r.Domain, r.ID, micros(t.now))
-	if err == nil && n == 0 {
+	there, err := exists(ctx, t, "hold job", jobProbe+t.holding(waiting), r.Domain, r.ID)
+	if err != nil {
+		return err
+	}
+	if !there {
 		return notFound("job")
 	}
+	now, err := t.store.dialect.later(ctx, t.session)
+	if err != nil {
+		return t.fail(ctx, "read the clock", err)
+	}
+	_, err = t.exec(ctx, "touch job", `
+		update job
+		set last_move_time = $3
+		where domain_uid = $1 and job_id = $2`, r.Domain, r.ID, micros(now))
 	return err
 }

@@ -133,6 +133,23 @@ func (e *postgresDialect) now(_ context.Context, s session) (time.Time, error) {
 	return s.(*postgresSession).began, nil
 }
 
+func (e *postgresDialect) later(ctx context.Context, s session) (now time.Time, err error) {
+	if e.clock != nil {
+		return e.clock(), nil
+	}
+	clock, err := s.query(ctx, clockText)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer clock.Close() //nolint:errcheck // Err has said it
+	for clock.Next() {
+		if err := clock.Scan(at{&now}); err != nil {
+			return time.Time{}, err
+		}
+	}
+	return now, clock.Err()
+}
+
 // lock takes an advisory lock of the transaction on a hash of the name. A waiting
 // exclusive lock goes before the shared ones that come after it, so that a switch
 // is not starved (a row lock would be). Two names of one hash only wait for each

@@ -13,6 +13,7 @@ import (
 
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/brokertest"
+	"github.com/keybroker/keybroker/internal/rotation"
 	"github.com/keybroker/keybroker/internal/sqlstore"
 )
 
@@ -38,6 +39,36 @@ func TestDatabaseClock(t *testing.T) {
 		if after := read(); now.Before(before) || now.After(after) {
 			t.Errorf("%s: the time is %v, want one between %v and %v", what, now, before, after)
 		}
+	}
+}
+
+// TestLastMoveIsLate: the time of a move is the database's when the job's row is
+// held, not when the transaction began.
+func TestLastMoveIsLate(t *testing.T) {
+	at := postgresURL(t)
+	s := reopenPostgres(t, at, nil)
+	insertDomain(t, s)
+	ref, ctx := rotation.JobRef{Domain: "u", ID: "j"}, t.Context()
+	var waited int64
+	if err := s.Rotation().Update(ctx, func(tx rotation.Tx) error {
+		if err := tx.InsertJob(ctx, rotation.Job{Domain: ref.Domain, ID: ref.ID, Kind: rotation.KindKeyChange, Phase: rotation.Reencrypting, State: rotation.Running, Priority: rotation.Normal, Version: 1}); err != nil {
+			return err
+		}
+		if _, err := fmt.Sscan(queryPostgres(t, at, `select (extract(epoch from clock_timestamp()) * 1000000)::bigint::text`), &waited); err != nil {
+			return err
+		}
+		return tx.TouchJob(ctx, ref)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Rotation().View(ctx, func(tx rotation.Tx) error {
+		j, err := tx.Job(ctx, ref)
+		if j.LastMoveTime.UnixMicro() < waited {
+			t.Errorf("the last move was %v before the job was held", time.Duration(waited-j.LastMoveTime.UnixMicro())*time.Microsecond)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 

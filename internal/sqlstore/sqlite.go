@@ -72,6 +72,10 @@ var errClosed = errors.New("the store is closed")
 
 func (e *sqliteDialect) now(context.Context, session) (time.Time, error) { return e.clock(), nil }
 
+func (e *sqliteDialect) later(ctx context.Context, s session) (time.Time, error) {
+	return e.now(ctx, s)
+}
+
 // lock has nothing to do: the one writer holds everything.
 func (e *sqliteDialect) lock(ctx context.Context, _ session, _ string, _ broker.LockMode) error {
 	return ctx.Err()
