@@ -33,6 +33,7 @@ func (d database) open(ctx context.Context, cfg sqlstore.Config) (*sqlstore.Stor
 	if err != nil {
 		return nil, err
 	}
+	cfg.DatabaseURL = func() (string, error) { return readDatabaseURL(d.urlFile) }
 	return sqlstore.OpenPostgres(ctx, at, cfg) // whose clock is the judge: cfg.Now stays nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,10 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/keybroker/keybroker/internal/brokertest"
 	"github.com/keybroker/keybroker/internal/demo"
+	"github.com/keybroker/keybroker/internal/sqlstore"
 	keybrokerv1 "github.com/keybroker/keybroker/proto/keybroker/v1"
 )
 
@@ -33,10 +36,10 @@ func TestMain(m *testing.M) {
 }
 
 // urlFile writes a file that holds a URL.
-func urlFile(t *testing.T, url string) string {
+func urlFile(t *testing.T, at string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "database-url")
-	if err := os.WriteFile(path, []byte(url+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(at+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -101,6 +104,52 @@ func TestPasswordIsNotShown(t *testing.T) {
 				t.Errorf("%s: %v shows the password: %s", what, args[:1], strings.ReplaceAll(stderr, password, "[password]"))
 			}
 		}
+	}
+}
+
+// TestRotatedPassword: a password that is changed, at the server and in the file,
+// needs no restart: the next connection has it.
+func TestRotatedPassword(t *testing.T) {
+	at := postgres.Database(t)
+	if _, _, err := sqlstore.MigratePostgres(t.Context(), at); err != nil {
+		t.Fatal(err)
+	}
+	role := postgres.PasswordRole(t, "before")
+	as := func(password string) string {
+		u, err := url.Parse(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.User = url.UserPassword(role, password)
+		return u.String()
+	}
+	file := urlFile(t, as("before"))
+	store, err := database{urlFile: file}.open(t.Context(), sqlstore.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	if err := store.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	operator, err := pgx.Connect(t.Context(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer operator.Close(t.Context())
+	for _, statement := range []string{
+		`alter role ` + role + ` password 'after: 1/2'`,
+		`select pg_terminate_backend(pid) from pg_stat_activity where usename = '` + role + `'`,
+	} {
+		if _, err := operator.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(file, []byte(as("after: 1/2")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Ping(t.Context()); err != nil {
+		t.Errorf("with the new password: %v", err)
 	}
 }
 

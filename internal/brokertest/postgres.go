@@ -127,6 +127,53 @@ func (p *Postgres) Restart(t testing.TB) {
 	}
 }
 
+// PasswordRole makes a role that may do everything once it has given its password,
+// and gives its name.
+func (p *Postgres) PasswordRole(t testing.TB, password string) string {
+	t.Helper()
+	s, n, err := p.started(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.dir == "" {
+		t.Skipf("!!! NOT TESTED: the server at %s is not ours to configure", PostgresURL)
+	}
+	role := fmt.Sprintf("role_%d", n)
+	if err := s.passwordRole(t.Context(), role, password); err != nil {
+		t.Fatal(err)
+	}
+	return role
+}
+
+// passwordRole returns when the server asks for the password: it takes new rules
+// some time after it was told to.
+func (s *postgresServer) passwordRole(ctx context.Context, role, password string) error {
+	if err := s.sql(ctx, "create role "+role+" superuser login password '"+password+"'"); err != nil {
+		return err
+	}
+	path := filepath.Join(s.data(), "pg_hba.conf")
+	rules, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, append([]byte("local all "+role+" scram-sha-256\n"), rules...), 0o600); err != nil {
+		return err
+	}
+	if err := s.run(ctx, s.pgCtl, "reload", "-s", "-D", s.data()); err != nil {
+		return err
+	}
+	stranger := *s
+	at := *s.url
+	at.User = url.UserPassword(role, "not "+password)
+	stranger.url = &at
+	for stranger.sql(ctx, "select 1") == nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
 func (s *postgresServer) restart(ctx context.Context) error {
 	return s.run(ctx, s.pgCtl, "restart", "-s", "-w", "-m", "immediate", "-D", s.data(), "-l", s.log())
 }

@@ -58,10 +58,7 @@ func OpenSQLite(ctx context.Context, path string, cfg Config) (*Store, error) {
 
 // newStore fills in what the configuration leaves out.
 func newStore(d dialect, cfg Config) (*Store, error) {
-	s := &Store{dialect: d, random: cfg.Random, log: cfg.Logger, tracer: cfg.Tracer}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
+	s := &Store{dialect: d, random: cfg.Random, log: cfg.logger(), tracer: cfg.Tracer}
 	if s.tracer == nil {
 		s.tracer = tracenoop.NewTracerProvider().Tracer("")
 	}
@@ -77,6 +74,13 @@ func newStore(d dialect, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	return s, nil
+}
+
+func (c Config) logger() *slog.Logger {
+	if c.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return c.Logger
 }
 
 // createPrivate makes an absent file with mode 0600; SQLite gives its companions

@@ -34,6 +34,9 @@ func OpenPostgres(ctx context.Context, url string, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
+	if cfg.DatabaseURL != nil {
+		config.BeforeConnect = cfg.takeCredentials
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", withoutURL(err))

@@ -121,6 +121,21 @@ func OnLoopback(url string) (bool, error) {
 
 func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
+// takeCredentials gives a new connection the user and password of now. A URL that
+// cannot be read, because somebody is writing it say, leaves those of the start.
+func (c Config) takeCredentials(ctx context.Context, next *pgx.ConnConfig) error {
+	url, err := c.DatabaseURL()
+	if err == nil {
+		var config *pgxpool.Config
+		if config, err = postgresConfig(url); err == nil {
+			next.User, next.Password = config.ConnConfig.User, config.ConnConfig.Password
+			return nil
+		}
+	}
+	c.logger().WarnContext(ctx, "the database's URL cannot be read again: the user and password of the start are tried", "error", err)
+	return nil
+}
+
 // keepCommits raises what gives up acknowledged writes: off forgets them in a
 // crash, local and remote_write in a fail-over. Set for the session, it is beyond
 // the reach of later changes of the server's settings, too.

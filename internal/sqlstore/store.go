@@ -22,6 +22,10 @@ type Config struct {
 	// Now is the clock. On SQLite it is the judge of every stored time. On
 	// PostgreSQL it must be nil but in tests: the judge is the database's clock.
 	Now func() time.Time
+	// DatabaseURL gives the URL of the PostgreSQL database anew, before each
+	// connection: its user and password may have changed, and are taken. Nothing else
+	// is. nil keeps what the store was opened with.
+	DatabaseURL func() (string, error)
 	// Random gives unpredictable bytes, as crypto/rand.Reader does. Only Secret
 	// needs it.
 	Random io.Reader
