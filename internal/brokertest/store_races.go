@@ -99,6 +99,45 @@ func testRaceForRow(_ *testing.T, b *storeBench) {
 	}), broker.ErrConflict)
 }
 
+// testRaceToShred: whoever shreds a domain beside others is told of no row that they
+// had before it, and each row leaves one tombstone.
+func testRaceToShred(t *testing.T, b *storeBench) {
+	const rows, page = 50, 7
+	d := b.domain("alpha")
+	keys := b.dataKeys(d.UID, rows)
+	b.dataKeys(b.domain("beta").UID, rows)
+	shredded := make([]int, racers)
+	errs := b.race(func(ctx context.Context, tx rotation.Tx, racer int) error {
+		shredded[racer] = 0
+		for {
+			n, err := tx.ShredDataKeys(ctx, d.UID, page)
+			if shredded[racer] += n; err != nil || n == 0 {
+				return err
+			}
+			if n > page {
+				t.Errorf("%d rows at once, want %d at most", n, page)
+			}
+		}
+	})
+	total := 0
+	for racer, err := range errs {
+		if total += shredded[racer]; err != nil {
+			t.Errorf("racer %d: %v", racer, err)
+		}
+	}
+	equal(t, "rows shredded", total, rows)
+	for _, k := range keys {
+		b.refused(broker.ErrAlreadyExists, "the id of a shredded row", func(ctx context.Context, tx rotation.Tx) error {
+			return tx.InsertDataKey(ctx, k)
+		})
+	}
+	b.view(func(ctx context.Context, tx rotation.Tx) error {
+		left, err := tx.ListDataKeys(ctx, d.UID, "", rows)
+		equal(t, "rows left", len(left), 0)
+		return err
+	})
+}
+
 // testRaceForID: an id is never used again, also by whoever inserts it at the
 // very moment of its deletion.
 func testRaceForID(t *testing.T, b *storeBench) {

@@ -73,6 +73,7 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 		{"Concurrent", testConcurrent},
 		{"LockDomain", testLockDomain},
 		{"RaceForRow", testRaceForRow},
+		{"RaceToShred", testRaceToShred},
 		{"RaceForID", testRaceForID},
 		{"RaceForIDs", testRaceForIDs},
 		{"RaceForLease", testRaceForLease},

@@ -139,7 +139,7 @@ type Tx interface {
 	UsesOfKey(ctx context.Context, key broker.KeyARN, most int) ([]KeyUse, error)
 
 	// ShredDataKeys removes up to limit rows of a domain, with tombstones, and gives
-	// their number.
+	// their number. Rows that another transaction is removing are left to that.
 	ShredDataKeys(ctx context.Context, d broker.DomainUID, limit int) (int, error)
 	// DeletedDomains gives up to limit DELETED domains that still have rows, or KMS
 	// grants that may exist.

@@ -186,16 +186,14 @@ func (t *txn) ShardDataKeys(ctx context.Context, s rotation.Shard, limit int) ([
 
 // ShredDataKeys implements rotation.Tx.
 func (t *txn) ShredDataKeys(ctx context.Context, d broker.DomainUID, limit int) (int, error) {
-	rows, err := t.ListDataKeys(ctx, d, "", limit)
+	if t.broken != nil {
+		return 0, t.broken
+	}
+	n, err := t.store.dialect.shredDataKeys(ctx, t.session, d, micros(t.now), limit)
 	if err != nil {
-		return 0, err
+		return 0, t.fail(ctx, "shred data keys", err)
 	}
-	for _, k := range rows {
-		if err := t.DeleteDataKey(ctx, k); err != nil {
-			return 0, err
-		}
-	}
-	return len(rows), nil
+	return int(n), nil
 }
 
 // MoveDataKeys implements rotation.Tx.

@@ -33,6 +33,9 @@ type dialect interface {
 	insertDataKeys(ctx context.Context, s session, keys []broker.DataKey) ([]insertion, error)
 	// moveDataKeys runs the compare-and-swap of every move, in order.
 	moveDataKeys(ctx context.Context, s session, batch moveBatch) ([]bool, error)
+	// shredDataKeys makes tombstones of up to limit rows of a domain, leaving out those
+	// that another transaction is at, and gives their number.
+	shredDataKeys(ctx context.Context, s session, d broker.DomainUID, now int64, limit int) (int64, error)
 	// classify sorts the engine's errors, with a text for the log that quotes no
 	// value.
 	classify(err error) (c class, text string)

@@ -317,6 +317,27 @@ func (e *postgresDialect) moveDistinct(ctx context.Context, s session, b moveBat
 	return places.Err()
 }
 
+// shredDataKeys is one statement, whose rows are held from the moment that it reads
+// them: somebody else who shreds the same domain takes others. By an array of places
+// PostgreSQL cannot but look each row up; a join with them it might make by reading
+// the whole table.
+func (e *postgresDialect) shredDataKeys(ctx context.Context, s session, d broker.DomainUID, now int64, limit int) (int64, error) {
+	return s.exec(ctx, `
+		with gone as (
+			delete from data_key
+			where ctid = any (array (
+				select ctid
+				from data_key
+				where domain_uid = $1 and data_key_id > ''
+				order by data_key_id
+				limit $2 + 0
+				for update skip locked))
+			returning domain_uid, data_key_id, data_key_uid)
+		insert into data_key_tombstone (domain_uid, data_key_id, data_key_uid, delete_time)
+		select domain_uid, data_key_id, data_key_uid, $3::bigint
+		from gone`, string(d), limit, now)
+}
+
 // close waits for transactions to end.
 func (e *postgresDialect) close() error {
 	e.closed.Store(true)

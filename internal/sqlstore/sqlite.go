@@ -131,6 +131,27 @@ func whyNotInserted(ctx context.Context, s session, k broker.DataKey) (insertion
 	return idDeleted, found.Err()
 }
 
+// shredDataKeys reads the same rows twice: nobody else writes in between.
+func (e *sqliteDialect) shredDataKeys(ctx context.Context, s session, d broker.DomainUID, now int64, limit int) (int64, error) {
+	if _, err := s.exec(ctx, `
+		insert into data_key_tombstone (domain_uid, data_key_id, data_key_uid, delete_time)
+		select domain_uid, data_key_id, data_key_uid, $2
+		from data_key
+		where domain_uid = $1
+		order by data_key_id
+		limit $3 + 0`, d, now, limit); err != nil {
+		return 0, err
+	}
+	return s.exec(ctx, `
+		delete from data_key
+		where domain_uid = $1 and data_key_id in (
+			select data_key_id
+			from data_key
+			where domain_uid = $1
+			order by data_key_id
+			limit $2 + 0)`, d, limit)
+}
+
 // moveDataKeys runs one prepared statement per row: twice as fast here as any
 // bulk form (json_each), measured.
 func (e *sqliteDialect) moveDataKeys(ctx context.Context, s session, b moveBatch) ([]bool, error) {
