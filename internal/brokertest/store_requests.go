@@ -132,4 +132,17 @@ func testPeriodic(t *testing.T, b *storeBench) {
 	take("expiry", "two", time.Minute, true)
 	take("expiry", "one", time.Minute, false)
 	take("expiry", "one", 0, true)
+
+	// A task that takes long is renewed, and is due a while after that.
+	b.clock.Advance(time.Minute)
+	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.RenewPeriodic(ctx, "expiry", "one") })
+	take("expiry", "two", time.Minute, false)
+	b.clock.Advance(time.Minute)
+	take("expiry", "two", time.Minute, true)
+	b.refused(broker.ErrConflict, "renewing what another has taken", func(ctx context.Context, tx rotation.Tx) error {
+		return tx.RenewPeriodic(ctx, "expiry", "one")
+	})
+	b.refused(broker.ErrConflict, "renewing what nobody has taken", func(ctx context.Context, tx rotation.Tx) error {
+		return tx.RenewPeriodic(ctx, "absent", "one")
+	})
 }

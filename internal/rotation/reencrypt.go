@@ -134,7 +134,7 @@ func (e *Engine) claimAndWork(ctx context.Context, batches int) (worked bool, er
 	}
 	w := &shardWork{engine: e, shard: s, job: j, flow: flowOf(j), asked: now}
 	ctx = pacer.WithFlow(ctx, w.flow)
-	stop := e.keepAlive(ctx, func(ctx context.Context) error {
+	stop := e.keepAlive(ctx, e.cfg.LeaseTTL, func(ctx context.Context) error {
 		return e.store.Update(ctx, func(tx Tx) error { return tx.RenewShard(ctx, s, e.cfg.LeaseTTL) })
 	})
 	defer stop()

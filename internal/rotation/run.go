@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -148,7 +149,8 @@ func (e *Engine) runShards(ctx context.Context) {
 // for a job of High priority.
 func flowOf(j Job) *pacer.Flow { return pacer.NewFlow(string(j.Domain), j.Priority.part()) }
 
-// Periodic runs fn every so often, on one replica at a time, until ctx is done.
+// Periodic runs fn every so often, on one replica at a time, until ctx is done: also
+// where fn takes longer than that. After a crash another replica begins it anew.
 // Its calls to KMS are bulk work.
 func (e *Engine) Periodic(ctx context.Context, name string, every time.Duration, fn func(context.Context) error) {
 	for e.cfg.Sleep(ctx, every) == nil {
@@ -158,12 +160,28 @@ func (e *Engine) Periodic(ctx context.Context, name string, every time.Duration,
 			return err
 		})
 		if err == nil && mine {
-			err = fn(pacer.WithFlow(ctx, pacer.NewFlow(name, 1)))
+			err = e.runPeriodic(ctx, name, every, fn)
 		}
 		if err != nil {
 			e.logFailure(ctx, "periodic task failed", err, "task", name)
 		}
 	}
+}
+
+// runPeriodic runs a task that was taken, and keeps it for as long as it takes. One
+// that another replica has taken meanwhile, since this one slept, is called off.
+func (e *Engine) runPeriodic(ctx context.Context, name string, every time.Duration, fn func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(pacer.WithFlow(ctx, pacer.NewFlow(name, 1)))
+	defer cancel()
+	stop := e.keepAlive(ctx, every, func(ctx context.Context) error {
+		err := e.store.Update(ctx, func(tx Tx) error { return tx.RenewPeriodic(ctx, name, e.cfg.Owner) })
+		if errors.Is(err, broker.ErrConflict) {
+			cancel()
+		}
+		return err
+	})
+	defer stop()
+	return fn(ctx)
 }
 
 // idle waits until somebody says that there is work, or for a poll.

@@ -95,7 +95,7 @@ func (e *Engine) StepJob(ctx context.Context, r JobRef) (moved bool, err error) 
 		return false, err
 	}
 	ctx = pacer.WithFlow(ctx, flowOf(j))
-	stop := e.keepAlive(ctx, func(ctx context.Context) error {
+	stop := e.keepAlive(ctx, e.cfg.LeaseTTL, func(ctx context.Context) error {
 		return e.store.Update(ctx, func(tx Tx) error { return tx.RenewJob(ctx, r, j.Lease.Seq, e.cfg.LeaseTTL) })
 	})
 	defer func() {
@@ -229,19 +229,19 @@ func sameJob(a, b Job) bool {
 // keepAlive renews a lease every third of its life until stop is called. A renewal
 // that is not answered until the next is due is given up for that. A lost lease is
 // found by the next fenced commit, so its error is only logged.
-func (e *Engine) keepAlive(ctx context.Context, renew func(context.Context) error) (stop func()) {
+func (e *Engine) keepAlive(ctx context.Context, life time.Duration, renew func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		t := time.NewTicker(e.cfg.LeaseTTL / 3)
+		t := time.NewTicker(life / 3)
 		defer t.Stop()
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-t.C:
-				limited, cancel := context.WithTimeout(ctx, e.cfg.LeaseTTL/3)
+				limited, cancel := context.WithTimeout(ctx, life/3)
 				err := renew(limited)
 				cancel()
 				if err != nil && ctx.Err() == nil {

@@ -13,11 +13,11 @@ import (
 func TestUnansweredRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const ttl = 9 * time.Second
-		e := &Engine{cfg: Config{LeaseTTL: ttl, Logger: slog.New(slog.DiscardHandler)}}
+		e := &Engine{cfg: Config{Logger: slog.New(slog.DiscardHandler)}}
 		begun := time.Now()
 		var renewed time.Duration
 		first := true
-		stop := e.keepAlive(t.Context(), func(ctx context.Context) error {
+		stop := e.keepAlive(t.Context(), ttl, func(ctx context.Context) error {
 			if first {
 				first = false
 				<-ctx.Done()

@@ -152,8 +152,11 @@ type Tx interface {
 	Replicas(ctx context.Context) ([]Replica, error)
 
 	// TakePeriodic takes the periodic task name for owner if it is due, that is
-	// every has passed since it was last taken; false if it is not.
+	// every has passed since it was last taken or renewed; false if it is not.
 	TakePeriodic(ctx context.Context, name, owner string, every time.Duration) (bool, error)
+	// RenewPeriodic keeps a task that owner was the last to take: it counts as taken
+	// now. One that another has taken since is broker.ErrConflict.
+	RenewPeriodic(ctx context.Context, name, owner string) error
 }
 
 // A KeyUse is what one domain still has with one key ARN.

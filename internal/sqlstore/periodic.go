@@ -15,3 +15,15 @@ func (t *txn) TakePeriodic(ctx context.Context, name, owner string, every time.D
 		where periodic.take_time <= $4`, name, owner, micros(t.now), micros(t.now.Add(-every)))
 	return n == 1, err
 }
+
+// RenewPeriodic implements rotation.Tx.
+func (t *txn) RenewPeriodic(ctx context.Context, name, owner string) error {
+	n, err := t.exec(ctx, "renew periodic task", `
+		update periodic
+		set take_time = $3
+		where name = $1 and owner = $2`, name, owner, micros(t.now))
+	if err == nil && n == 0 {
+		return conflict("another replica has taken the periodic task")
+	}
+	return err
+}
