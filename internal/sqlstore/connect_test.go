@@ -69,7 +69,6 @@ func TestSilentPool(t *testing.T) {
 	p, through := newProxy(t, at)
 	s := reopenPostgres(t, through, nil)
 	backends(t, s, at, 8)
-	s.Wait(time.Second, time.Minute)
 	p.silence()
 	ctx, leave := context.WithCancel(t.Context())
 	go func() { <-p.unheard; leave() }()
@@ -99,8 +98,8 @@ func TestSilentStatement(t *testing.T) {
 		t.Fatal(err)
 	}
 	closeAtEnd(t, s)
-	s.Wait(time.Second, time.Second)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // less than pgx takes to part from a silent server
+	s.Wait(3*time.Second, 3*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 14*time.Second) // less than pgx takes to part from a silent server
 	defer cancel()
 	runs := 0
 	err = s.Broker().Update(ctx, func(tx broker.Tx) error {
