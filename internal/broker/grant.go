@@ -118,10 +118,11 @@ func (g KMSGrant) MayExist() bool {
 	return g.State == KMSGrantIntended || g.State == KMSGrantLive || g.State == KMSGrantRetiring
 }
 
-// MayHaveExisted reports whether somebody may have used the grant: not if its
-// making failed, unless a listing has shown it since.
-func (g KMSGrant) MayHaveExisted() bool {
-	return g.State != KMSGrantFailed || g.KMSGrantID != ""
+// A KMSGrantRange says which KMS grants of a domain are meant: those under the keys
+// of some epochs, and perhaps of one kind only.
+type KMSGrantRange struct {
+	From, Below Epoch     // from From on and below Below; Below 0 is no end
+	Kind        GrantKind // "" is both
 }
 
 // grantName renders the Name under which KMS knows a grant. KMS allows 256

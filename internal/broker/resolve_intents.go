@@ -9,26 +9,15 @@ import (
 // an intent that is older than a call can last, and than KMS takes to show a
 // grant, is live if a listing begun now has its Name, and was never made if
 // not. Live ones that no open key wants are retired. It returns how many of the
-// intents that which selects are still open.
-func (b *Broker) ResolveIntents(ctx context.Context, domain DomainUID, which func(KMSGrant) bool) (open int, err error) {
+// intents in the range are still open.
+func (b *Broker) ResolveIntents(ctx context.Context, domain DomainUID, which KMSGrantRange) (open int, err error) {
 	var due []KMSGrant
 	err = b.store.View(ctx, func(tx Tx) error {
-		due, open = nil, 0
-		all, err := tx.KMSGrants(ctx, domain, "")
-		if err != nil {
-			return err
-		}
+		intents, err := tx.KMSIntents(ctx, domain, which)
 		settled := tx.Now().Add(-b.settling())
-		for _, k := range all {
-			if k.State != KMSGrantIntended || !which(k) {
-				continue
-			}
-			open++
-			if !k.IntendTime.After(settled) {
-				due = append(due, k)
-			}
-		}
-		return nil
+		open = len(intents)
+		due = slices.DeleteFunc(intents, func(k KMSGrant) bool { return k.IntendTime.After(settled) })
+		return err
 	})
 	if err != nil {
 		return open, err

@@ -22,16 +22,13 @@ const (
 	retryFirst, retryLast = 5 * time.Second, 15 * time.Minute
 )
 
-// RetireEpochs retires every KMS grant of a domain that which selects and that
-// may exist at KMS with a known id. It returns how many it retired; an intent
-// without an answer is left to ResolveIntents.
-func (b *Broker) RetireEpochs(ctx context.Context, domain DomainUID, which func(KMSGrant) bool) (int, error) {
+// RetireEpochs retires every KMS grant of a domain that is in a range and may exist
+// at KMS with a known id. It returns how many it retired; an intent without an
+// answer is left to ResolveIntents.
+func (b *Broker) RetireEpochs(ctx context.Context, domain DomainUID, which KMSGrantRange) (int, error) {
 	var chosen []KMSGrant
-	err := b.store.View(ctx, func(tx Tx) error {
-		all, err := tx.KMSGrants(ctx, domain, "")
-		chosen = slices.DeleteFunc(all, func(k KMSGrant) bool {
-			return !which(k) || (k.State != KMSGrantLive && k.State != KMSGrantRetiring)
-		})
+	err := b.store.View(ctx, func(tx Tx) (err error) {
+		chosen, err = tx.RecordedKMSGrants(ctx, domain, which)
 		return err
 	})
 	if err != nil {

@@ -34,7 +34,7 @@ const (
 // Other transactions may run beside an Update. What it reads may be changed by
 // others before it ends, but for what is held: the domain after LockDomain, as far
 // as whoever changes it locks it too; a grant that GrantByUID or DueGrants read; a
-// KMS grant that KMSGrantByName, KMSGrants of one grant or StaleKMSGrants read; a
+// KMS grant that KMSGrantByName, KMSGrants or StaleKMSGrants read; a
 // request that RequestRecord looked up, also in vain. What is compared by a
 // Version needs no hold. Read a grant before its KMS grants: two that hold them in
 // another order wait for each other until the engine stops one, which is run again.
@@ -91,8 +91,8 @@ type Tx interface {
 	// ListGrants gives up to limit grants of d with an id greater than after, in
 	// every state; not the worker's.
 	ListGrants(ctx context.Context, d DomainUID, after GrantID, limit int) ([]Grant, error)
-	// SelfGrants gives a domain's grants of InventorySelf, in every state.
-	SelfGrants(ctx context.Context, d DomainUID) ([]Grant, error)
+	// SelfGrants gives a domain's grants of InventorySelf to one role, in every state.
+	SelfGrants(ctx context.Context, d DomainUID, grantee string) ([]Grant, error)
 	// DueGrants gives up to limit live grants, of all domains, whose ExpireTime
 	// has come, longest due first.
 	DueGrants(ctx context.Context, limit int) ([]Grant, error)
@@ -102,8 +102,15 @@ type Tx interface {
 
 	InsertKMSGrant(ctx context.Context, g KMSGrant) error // ErrConflict for a used identity or Name
 	UpdateKMSGrant(ctx context.Context, g KMSGrant) error // by (Domain, Grant, Epoch, Kind, Attempt)
-	// KMSGrants gives a domain's KMS grants, all states; of one grant unless g is "".
+	// KMSGrants gives what a grant has, or had, at KMS, in every state: at most two for
+	// each key that the domain came to in the grant's life, but for attempts that
+	// failed. No verb gives that of a whole domain, which has any number of ended ones.
 	KMSGrants(ctx context.Context, d DomainUID, g GrantUID) ([]KMSGrant, error)
+	// RecordedKMSGrants gives the KMS grants of a domain, in a range, that may exist
+	// and have an id: the LIVE and RETIRING ones. It holds none of them.
+	RecordedKMSGrants(ctx context.Context, d DomainUID, r KMSGrantRange) ([]KMSGrant, error)
+	// KMSIntents gives the INTENDED ones, likewise.
+	KMSIntents(ctx context.Context, d DomainUID, r KMSGrantRange) ([]KMSGrant, error)
 	KMSGrantByName(ctx context.Context, name string) (KMSGrant, error)
 	// KMSGrantsOnKey gives the INTENDED, LIVE and RETIRING KMS grants on a key,
 	// of all domains.

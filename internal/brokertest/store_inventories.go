@@ -13,6 +13,8 @@ import (
 func testSelfGrants(t *testing.T, b *storeBench) {
 	alpha, beta := b.domain("alpha"), b.domain("beta")
 	now := b.clock.Now()
+	another := newGrant(alpha.UID, "another-role", now)
+	another.Inventory, another.Grantee = broker.InventorySelf, "arn:aws:iam::444455556666:role/another"
 	b.update(func(ctx context.Context, tx rotation.Tx) error {
 		for i, state := range []broker.GrantState{broker.GrantActive, broker.GrantCreating, broker.GrantExpired, broker.GrantRevoked, broker.GrantRevokedByCustomer, broker.GrantFailed} {
 			self := newGrant(alpha.UID, broker.GrantID(fmt.Sprint("s", i)), now)
@@ -24,6 +26,9 @@ func testSelfGrants(t *testing.T, b *storeBench) {
 		foreign := newGrant(beta.UID, "foreign", now)
 		foreign.Inventory = broker.InventorySelf
 		if err := tx.InsertGrant(ctx, foreign); err != nil {
+			return err
+		}
+		if err := tx.InsertGrant(ctx, another); err != nil {
 			return err
 		}
 		return tx.InsertGrant(ctx, newGrant(alpha.UID, "r-broker", now))
@@ -38,8 +43,13 @@ func testSelfGrants(t *testing.T, b *storeBench) {
 		return tx.UpdateGrant(ctx, g)
 	})
 	b.view(func(ctx context.Context, tx rotation.Tx) error {
-		got, err := tx.SelfGrants(ctx, alpha.UID)
-		equal(t, "grants of services that keep their own wrapped keys", grantIDs(got), []broker.GrantID{"s0", "s1", "s2", "s3", "s4", "s5"})
+		got, err := tx.SelfGrants(ctx, alpha.UID, another.Grantee)
+		equal(t, "such grants of another role", grantIDs(got), []broker.GrantID{"another-role"})
+		if err != nil {
+			return err
+		}
+		got, err = tx.SelfGrants(ctx, alpha.UID, newGrant(alpha.UID, "", now).Grantee)
+		equal(t, "grants of a service that keeps its own wrapped keys", grantIDs(got), []broker.GrantID{"s0", "s1", "s2", "s3", "s4", "s5"})
 		return err
 	})
 }

@@ -36,6 +36,8 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 		{"DueGrants", testDueGrants},
 		{"UnmadeGrants", testUnmadeGrants},
 		{"KMSGrants", testKMSGrants},
+		{"KMSGrantsInRange", testKMSGrantsInRange},
+		{"KMSGrantsUnderEpoch", testKMSGrantsUnderEpoch},
 		{"Listings", testListings},
 		{"Requests", testRequests},
 		{"ForgetRequests", testForgetRequests},

@@ -154,7 +154,7 @@ func (e *Engine) clearDeleted(ctx context.Context, d broker.Domain) error {
 			break
 		}
 	}
-	_, err := e.broker.RetireEpochs(ctx, d.UID, func(broker.KMSGrant) bool { return true })
+	_, err := e.broker.RetireEpochs(ctx, d.UID, broker.KMSGrantRange{})
 	if broker.ClassOf(err) != "" {
 		e.cfg.Logger.WarnContext(ctx, "grants of a deleted domain not retired yet", "domain", d.UID, "error", err)
 		return nil // the sweep goes on with them

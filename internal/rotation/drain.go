@@ -14,8 +14,7 @@ const drainMessage = "services may still hold data keys that they made under the
 // its last service wrap grant ended, in this job or before; the broker's own do
 // not count, since its stores are fenced by the domain lock.
 func (e *Engine) drain(ctx context.Context, j Job) (Job, error) {
-	olderWrap := func(k broker.KMSGrant) bool { return k.Kind == broker.Wrap && k.Epoch < j.TargetEpoch }
-	open, err := e.broker.ResolveIntents(ctx, j.Domain, olderWrap)
+	open, err := e.broker.ResolveIntents(ctx, j.Domain, broker.KMSGrantRange{Kind: broker.Wrap, Below: j.TargetEpoch})
 	if err != nil {
 		return j, e.blockedFrom(j, err)
 	}
@@ -49,20 +48,17 @@ func (e *Engine) drained(ctx context.Context, tx Tx, d broker.DomainUID, target 
 	if err != nil {
 		return until, err
 	}
-	grants, err := tx.KMSGrants(ctx, d, "")
-	if err != nil {
-		return until, err
-	}
-	for _, g := range grants {
-		key, ok := broker.KeyOfEpoch(keys, g.Epoch)
-		if !ok || !key.Unretired() || g.Epoch >= target || g.Kind != broker.Wrap || g.Worker || !g.MayHaveExisted() {
+	for _, k := range keys {
+		if k.Epoch >= target || !k.Unretired() {
 			continue
 		}
-		end := g.EndTime
-		if g.MayExist() {
-			end = tx.Now()
+		end, err := tx.LastServiceWrap(ctx, d, k.Epoch)
+		if err != nil {
+			return until, err
 		}
-		until = latest(until, drainClock(end, e.broker.Windows()))
+		if !end.IsZero() {
+			until = latest(until, drainClock(end, e.broker.Windows()))
+		}
 	}
 	return until, nil
 }

@@ -130,11 +130,10 @@ func (o PassOwner) grants(ctx context.Context, tx Tx, d broker.Domain) ([]broker
 		g, err := selfGrant(ctx, tx, d, o.Grant)
 		return []broker.Grant{g}, err
 	}
-	all, err := tx.SelfGrants(ctx, d.UID)
+	owned, err := tx.SelfGrants(ctx, d.UID, o.Grantee)
 	if err != nil {
 		return nil, err
 	}
-	owned := slices.DeleteFunc(all, func(g broker.Grant) bool { return g.Grantee != o.Grantee })
 	if len(owned) == 0 {
 		return nil, notSelf(d.ID.Name(), "the role has no grant of INVENTORY_SELF in this domain")
 	}

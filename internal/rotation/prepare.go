@@ -47,11 +47,11 @@ type plan struct {
 	domain  broker.Domain
 	keys    []broker.DomainKey
 	grants  []broker.Grant // live ones, the worker's too
-	atKMS   []broker.KMSGrant
 	reserve broker.Context // the reserved pair alone
 }
 
-func (e *Engine) readPlan(ctx context.Context, j Job) (plan, error) {
+// readPlan reads it, and also whatever else is to be of the same snapshot.
+func (e *Engine) readPlan(ctx context.Context, j Job, also ...func(tx Tx) error) (plan, error) {
 	var p plan
 	err := e.store.View(ctx, func(tx Tx) (err error) {
 		p.now = tx.Now()
@@ -64,8 +64,12 @@ func (e *Engine) readPlan(ctx context.Context, j Job) (plan, error) {
 		if p.grants, err = tx.LiveGrants(ctx, j.Domain); err != nil {
 			return err
 		}
-		p.atKMS, err = tx.KMSGrants(ctx, j.Domain, "")
-		return err
+		for _, read := range also {
+			if err := read(tx); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	p.reserve = broker.Context(nil).With(p.domain.Reserved)
 	return p, err
@@ -197,19 +201,21 @@ func (e *Engine) grantEverything(ctx context.Context, p plan, j Job) (Job, error
 		}
 		ensured[g.UID] = true
 	}
-	p, err := e.readPlan(ctx, j)
+	var made []broker.KMSGrant
+	p, err := e.readPlan(ctx, j, func(tx Tx) (err error) {
+		made, err = onTarget(ctx, tx, j)
+		return err
+	})
 	if err != nil {
 		return j, err
 	}
-	for _, g := range unprepared(p.grants, p.atKMS, j) {
+	for _, g := range unprepared(p.grants, made, j) {
 		if ensured[g.UID] {
 			return j, takenAwayFrom(p.domain, g, j)
 		}
 	}
-	for _, k := range p.atKMS {
-		if k.Epoch == j.TargetEpoch && k.LiveTime.After(j.GrantTime) {
-			j.GrantTime = k.LiveTime
-		}
+	for _, k := range made {
+		j.GrantTime = latest(j.GrantTime, k.LiveTime)
 	}
 	if err := e.dryRun(ctx, p, j, tokens); err != nil {
 		return j, e.perhapsInvisible(p, j, err)
@@ -219,11 +225,20 @@ func (e *Engine) grantEverything(ctx context.Context, p plan, j Job) (Job, error
 	return j, nil
 }
 
+// onTarget gives what KMS holds on a job's new key.
+func onTarget(ctx context.Context, tx Tx, j Job) ([]broker.KMSGrant, error) {
+	return tx.RecordedKMSGrants(ctx, j.Domain, broker.KMSGrantRange{From: j.TargetEpoch, Below: j.TargetEpoch + 1})
+}
+
 // unprepared gives the grants that could not be used after the switch.
-func unprepared(live []broker.Grant, atKMS []broker.KMSGrant, j Job) (lacking []broker.Grant) {
+func unprepared(live []broker.Grant, made []broker.KMSGrant, j Job) (lacking []broker.Grant) {
 	target := broker.DomainKey{Domain: j.Domain, Epoch: j.TargetEpoch, KMSKey: j.TargetKey, State: broker.KeyPreparing}
+	of := map[broker.GrantUID][]broker.KMSGrant{}
+	for _, k := range made {
+		of[k.Grant] = append(of[k.Grant], k)
+	}
 	for _, g := range live {
-		if g.State == broker.GrantActive && broker.Missing(g, target, atKMS) {
+		if g.State == broker.GrantActive && broker.Missing(g, target, of[g.UID]) {
 			lacking = append(lacking, g)
 		}
 	}

@@ -57,7 +57,11 @@ func (e *Engine) reencrypting(ctx context.Context, j Job) (Job, error) {
 // longer after. next is when the first of them is due again, as far as nothing was
 // asked for now; zero for none.
 func (e *Engine) grantLeftOut(ctx context.Context, p plan, pause time.Duration) (next time.Time, err error) {
-	for _, k := range broker.LeftOut(p.grants, p.keys, p.atKMS) {
+	made, err := e.attempted(ctx, p)
+	if err != nil {
+		return next, err
+	}
+	for _, k := range broker.LeftOut(p.grants, p.keys, made) {
 		due := k.EndTime.Add(pause * time.Duration(k.Attempt))
 		if p.now.Before(due) {
 			if next.IsZero() || due.Before(next) {
@@ -95,12 +99,41 @@ func (e *Engine) besideLeftOut(ctx context.Context, j Job, phase func(context.Co
 	return j, err
 }
 
+// attempted gives what has been tried for each live grant that an older key refused
+// something once.
+func (e *Engine) attempted(ctx context.Context, p plan) (made []broker.KMSGrant, err error) {
+	err = e.store.View(ctx, func(tx Tx) error {
+		made = nil
+		read := map[broker.GrantUID]bool{}
+		for _, key := range p.keys {
+			if key.State != broker.KeySuperseded {
+				continue
+			}
+			failed, err := tx.FailedOn(ctx, p.domain.UID, key.Epoch)
+			if err != nil {
+				return err
+			}
+			for _, g := range failed {
+				if read[g] {
+					continue
+				}
+				read[g] = true
+				tried, err := tx.KMSGrants(ctx, p.domain.UID, g)
+				if err != nil {
+					return err
+				}
+				made = append(made, tried...)
+			}
+		}
+		return nil
+	})
+	return made, err
+}
+
 // retireWrapGrants ends the wrap grants of the older keys; retired says that
 // there were some.
 func (e *Engine) retireWrapGrants(ctx context.Context, j Job) (_ Job, retired bool, err error) {
-	n, err := e.broker.RetireEpochs(ctx, j.Domain, func(k broker.KMSGrant) bool {
-		return k.Kind == broker.Wrap && k.Epoch < j.TargetEpoch
-	})
+	n, err := e.broker.RetireEpochs(ctx, j.Domain, broker.KMSGrantRange{Kind: broker.Wrap, Below: j.TargetEpoch})
 	if err != nil || n == 0 {
 		return j, false, err
 	}

@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -24,7 +25,7 @@ func (e *Engine) retire(ctx context.Context, j Job) (Job, error) {
 		}
 		return j, err
 	}
-	older := func(k broker.KMSGrant) bool { return k.Epoch < j.TargetEpoch }
+	older := broker.KMSGrantRange{Below: j.TargetEpoch}
 	open, err := e.broker.ResolveIntents(ctx, j.Domain, older)
 	if err != nil {
 		return j, e.blockedFrom(j, err)
@@ -58,15 +59,16 @@ func (e *Engine) lastEnded(ctx context.Context, j Job) (now, ended time.Time, er
 		if err != nil {
 			return err
 		}
-		made, err := tx.KMSGrants(ctx, j.Domain, "")
-		if err != nil {
-			return err
-		}
 		now, ended = tx.Now(), j.RetireTime
-		for _, g := range made {
-			if key, _ := broker.KeyOfEpoch(keys, g.Epoch); g.Epoch < j.TargetEpoch && key.Unretired() && g.MayHaveExisted() {
-				ended = latest(ended, g.EndTime)
+		for _, k := range keys {
+			if k.Epoch >= j.TargetEpoch || !k.Unretired() {
+				continue
 			}
+			end, err := tx.LastKMSGrantEnd(ctx, j.Domain, k.Epoch)
+			if err != nil {
+				return err
+			}
+			ended = latest(ended, end)
 		}
 		return nil
 	})
@@ -195,10 +197,12 @@ func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, e
 		if err != nil {
 			return j, e.blockedFrom(j, err)
 		}
-		for _, l := range listed {
-			if e.leftover(p, j, l) {
-				left[arn] = append(left[arn], l)
-			}
+		found, err := e.leftovers(ctx, j, arn, listed)
+		if err != nil {
+			return j, err
+		}
+		if len(found) > 0 {
+			left[arn] = found
 		}
 	}
 	if len(left) > 0 {
@@ -262,19 +266,62 @@ func olderKeys(p plan, j Job) []broker.KeyARN {
 	return arns
 }
 
-// leftover reports whether a listed grant is this domain's, by id or Name, for
-// an epoch below the target.
-func (e *Engine) leftover(p plan, j Job, l broker.ListedGrant) bool {
-	name, ours := e.broker.ParseKMSGrantName(l.Name)
-	for _, k := range p.atKMS {
-		if k.KMSGrantID == l.ID && k.KMSGrantID != "" {
-			return k.Epoch < j.TargetEpoch
+// leftovers gives those of the grants which KMS lists on a key that are this
+// domain's, for an epoch below the target. They are known by their Names, which KMS
+// never changes: the row of a Name says whose it is. What is live there of all
+// domains is read at once, and what KMS shows besides is little.
+func (e *Engine) leftovers(ctx context.Context, j Job, key broker.KeyARN, listed []broker.ListedGrant) (left []broker.ListedGrant, err error) {
+	err = e.store.View(ctx, func(tx Tx) error {
+		left = nil
+		open, err := tx.KMSGrantsOnKey(ctx, key)
+		if err != nil {
+			return err
 		}
-		if ours && k.Grant == name.Grant {
-			return name.Epoch < j.TargetEpoch
+		rows := make(map[string]broker.KMSGrant, len(open))
+		for _, k := range open {
+			rows[k.Name] = k
 		}
+		for _, l := range listed {
+			if l.Name == "" {
+				continue // ours have one
+			}
+			is, err := e.leftover(ctx, tx, j, rows, l.Name)
+			if err != nil {
+				return err
+			}
+			if is {
+				left = append(left, l)
+			}
+		}
+		return nil
+	})
+	return left, err
+}
+
+// leftover reports whether a Name that KMS lists is this domain's, for an epoch
+// below the target. One of ours without a row says by itself for which grant and
+// epoch it is.
+func (e *Engine) leftover(ctx context.Context, tx Tx, j Job, open map[string]broker.KMSGrant, name string) (bool, error) {
+	row, known := open[name]
+	if !known {
+		var err error
+		if row, err = tx.KMSGrantByName(ctx, name); err != nil && !errors.Is(err, broker.ErrNotFound) {
+			return false, err
+		}
+		known = err == nil
 	}
-	return false
+	if known {
+		return row.Domain == j.Domain && row.Epoch < j.TargetEpoch, nil
+	}
+	parts, ours := e.broker.ParseKMSGrantName(name)
+	if !ours || parts.Epoch >= j.TargetEpoch {
+		return false, nil
+	}
+	_, err := tx.GrantByUID(ctx, j.Domain, parts.Grant)
+	if errors.Is(err, broker.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // succeed is the end: the older epochs are retired in the transaction that

@@ -1,8 +1,10 @@
 package rotation
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -65,32 +67,23 @@ type askedGrant struct {
 	newest broker.Epoch
 }
 
-// selfGrantsOn gives those of a domain that were on one of the keys.
+// selfGrantsOn gives those of a domain that were on one of the keys, which are by
+// epoch.
 func selfGrantsOn(ctx context.Context, tx Tx, d broker.DomainUID, keys []broker.DomainKey) ([]askedGrant, error) {
 	if len(keys) == 0 {
 		return nil, nil
 	}
-	grants, err := tx.SelfGrants(ctx, d)
+	grants, err := tx.SelfGrantsOn(ctx, d, keys[0].Epoch)
 	if err != nil {
 		return nil, err
 	}
-	var on []askedGrant
+	on := map[broker.GrantUID]askedGrant{}
 	for _, g := range grants {
-		made, err := tx.KMSGrants(ctx, d, g.UID)
-		if err != nil {
-			return nil, err
-		}
-		var newest broker.Epoch
-		for _, k := range made {
-			if _, ok := broker.KeyOfEpoch(keys, k.Epoch); ok && k.MayHaveExisted() {
-				newest = max(newest, k.Epoch)
-			}
-		}
-		if newest != 0 {
-			on = append(on, askedGrant{Grant: g, newest: newest})
+		if _, asked := broker.KeyOfEpoch(keys, g.Epoch); asked {
+			on[g.UID] = askedGrant{Grant: g.Grant, newest: max(on[g.UID].newest, g.Epoch)}
 		}
 	}
-	return on, nil
+	return slices.SortedFunc(maps.Values(on), func(a, b askedGrant) int { return cmp.Compare(a.ID, b.ID) }), nil
 }
 
 // selfInventories gives what is known of each grant of INVENTORY_SELF that was on

@@ -124,6 +124,24 @@ type Tx interface {
 	AddMoved(ctx context.Context, r JobRef, counts []MaterialCount) error // adds to those stored
 	Moved(ctx context.Context, r JobRef) ([]MaterialCount, error)
 
+	// The next four are about the KMS grants under one epoch. Used is what somebody may
+	// have used: all but what FAILED and has no id, since it was never made.
+
+	// FailedOn gives the live grants of a domain of which an attempt under an epoch
+	// FAILED, whatever came after.
+	FailedOn(ctx context.Context, d broker.DomainUID, e broker.Epoch) ([]broker.GrantUID, error)
+	// LastServiceWrap gives until when services could make ciphertext under an epoch:
+	// Now while a wrap grant of one may exist, then the last EndTime of the used ones,
+	// zero if there never was one. The worker's do not count.
+	LastServiceWrap(ctx context.Context, d broker.DomainUID, e broker.Epoch) (time.Time, error)
+	// LastKMSGrantEnd gives the last EndTime of the used KMS grants under an epoch, the
+	// worker's too, zero if none has ended.
+	LastKMSGrantEnd(ctx context.Context, d broker.DomainUID, e broker.Epoch) (time.Time, error)
+	// SelfGrantsOn gives a domain's grants of InventorySelf, in every state, by id, with
+	// each epoch from one on under which they have a used KMS grant, once or more. It
+	// looks at each such grant that the domain had.
+	SelfGrantsOn(ctx context.Context, d broker.DomainUID, from broker.Epoch) ([]SelfGrant, error)
+
 	// PutSettlement inserts a settlement, or replaces that of the same grant and epoch.
 	PutSettlement(ctx context.Context, s Settlement) error
 	// Settlements gives a domain's settlements of an epoch and of those above it, by
@@ -157,6 +175,12 @@ type Tx interface {
 	// RenewPeriodic keeps a task that owner was the last to take: it counts as taken
 	// now. One that another has taken since is broker.ErrConflict.
 	RenewPeriodic(ctx context.Context, name, owner string) error
+}
+
+// A SelfGrant is a grant of InventorySelf, and an epoch that it was on.
+type SelfGrant struct {
+	broker.Grant
+	Epoch broker.Epoch
 }
 
 // A KeyUse is what one domain still has with one key ARN.

@@ -102,7 +102,7 @@ func allGranted(ctx context.Context, tx Tx, j Job) error {
 	if err != nil {
 		return err
 	}
-	made, err := tx.KMSGrants(ctx, j.Domain, "")
+	made, err := onTarget(ctx, tx, j)
 	if err != nil {
 		return err
 	}

@@ -70,7 +70,7 @@ func (e *Engine) undoOnFailure(ctx context.Context, j Job, cause error) (Job, er
 
 // undo retires what was made on the new key, then lets the job end as Undo says.
 func (e *Engine) undo(ctx context.Context, j Job) (Job, error) {
-	ours := func(k broker.KMSGrant) bool { return k.Epoch == j.TargetEpoch }
+	ours := broker.KMSGrantRange{From: j.TargetEpoch, Below: j.TargetEpoch + 1}
 	open, err := e.broker.ResolveIntents(ctx, j.Domain, ours)
 	if err == nil {
 		_, err = e.broker.RetireEpochs(ctx, j.Domain, ours)

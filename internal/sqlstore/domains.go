@@ -78,7 +78,7 @@ func (t *txn) DeletedDomains(ctx context.Context, limit int) ([]broker.Domain, e
 			or exists (
 				select 1
 				from kms_grant
-				where kms_grant.domain_uid = domain.domain_uid and kms_grant.state in ('INTENDED', 'LIVE', 'RETIRING')))
+				where kms_grant.domain_uid = domain.domain_uid and `+leftKMSGrant+`))
 		order by domain_uid
 		limit $1 + 0`, limit)
 }

@@ -37,6 +37,11 @@ func (a at) Scan(src any) error {
 	return nil
 }
 
+func scanTime(r row) (v time.Time, err error) {
+	err = r.Scan(at{&v})
+	return v, err
+}
+
 // toThousandths is the stored form of a rate.
 func toThousandths(v float64) int64 { return int64(math.Round(v * 1000)) }
 

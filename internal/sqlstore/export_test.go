@@ -3,7 +3,6 @@ package sqlstore
 import (
 	"context"
 	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -11,9 +10,9 @@ import (
 )
 
 // Recorded gives the store with an ear at its engine: statements tells the text of
-// every statement that was run through it so far.
-func (s *Store) Recorded() (recorded *Store, statements func() []string) {
-	r := &recorder{dialect: s.dialect, texts: map[string]bool{}}
+// every statement that was run through it so far, and what it was last run with.
+func (s *Store) Recorded() (recorded *Store, statements func() map[string][]any) {
+	r := &recorder{dialect: s.dialect, texts: map[string][]any{}}
 	recorded = &Store{dialect: r, random: s.random, log: s.log, tracer: s.tracer, retries: s.retries}
 	return recorded, r.statements
 }
@@ -21,19 +20,19 @@ func (s *Store) Recorded() (recorded *Store, statements func() []string) {
 type recorder struct {
 	dialect
 	mu    sync.Mutex
-	texts map[string]bool
+	texts map[string][]any
 }
 
-func (r *recorder) statements() []string {
+func (r *recorder) statements() map[string][]any {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Sorted(maps.Keys(r.texts))
+	return maps.Clone(r.texts)
 }
 
-func (r *recorder) note(text string) {
+func (r *recorder) note(text string, args []any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.texts[text] = true
+	r.texts[text] = args
 }
 
 func (r *recorder) begin(ctx context.Context, readOnly bool) (session, error) {
@@ -54,19 +53,19 @@ type recordedSession struct {
 }
 
 func (s recordedSession) exec(ctx context.Context, query string, args ...any) (int64, error) {
-	s.recorder.note(query)
+	s.recorder.note(query, args)
 	return s.session.exec(ctx, query, args...)
 }
 
 func (s recordedSession) texts(ctx context.Context, batch *pgx.Batch) ([][]string, error) {
 	for _, q := range batch.QueuedQueries {
-		s.recorder.note(q.SQL)
+		s.recorder.note(q.SQL, q.Arguments)
 	}
 	return s.session.(batchSession).texts(ctx, batch)
 }
 
 func (s recordedSession) query(ctx context.Context, query string, args ...any) (rows, error) {
-	s.recorder.note(query)
+	s.recorder.note(query, args)
 	return s.session.query(ctx, query, args...)
 }
 

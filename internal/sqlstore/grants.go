@@ -1,19 +1,26 @@
 package sqlstore
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
+	"github.com/keybroker/keybroker/internal/rotation"
 )
 
 const grantColumns = `
 	domain_uid, grant_id, grant_uid, worker, grantee, operations, constraint_subset,
 	constraint_equals, inventory, state, expire_time, version, create_time, update_time`
 
+func grantFields(g *broker.Grant) []any {
+	return []any{&g.Domain, &g.ID, &g.UID, &g.Worker, &g.Grantee, fromJSON(&g.Operations), fromJSON(&g.Constraint.Subset),
+		fromJSON(&g.Constraint.Equals), &g.Inventory, &g.State, at{&g.ExpireTime}, &g.Version, at{&g.CreateTime}, at{&g.UpdateTime}}
+}
+
 func scanGrant(r row) (g broker.Grant, err error) {
-	err = r.Scan(&g.Domain, &g.ID, &g.UID, &g.Worker, &g.Grantee, fromJSON(&g.Operations), fromJSON(&g.Constraint.Subset),
-		fromJSON(&g.Constraint.Equals), &g.Inventory, &g.State, at{&g.ExpireTime}, &g.Version, at{&g.CreateTime}, at{&g.UpdateTime})
+	err = r.Scan(grantFields(&g)...)
 	return g, err
 }
 
@@ -65,12 +72,15 @@ func (t *txn) UpdateGrant(ctx context.Context, g broker.Grant) error {
 		select 1 from domain_grant where domain_uid = $1 and grant_uid = $2`, g.Domain, g.UID)
 }
 
+// liveGrant is the condition of the index domain_grant_live.
+const liveGrant = `domain_grant.state in ('CREATING', 'ACTIVE')`
+
 // LiveGrants implements broker.Tx.
 func (t *txn) LiveGrants(ctx context.Context, d broker.DomainUID) ([]broker.Grant, error) {
 	return all(ctx, t, "list live grants", scanGrant, `
 		select `+grantColumns+`
 		from domain_grant
-		where domain_uid = $1 and state in ('CREATING', 'ACTIVE')
+		where domain_uid = $1 and `+liveGrant+`
 		order by grant_id`, d)
 }
 
@@ -84,13 +94,36 @@ func (t *txn) ListGrants(ctx context.Context, d broker.DomainUID, after broker.G
 		limit $3 + 0`, d, after, limit)
 }
 
-// SelfGrants implements broker.Tx.
-func (t *txn) SelfGrants(ctx context.Context, d broker.DomainUID) ([]broker.Grant, error) {
-	return all(ctx, t, "list grants of self-kept inventories", scanGrant, `
+// SelfGrants implements broker.Tx. It sorts by itself: for an order by, SQLite would
+// walk all grants of the domain by their primary key.
+func (t *txn) SelfGrants(ctx context.Context, d broker.DomainUID, grantee string) ([]broker.Grant, error) {
+	grants, err := all(ctx, t, "list grants of self-kept inventories", scanGrant, `
 		select `+grantColumns+`
 		from domain_grant
-		where domain_uid = $1 and inventory = 'SELF'
-		order by grant_id`, d)
+		where domain_uid = $1 and inventory = 'SELF' and grantee = $2`, d, grantee)
+	slices.SortFunc(grants, func(a, b broker.Grant) int { return cmp.Compare(a.ID, b.ID) })
+	return grants, err
+}
+
+// SelfGrantsOn implements rotation.Tx, and sorts as SelfGrants does. By "cross join"
+// SQLite looks at these grants first, and not at all that was on the keys.
+func (t *txn) SelfGrantsOn(ctx context.Context, d broker.DomainUID, from broker.Epoch) ([]rotation.SelfGrant, error) {
+	grants, err := all(ctx, t, "list grants of self-kept inventories by key", func(r row) (g rotation.SelfGrant, err error) {
+		err = r.Scan(append(grantFields(&g.Grant), &g.Epoch)...)
+		return g, err
+	}, `
+		select `+grantColumns+`, epoch
+		from domain_grant
+		cross join (
+			select domain_uid as of_domain, grant_uid as of_grant, key_epoch as epoch
+			from kms_grant
+			where `+usedKMSGrant+`) as made
+		where domain_uid = $1 and inventory = 'SELF' and epoch >= $2
+			and of_domain = domain_uid and of_grant = grant_uid`, d, from)
+	slices.SortFunc(grants, func(a, b rotation.SelfGrant) int {
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Epoch, b.Epoch))
+	})
+	return grants, err
 }
 
 // DueGrants implements broker.Tx. An Update holds them, and leaves out those that

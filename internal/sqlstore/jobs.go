@@ -136,7 +136,7 @@ func (t *txn) DueJobs(ctx context.Context, p rotation.Priority, owner string, af
 					select 1
 					from kms_grant
 					where kms_grant.domain_uid = job.domain_uid and kms_grant.kind = 'wrap'
-						and kms_grant.key_epoch < job.target_epoch and kms_grant.state in ('LIVE', 'RETIRING'))
+						and kms_grant.key_epoch < job.target_epoch and `+leftKMSGrant+` and kms_grant.state <> 'INTENDED')
 			)
 		order by create_time, domain_uid, job_id
 		limit $6 + 0`, micros(t.now), owner, micros(after.CreateTime), after.Domain, after.ID, limit, p)

@@ -2,6 +2,8 @@ package sqlstore
 
 import (
 	"context"
+	"math"
+	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
 )
@@ -49,20 +51,101 @@ func (t *txn) UpdateKMSGrant(ctx context.Context, g broker.KMSGrant) error {
 	return err
 }
 
-// KMSGrants implements broker.Tx. An Update holds those of one grant.
+// KMSGrants implements broker.Tx. An Update holds them.
 func (t *txn) KMSGrants(ctx context.Context, d broker.DomainUID, g broker.GrantUID) ([]broker.KMSGrant, error) {
-	if g == "" {
-		return all(ctx, t, "list KMS grants", scanKMSGrant, `
-			select `+kmsGrantColumns+`
-			from kms_grant
-			where domain_uid = $1
-			order by grant_uid, key_epoch, kind, attempt`, d)
-	}
 	return all(ctx, t, "list KMS grants", scanKMSGrant, `
 		select `+kmsGrantColumns+`
 		from kms_grant
 		where domain_uid = $1 and grant_uid = $2
 		order by key_epoch, kind, attempt`+t.holding(waiting), d, g)
+}
+
+// The conditions of the indexes kms_grant_by_key, kms_grant_open and kms_grant_used.
+// SQLite takes an index for a statement that says its condition word for word. The
+// first two mean the same, broker.KMSGrant's MayExist: PostgreSQL, which sees that a
+// domain has very many rows and not that nearly all of them have ended, would
+// otherwise take the one for the other, and read what is open in all domains.
+const (
+	openKMSGrant = `kms_grant.state in ('INTENDED', 'LIVE', 'RETIRING')`
+	leftKMSGrant = `kms_grant.state not in ('RETIRED', 'FAILED', 'GONE')`
+	usedKMSGrant = `(kms_grant.state <> 'FAILED' or kms_grant.kms_grant_id <> '')`
+)
+
+// RecordedKMSGrants implements broker.Tx.
+func (t *txn) RecordedKMSGrants(ctx context.Context, d broker.DomainUID, r broker.KMSGrantRange) ([]broker.KMSGrant, error) {
+	return t.kmsGrantsIn(ctx, "list recorded KMS grants", `state <> 'INTENDED'`, d, r)
+}
+
+// KMSIntents implements broker.Tx.
+func (t *txn) KMSIntents(ctx context.Context, d broker.DomainUID, r broker.KMSGrantRange) ([]broker.KMSGrant, error) {
+	return t.kmsGrantsIn(ctx, "list intents", `state not in ('LIVE', 'RETIRING')`, d, r)
+}
+
+func (t *txn) kmsGrantsIn(ctx context.Context, op, state string, d broker.DomainUID, r broker.KMSGrantRange) ([]broker.KMSGrant, error) {
+	if r.Below == 0 {
+		r.Below = math.MaxInt64
+	}
+	ofKind, args := "", []any{d, r.From, r.Below}
+	if r.Kind != "" {
+		ofKind, args = ` and kind = $4`, append(args, r.Kind)
+	}
+	return all(ctx, t, op, scanKMSGrant, `
+		select `+kmsGrantColumns+`
+		from kms_grant
+		where `+leftKMSGrant+` and `+state+` and domain_uid = $1 and key_epoch >= $2 and key_epoch < $3`+ofKind+`
+		order by grant_uid, key_epoch, kind, attempt`, args...)
+}
+
+// FailedOn implements rotation.Tx.
+func (t *txn) FailedOn(ctx context.Context, d broker.DomainUID, e broker.Epoch) ([]broker.GrantUID, error) {
+	return all(ctx, t, "list grants that failed on a key", func(r row) (uid broker.GrantUID, err error) {
+		err = r.Scan(&uid)
+		return uid, err
+	}, `
+		select distinct grant_uid
+		from kms_grant
+		where state = 'FAILED' and domain_uid = $1 and key_epoch = $2 and grant_uid in (
+			select grant_uid
+			from domain_grant
+			where domain_uid = $1 and `+liveGrant+`)
+		order by grant_uid`, d, e)
+}
+
+// LastServiceWrap implements rotation.Tx.
+func (t *txn) LastServiceWrap(ctx context.Context, d broker.DomainUID, e broker.Epoch) (time.Time, error) {
+	const wraps = `domain_uid = $1 and key_epoch = $2 and kind = 'wrap' and not worker`
+	return one(ctx, t, "read end of wrap grants", "end", scanTime, `
+		select case
+			when exists (select 1 from kms_grant where `+leftKMSGrant+` and `+wraps+`) then cast($3 as bigint)
+			else coalesce((
+				select end_time
+				from kms_grant
+				where `+usedKMSGrant+` and `+wraps+`
+				order by end_time desc
+				limit 1), 0)
+		end`, d, e, micros(t.now))
+}
+
+// LastKMSGrantEnd implements rotation.Tx. The index is asked for each kind, which it
+// has in front of the time.
+func (t *txn) LastKMSGrantEnd(ctx context.Context, d broker.DomainUID, e broker.Epoch) (last time.Time, err error) {
+	for _, kind := range []broker.GrantKind{broker.Wrap, broker.Unwrap} {
+		ends, err := all(ctx, t, "read end of KMS grants", scanTime, `
+			select end_time
+			from kms_grant
+			where `+usedKMSGrant+` and domain_uid = $1 and key_epoch = $2 and kind = $3
+			order by end_time desc
+			limit 1`, d, e, kind)
+		if err != nil {
+			return last, err
+		}
+		for _, end := range ends {
+			if end.After(last) {
+				last = end
+			}
+		}
+	}
+	return last, nil
 }
 
 // KMSGrantByName implements broker.Tx. An Update holds it.
@@ -78,7 +161,7 @@ func (t *txn) KMSGrantsOnKey(ctx context.Context, key broker.KeyARN) ([]broker.K
 	return all(ctx, t, "list KMS grants on key", scanKMSGrant, `
 		select `+kmsGrantColumns+`
 		from kms_grant
-		where kms_key = $1 and state in ('INTENDED', 'LIVE', 'RETIRING')
+		where kms_key = $1 and `+openKMSGrant+`
 		order by domain_uid, grant_uid, key_epoch, kind, attempt`, key)
 }
 

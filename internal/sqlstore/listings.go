@@ -39,7 +39,7 @@ func (t *txn) ForgetListing(ctx context.Context, key broker.KeyARN, until time.T
 			and not exists (
 				select 1
 				from kms_grant
-				where kms_grant.kms_key = $1 and kms_grant.state in ('INTENDED', 'LIVE', 'RETIRING'))`,
+				where kms_grant.kms_key = $1 and `+openKMSGrant+`)`,
 		key, micros(until))
 	return err
 }

@@ -27,7 +27,7 @@ func runContract(t *testing.T, engine string, open func(*testing.T, func() time.
 	brokertest.RunStore(t, func(t *testing.T, now func() time.Time) (broker.Store, rotation.Store) {
 		s, statements := open(t, now).Recorded()
 		t.Cleanup(func() {
-			for _, text := range statements() {
+			for text := range statements() {
 				texts[text] = true
 			}
 		})

@@ -151,7 +151,7 @@ func (t *txn) usesByGrant(ctx context.Context, key broker.KeyARN, uses keyUses) 
 			count(*), count(case when kms_grant.state = 'INTENDED' then 1 end)
 		from kms_grant
 		join domain on domain.domain_uid = kms_grant.domain_uid
-		where kms_grant.kms_key = $1 and kms_grant.state in ('INTENDED', 'LIVE', 'RETIRING')
+		where kms_grant.kms_key = $1 and `+openKMSGrant+`
 		group by kms_grant.domain_uid, domain.domain_id`, key)
 	return err
 }

@@ -31,7 +31,7 @@ func countingTexts(t *testing.T, store *sqlstore.Store, state broker.KeyState) [
 		t.Fatal(err)
 	}
 	var texts []string
-	for _, text := range statements() {
+	for text := range statements() {
 		if strings.Contains(text, "from data_key\n") {
 			texts = append(texts, text)
 		}

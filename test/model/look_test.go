@@ -115,6 +115,13 @@ func (m *machine) look(t *rapid.T) *state {
 	return s
 }
 
+func grantUIDs(grants []broker.Grant) (uids []broker.GrantUID) {
+	for _, g := range grants {
+		uids = append(uids, g.UID)
+	}
+	return uids
+}
+
 func (m *machine) lookAt(tx rotation.Tx, tn *tenant, all int) (*domainState, error) {
 	ctx, uid, d := m.ctx, tn.uid, &domainState{}
 	var jobs []rotation.Job
@@ -125,7 +132,6 @@ func (m *machine) lookAt(tx rotation.Tx, tn *tenant, all int) (*domainState, err
 		func() (err error) { d.rows, err = tx.ListDataKeys(ctx, uid, "", all); return err },
 		func() (err error) { d.grants, err = tx.ListGrants(ctx, uid, "", all); return err },
 		func() (err error) { live, err = tx.LiveGrants(ctx, uid); return err },
-		func() (err error) { d.atKMS, err = tx.KMSGrants(ctx, uid, ""); return err },
 		func() (err error) { jobs, err = tx.ListJobs(ctx, uid, "", all); return err },
 	}
 	for _, read := range reads {
@@ -135,8 +141,15 @@ func (m *machine) lookAt(tx rotation.Tx, tn *tenant, all int) (*domainState, err
 	}
 	for _, g := range live {
 		if g.Worker {
-			d.worker = g
+			d.worker, tn.worker = g, g.UID
 		}
+	}
+	for _, g := range append(grantUIDs(d.grants), tn.worker) {
+		made, err := tx.KMSGrants(ctx, uid, g)
+		if err != nil {
+			return nil, err
+		}
+		d.atKMS = append(d.atKMS, made...)
 	}
 	for _, j := range jobs {
 		now := jobState{Job: j}

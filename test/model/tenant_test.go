@@ -18,6 +18,7 @@ type tenant struct {
 	id       broker.DomainID
 	uid      broker.DomainUID
 	reserved broker.Pair
+	worker   broker.GrantUID // the broker's own grant, of a deleted domain too
 	// deleting: somebody asked for it; deleted: it is certain; gone: it was so when
 	// the present action began.
 	deleting, deleted, gone bool
