@@ -19,6 +19,9 @@ type metrics struct {
 	batchRows    *prometheus.CounterVec
 	batchSeconds prometheus.Histogram
 	jobStates    *prometheus.CounterVec
+	leasesLost   prometheus.Counter
+	taskRuns     *prometheus.CounterVec
+	taskSuccess  *prometheus.GaugeVec
 }
 
 func newMetrics(registry *prometheus.Registry, b build, dev bool) *metrics {
@@ -35,7 +38,7 @@ func newMetrics(registry *prometheus.Registry, b build, dev bool) *metrics {
 		}, []string{"operation"}),
 		batchRows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "keybroker_batch_rows_total",
-			Help: "Rows in committed batches of re-encryption jobs, by outcome.",
+			Help: "Rows in committed batches of re-encryption jobs, each counted once, by outcome (moved, relabelled, verified, failed, conflict).",
 		}, []string{"outcome"}),
 		batchSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "keybroker_batch_seconds",
@@ -46,6 +49,18 @@ func newMetrics(registry *prometheus.Registry, b build, dev bool) *metrics {
 			Name: "keybroker_job_transitions_total",
 			Help: "Entries of re-encryption jobs into a phase and state.",
 		}, []string{"phase", "state"}),
+		leasesLost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "keybroker_leases_lost_total",
+			Help: "Leases of jobs, shards and periodic tasks that this replica could not renew, since another has them; now and then one that it had just given back.",
+		}),
+		taskRuns: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "keybroker_periodic_runs_total",
+			Help: "Runs of periodic tasks by this replica, by outcome (ok, failed).",
+		}, []string{"task", "outcome"}),
+		taskSuccess: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "keybroker_periodic_last_success_timestamp_seconds",
+			Help: "When this replica last ran a periodic task without an error, Unix time. One replica runs each: take the max over all.",
+		}, []string{"task"}),
 	}
 	devMode := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "keybroker_dev_mode", Help: "1 if nobody is authenticated (serve --dev): never so in production."})
@@ -56,7 +71,7 @@ func newMetrics(registry *prometheus.Registry, b build, dev bool) *metrics {
 		Name: "keybroker_build_info", Help: "Always 1; the labels say what was built.",
 		ConstLabels: prometheus.Labels{"version": b.version, "revision": b.revision, "go": b.goVersion}})
 	info.Set(1)
-	registry.MustRegister(m.kmsCalls, m.kmsSeconds, m.batchRows, m.batchSeconds, m.jobStates, devMode, info)
+	registry.MustRegister(m.kmsCalls, m.kmsSeconds, m.batchRows, m.batchSeconds, m.jobStates, m.leasesLost, m.taskRuns, m.taskSuccess, devMode, info)
 	return m
 }
 
@@ -72,17 +87,31 @@ func (m *metrics) kms(operation string, class broker.KMSClass, took time.Duratio
 var _ rotation.Observer = (*metrics)(nil)
 
 // Batch implements rotation.Observer.
-func (m *metrics) Batch(moved, relabelled, failed, conflicts int, took time.Duration) {
-	m.batchRows.WithLabelValues("moved").Add(float64(moved))
-	m.batchRows.WithLabelValues("relabelled").Add(float64(relabelled))
-	m.batchRows.WithLabelValues("failed").Add(float64(failed))
-	m.batchRows.WithLabelValues("conflict").Add(float64(conflicts))
+func (m *metrics) Batch(rows rotation.BatchRows, took time.Duration) {
+	m.batchRows.WithLabelValues("moved").Add(float64(rows.Moved))
+	m.batchRows.WithLabelValues("relabelled").Add(float64(rows.Relabelled))
+	m.batchRows.WithLabelValues("verified").Add(float64(rows.Verified))
+	m.batchRows.WithLabelValues("failed").Add(float64(rows.Failed))
+	m.batchRows.WithLabelValues("conflict").Add(float64(rows.Conflicts))
 	m.batchSeconds.Observe(took.Seconds())
 }
 
 // JobState implements rotation.Observer.
 func (m *metrics) JobState(p rotation.Phase, s rotation.State) {
 	m.jobStates.WithLabelValues(string(p), string(s)).Inc()
+}
+
+// LeaseLost implements rotation.Observer.
+func (m *metrics) LeaseLost() { m.leasesLost.Inc() }
+
+// Periodic implements rotation.Observer.
+func (m *metrics) Periodic(task string, err error) {
+	if err != nil {
+		m.taskRuns.WithLabelValues(task, "failed").Inc()
+		return
+	}
+	m.taskRuns.WithLabelValues(task, "ok").Inc()
+	m.taskSuccess.WithLabelValues(task).SetToCurrentTime()
 }
 
 // watchPacer shows the pacer's budgets whenever metrics are read.

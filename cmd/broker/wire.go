@@ -109,6 +109,7 @@ func newApp(ctx context.Context, w wiring, end *ending) (_ *app, err error) {
 	}, a.store.Rotation(), b, a.background, a.background); err != nil {
 		return nil, err
 	}
+	w.telemetry.metrics.watchStanding(a.engine.Standing)
 	if !w.does.api {
 		return a, nil
 	}

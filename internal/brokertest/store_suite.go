@@ -66,6 +66,7 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 		{"Moved", testMoved},
 		{"Settlements", testSettlements},
 		{"UsesOfKey", testUsesOfKey},
+		{"Standing", testStanding},
 		{"Periodic", testPeriodic},
 		{"Rollback", testRollback},
 		{"Panic", testPanic},

@@ -57,7 +57,8 @@ func (w *shardWork) commit(ctx context.Context, b *batch) (goOn bool, err error)
 	w.shard, w.held = next, !b.release && !next.Finished
 	w.calls, w.throttled = calls, throttled
 	w.flow.SetWeight(priority.part())
-	w.engine.cfg.Observe.Batch(tally.moved, tally.relabelled, tally.failed, tally.conflicts, took)
+	w.engine.cfg.Observe.Batch(BatchRows{Moved: tally.moved - tally.relabelled, Relabelled: tally.relabelled, Verified: tally.verified,
+		Failed: tally.failed, Conflicts: tally.conflicts}, took)
 	if tally.conflicts > 0 {
 		w.engine.cfg.Logger.InfoContext(ctx, "rows changed during their re-encryption", "job", w.job.ID, "rows", tally.conflicts)
 	}

@@ -69,19 +69,40 @@ type Config struct {
 // are not possible: use NoObserver for none.
 type Observer interface {
 	// Batch is called after each committed batch.
-	Batch(moved, relabelled, failed, conflicts int, took time.Duration)
+	Batch(rows BatchRows, took time.Duration)
 	// JobState is called when a job enters a phase or state.
 	JobState(p Phase, s State)
+	// LeaseLost is called when a renewal found that the lease of a job, shard or
+	// periodic task is another replica's, which happens where this one was stopped or
+	// cut off for long, or that it was given back a moment ago.
+	LeaseLost()
+	// Periodic is called after each run of a periodic task by this replica.
+	Periodic(task string, err error)
+}
+
+// BatchRows says what became of a batch's rows; each row is counted once.
+type BatchRows struct {
+	Moved      int // by KMS
+	Relabelled int // under the target's own key already: no call
+	Verified   int // of a VERIFY job: KMS can read them
+	Failed     int // KMS cannot read them
+	Conflicts  int // changed by somebody else meanwhile: seen again
 }
 
 // NoObserver observes nothing.
 type NoObserver struct{}
 
 // Batch implements Observer.
-func (NoObserver) Batch(int, int, int, int, time.Duration) {}
+func (NoObserver) Batch(BatchRows, time.Duration) {}
 
 // JobState implements Observer.
 func (NoObserver) JobState(Phase, State) {}
+
+// LeaseLost implements Observer.
+func (NoObserver) LeaseLost() {}
+
+// Periodic implements Observer.
+func (NoObserver) Periodic(string, error) {}
 
 // Engine changes keys. It is safe for concurrent use; Run does the work, every
 // other method answers callers.

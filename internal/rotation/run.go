@@ -161,6 +161,7 @@ func (e *Engine) Periodic(ctx context.Context, name string, every time.Duration,
 		})
 		if err == nil && mine {
 			err = e.runPeriodic(ctx, name, every, fn)
+			e.cfg.Observe.Periodic(name, err)
 		}
 		if err != nil {
 			e.logFailure(ctx, "periodic task failed", err, "task", name)

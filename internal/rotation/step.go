@@ -226,9 +226,10 @@ func sameJob(a, b Job) bool {
 	return a == b
 }
 
-// keepAlive renews a lease every third of its life until stop is called. A renewal
-// that is not answered until the next is due is given up for that. A lost lease is
-// found by the next fenced commit, so its error is only logged.
+// keepAlive renews a lease every third of its life until stop is called, or the
+// lease is another's or was given back. A renewal that is not answered until the
+// next is due is given up for that. The next fenced commit finds a lost lease too, so
+// no error is told.
 func (e *Engine) keepAlive(ctx context.Context, life time.Duration, renew func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -244,6 +245,10 @@ func (e *Engine) keepAlive(ctx context.Context, life time.Duration, renew func(c
 				limited, cancel := context.WithTimeout(ctx, life/3)
 				err := renew(limited)
 				cancel()
+				if errors.Is(err, broker.ErrConflict) && ctx.Err() == nil {
+					e.cfg.Observe.LeaseLost()
+					return // it never comes back
+				}
 				if err != nil && ctx.Err() == nil {
 					e.cfg.Logger.WarnContext(ctx, "lease not renewed", "error", err)
 				}

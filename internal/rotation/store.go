@@ -169,6 +169,9 @@ type Tx interface {
 	ForgetReplica(ctx context.Context, id string) error
 	Replicas(ctx context.Context) ([]Replica, error)
 
+	// Standing counts what stands open in all domains, most of each at most.
+	Standing(ctx context.Context, most int) (Standing, error)
+
 	// TakePeriodic takes the periodic task name for owner if it is due, that is
 	// every has passed since it was last taken or renewed; false if it is not.
 	TakePeriodic(ctx context.Context, name, owner string, every time.Duration) (bool, error)

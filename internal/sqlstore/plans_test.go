@@ -71,7 +71,7 @@ func TestPostgres(t *testing.T) {
 // small is what may be read whole: what a statement itself has selected, by the
 // name that it gives it, and a table with a row for each live process.
 func small() []string {
-	return []string{"placed", "first_rows", "workers", "claims", "best", "mine", "other", aRowPerProcess}
+	return []string{"placed", "first_rows", "open_jobs", "overdue", "unanswered", "workers", "claims", "best", "mine", "other", aRowPerProcess}
 }
 
 const aRowPerProcess = "replica"

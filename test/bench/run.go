@@ -158,7 +158,8 @@ func (w *watch) begin(rows int64) {
 }
 
 // Batch implements rotation.Observer.
-func (w *watch) Batch(moved, _, _, _ int, _ time.Duration) {
+func (w *watch) Batch(rows rotation.BatchRows, _ time.Duration) {
+	moved := rows.Moved + rows.Relabelled
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.moved == 0 && moved > 0 {
@@ -168,6 +169,12 @@ func (w *watch) Batch(moved, _, _, _ int, _ time.Duration) {
 		w.last = cpuTime()
 	}
 }
+
+// LeaseLost implements rotation.Observer.
+func (w *watch) LeaseLost() {}
+
+// Periodic implements rotation.Observer.
+func (w *watch) Periodic(string, error) {}
 
 // JobState implements rotation.Observer.
 func (w *watch) JobState(p rotation.Phase, s rotation.State) {
