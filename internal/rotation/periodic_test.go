@@ -55,7 +55,7 @@ func TestLongTasksRunOnce(t *testing.T) {
 		var mu sync.Mutex
 		under, most, runs := 0, 0, 0
 		for _, owner := range []string{"one", "two", "three"} {
-			e := &Engine{store: s, cfg: Config{Owner: owner, Sleep: sleep, Logger: slog.New(slog.DiscardHandler)}}
+			e := &Engine{store: s, cfg: Config{Owner: owner, Sleep: sleep, Observe: NoObserver{}, Logger: slog.New(slog.DiscardHandler)}}
 			replicas.Go(func() {
 				e.Periodic(ctx, "task", every, func(ctx context.Context) error {
 					mu.Lock()
