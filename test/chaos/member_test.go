@@ -210,6 +210,10 @@ func (c *cluster) writeProfiles(ctx context.Context) error {
 	return nil
 }
 
+// memberQuota is what the replicas are told of KMS's quota, which they share by
+// heartbeats: rows move for seconds, so that strikes meet moving rows.
+const memberQuota = 800
+
 // replicaConfig is the configuration file of every replica.
 func (c *cluster) replicaConfig() map[string]any {
 	return map[string]any{
@@ -218,6 +222,7 @@ func (c *cluster) replicaConfig() map[string]any {
 		"worker_role":    "arn:aws:iam::" + brokerAccount + ":role/keybroker-worker",
 		"aws_region":     memberRegion, "regions": []string{memberRegion}, "kms_endpoint": c.kms.API,
 		"grantee_accounts": []string{"222233334444"},
+		"kms_budget":       map[string]any{"requests_per_second": map[string]int{memberRegion: memberQuota}},
 		"windows":          map[string]string{"grant_visibility": "2s", "max_store_delay": "2s", "max_read_delay": "3s"},
 	}
 }

@@ -60,7 +60,7 @@ func TestReplicasSurviveTheNemesis(t *testing.T) {
 		}
 	})
 	s := &siege{t: t, c: c, work: newWorkload(c, serviceARN, *siegeRowsFlag+500), rng: rand.New(rand.NewPCG(seed, 0)), fail: fail,
-		result: siegeResult{Replicas: replicas, Struck: map[string]int{},
+		result: siegeResult{Replicas: replicas, Struck: map[string]int{}, Phases: map[string]int{},
 			result: result{Engine: "postgres", Nemesis: "strikes", Seed: seed}}}
 	s.work.refusals = []string{"GRANT_ENDED"}
 	if err := s.tell(ctx, *siegeCyclesFlag, *siegeRowsFlag); err != nil {
@@ -81,6 +81,9 @@ type siegeResult struct {
 	result
 	Replicas int            `json:"replicas"`
 	Struck   map[string]int `json:"struck"` // by the kind of harm
+	Phases   map[string]int `json:"phases"` // strikes, by the phase of the job
+	// Moving is how many strikes met rows that were still to move.
+	Moving int `json:"moving"`
 }
 
 // A siege is one run of the test.
@@ -176,6 +179,9 @@ func (s *siege) end(ctx context.Context) error {
 	for _, w := range v.wrong {
 		s.t.Error(w)
 	}
+	if s.result.Cycles >= 20 && s.result.Moving == 0 {
+		s.t.Errorf("no strike met rows that move: %v", s.result.Phases)
+	}
 	if !s.t.Failed() {
 		checkTheChecker(s.t, s.work.history, func(final bool, tamper string) (findings, error) {
 			c := s.check
@@ -266,6 +272,40 @@ func (s *siege) see(j *keybrokerv1.ReencryptionJob) bool {
 	return true
 }
 
+// aim waits for the moment to strike: any, or one in which rows move, if some have
+// to yet.
+func (s *siege) aim(ctx context.Context) error {
+	if s.rng.IntN(2) == 0 {
+		return wait(ctx, between(s.rng, 0, 4*time.Second))
+	}
+	for {
+		j, err := s.lastJob(ctx)
+		if err != nil {
+			return err
+		}
+		if j.phase != "PREPARING" {
+			return wait(ctx, between(s.rng, 0, 2*time.Second))
+		}
+		if err := wait(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// lastJob reads the last key change as it is in the database.
+func (s *siege) lastJob(ctx context.Context) (j jobRow, err error) {
+	err = s.db.QueryRowContext(ctx, `
+		select phase, state, (
+			select count(*)
+			from data_key
+			join domain using (domain_uid)
+			where domain_uid = job.domain_uid and data_key.key_epoch < domain.key_epoch)
+		from job
+		order by create_time desc
+		limit 1`).Scan(&j.phase, &j.state, &j.pending)
+	return j, err
+}
+
 // cycle strikes at a random moment of a key change, waits until things go on,
 // mends what was broken, and looks at what is there.
 func (s *siege) cycle(ctx context.Context, next strike) error {
@@ -274,12 +314,20 @@ func (s *siege) cycle(ctx context.Context, next strike) error {
 			return err
 		}
 	}
-	if err := wait(ctx, between(s.rng, 0, 4*time.Second)); err != nil {
+	if err := s.aim(ctx); err != nil {
 		return err
 	}
 	s.work.burst(ctx, s.fail)
 	if err := wait(ctx, between(s.rng, 0, 40*time.Millisecond)); err != nil {
 		return err
+	}
+	at, err := s.lastJob(ctx)
+	if err != nil {
+		return err
+	}
+	s.result.Phases[at.found()]++
+	if at.pending > 0 {
+		s.result.Moving++
 	}
 	since, mend, err := next.act(s, ctx)
 	if err != nil {
