@@ -108,7 +108,7 @@ func TestPasswordIsNotShown(t *testing.T) {
 }
 
 // TestRotatedPassword: a password that is changed, at the server and in the file,
-// needs no restart: the next connection has it.
+// needs no restart: the next connection has it, also while the file is broken.
 func TestRotatedPassword(t *testing.T) {
 	at := postgres.Database(t)
 	if _, _, err := sqlstore.MigratePostgres(t.Context(), at); err != nil {
@@ -137,20 +137,23 @@ func TestRotatedPassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer operator.Close(t.Context())
-	for _, statement := range []string{
-		`alter role ` + role + ` password 'after: 1/2'`,
-		`select pg_terminate_backend(pid) from pg_stat_activity where usename = '` + role + `'`,
-	} {
-		if _, err := operator.Exec(t.Context(), statement); err != nil {
+	reconnect := func(what, content string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := operator.Exec(t.Context(), `select pg_terminate_backend(pid) from pg_stat_activity where usename = $1`, role); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Ping(t.Context()); err != nil {
+			t.Errorf("with %s: %v", what, err)
+		}
 	}
-	if err := os.WriteFile(file, []byte(as("after: 1/2")), 0o600); err != nil {
+	if _, err := operator.Exec(t.Context(), `alter role `+role+` password 'after: 1/2'`); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Ping(t.Context()); err != nil {
-		t.Errorf("with the new password: %v", err)
-	}
+	reconnect("the new password", as("after: 1/2"))
+	reconnect("a file that is being written", "postgres")
 }
 
 var servingLine = regexp.MustCompile(`^serving on (\S+)$`)

@@ -221,7 +221,7 @@ func TestShares(t *testing.T) {
 
 			workB.end() // it died, and its lease ran out
 			a.SetShare(budget, pacer.Share{Replicas: 1})
-			k.span(t, "one left, finding it", 5*time.Second)
+			k.span(t, "one left, finding it", 15*time.Second)
 			used, throttled = k.span(t, "one left", 10*time.Second)
 			check(t, "one left", used, throttled)
 

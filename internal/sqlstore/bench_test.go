@@ -73,10 +73,10 @@ func report(b *testing.B, rows int, before time.Duration) {
 	b.ReportMetric(float64((cpu(b)-before).Nanoseconds())/1e3/float64(rows), "cpu-µs/row")
 }
 
-// BenchmarkMove is a worker's commit: 500 rows moved and the shard's progress,
+// BenchmarkMove is a worker's commit: 250 rows moved and the shard's progress,
 // in one durable transaction.
 func BenchmarkMove(b *testing.B) {
-	const rows, batch = 100_000, 500
+	const rows, batch = 100_000, 250
 	s, shard := benchStore(b)
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
@@ -128,9 +128,9 @@ func BenchmarkMove(b *testing.B) {
 	report(b, moved, before)
 }
 
-// BenchmarkPending is a worker's read of 500 rows.
+// BenchmarkPending is a worker's read of 250 rows.
 func BenchmarkPending(b *testing.B) {
-	const batch = 500
+	const batch = 250
 	s, shard := benchStore(b)
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()

@@ -105,6 +105,8 @@ func TestSilentStatement(t *testing.T) {
 	err = s.Broker().Update(ctx, func(tx broker.Tx) error {
 		if runs++; runs == 1 {
 			p.silence()
+		} else {
+			s.Wait(time.Minute, time.Minute) // the server is well again, however slow
 		}
 		return tx.InsertDataKey(ctx, broker.DataKey{Domain: "u", ID: "k", UID: "k", Ciphertext: []byte("x"), Version: 1})
 	})

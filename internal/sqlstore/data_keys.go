@@ -160,16 +160,19 @@ func shardArgs(s rotation.Shard, more ...any) []any {
 	return append([]any{s.Domain, max(s.Low, s.Cursor), high, s.Job}, more...)
 }
 
-// PendingDataKeys implements rotation.Tx.
+// PendingDataKeys implements rotation.Tx. Where few rows are pending, one statement
+// reads all the rest of the shard.
 func (t *txn) PendingDataKeys(ctx context.Context, s rotation.Shard, target broker.Epoch, limit int) ([]broker.DataKey, error) {
+	t.session.readAll()
 	return all(ctx, t, "list pending data keys", scanDataKey, shardScan+`
 			and key_epoch < $5 and not abandoned
 		order by data_key_id
 		limit $6 + 0`, shardArgs(s, target, limit)...)
 }
 
-// MaterialDataKeys implements rotation.Tx.
+// MaterialDataKeys implements rotation.Tx; what is said of PendingDataKeys is true of it.
 func (t *txn) MaterialDataKeys(ctx context.Context, s rotation.Shard, epoch broker.Epoch, target string, before time.Time, limit int) ([]broker.DataKey, error) {
+	t.session.readAll()
 	return all(ctx, t, "list data keys of older material", scanDataKey, shardScan+`
 			and key_epoch = $5 and key_material_id <> $6 and update_time < $7 and not abandoned
 		order by data_key_id

@@ -40,6 +40,7 @@ func (t *txn) Failures(ctx context.Context, r rotation.JobRef, after broker.Data
 
 // DeleteFailures implements rotation.Tx.
 func (t *txn) DeleteFailures(ctx context.Context, r rotation.JobRef, but broker.Epoch) error {
+	t.session.readAll() // a look-up for each failure
 	_, err := t.exec(ctx, "delete failures", `
 		delete from job_failure
 		where domain_uid = $1 and job_id = $2 and not acknowledged and (

@@ -133,15 +133,19 @@ func scansOnPostgres(t *testing.T, url, query string) (scans []string) {
 		if strings.Contains(step, "Seq Scan") && !strings.Contains(step, " on "+aRowPerProcess+" ") {
 			scans = append(scans, step)
 		}
-		if ofDomain.MatchString(step) && !strings.Contains(steps[i+1], "data_key_id") && !readsDomain.MatchString(query) {
-			scans = append(scans, step+", "+steps[i+1])
+		condition := ""
+		if i+1 < len(steps) {
+			condition = steps[i+1]
+		}
+		if ofDomain.MatchString(step) && !strings.Contains(condition, "data_key_id") && !readsDomain.MatchString(query) {
+			scans = append(scans, step+", "+condition)
 		}
 	}
 	return scans
 }
 
 // ofDomain is a step that may read all data keys of a domain, or their tombstones.
-var ofDomain = regexp.MustCompile(`using data_key(_tombstone)?_pk`)
+var ofDomain = regexp.MustCompile(`(using|Bitmap Index Scan on) data_key(_tombstone)?_pk`)
 
 // readsDomain is a statement that is meant to read all data keys of a domain.
 var readsDomain = regexp.MustCompile(`group by key_epoch|key_epoch in \(|select count\(\*\)\s+from data_key\s+where domain_uid = \$1$|row_number\(\)`)

@@ -35,7 +35,7 @@ func OpenPostgres(ctx context.Context, url string, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	if cfg.DatabaseURL != nil {
-		config.BeforeConnect = cfg.takeCredentials
+		config.BeforeConnect = cfg.takeCredentials()
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
@@ -278,7 +278,7 @@ func (e *postgresDialect) moveDataKeys(ctx context.Context, s session, b moveBat
 // "offset 0" has PostgreSQL look each row up by its whole key, whatever it believes
 // of the domain's size. A plain join is planned for an average domain, if the table
 // has been analyzed at all: it reads the whole of a small domain rather than look up
-// 500 rows, and does so in a domain of a million rows too.
+// a batch, and does so in a domain of a million rows too.
 func (e *postgresDialect) moveDistinct(ctx context.Context, s session, b moveBatch, from, to int, moved []bool) error {
 	n := to - from
 	ids, uids := make([]string, n), make([]string, n)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -16,10 +17,10 @@ import (
 )
 
 // connections is how many connections of PostgreSQL a store holds at most,
-// unless the URL says pool_max_conns; a choice of ours, not measured: four shard
-// workers, eight jobs, and calls. A server's max_connections must hold that many for
-// each replica.
-const connections = 16
+// unless the URL says pool_max_conns; a choice of ours, not measured: two for each of
+// four shard workers, one for each of sixteen job steps, and eight for calls. A
+// server's max_connections must hold that many for each replica.
+const connections = 32
 
 // How long a server may be silent. One whose machine is gone answers nothing, not
 // even that: without these TCP goes on for minutes. The choices are ours, below a
@@ -121,19 +122,30 @@ func OnLoopback(url string) (bool, error) {
 
 func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
-// takeCredentials gives a new connection the user and password of now. A URL that
-// cannot be read, because somebody is writing it say, leaves those of the start.
-func (c Config) takeCredentials(ctx context.Context, next *pgx.ConnConfig) error {
-	url, err := c.DatabaseURL()
-	if err == nil {
+// credentials are the user and password that were read last.
+type credentials struct{ user, password string }
+
+// takeCredentials gives new connections the user and password of now. A URL that
+// cannot be read, because somebody is writing it say, leaves those that were read
+// last.
+func (c Config) takeCredentials() func(context.Context, *pgx.ConnConfig) error {
+	var last atomic.Pointer[credentials]
+	return func(ctx context.Context, next *pgx.ConnConfig) error {
+		url, err := c.DatabaseURL()
 		var config *pgxpool.Config
-		if config, err = postgresConfig(url); err == nil {
-			next.User, next.Password = config.ConnConfig.User, config.ConnConfig.Password
-			return nil
+		if err == nil {
+			config, err = postgresConfig(url)
 		}
+		if err == nil {
+			last.Store(&credentials{config.ConnConfig.User, config.ConnConfig.Password})
+		} else {
+			c.logger().WarnContext(ctx, "the database's URL cannot be read again: the user and password that were read last are tried", "error", err)
+		}
+		if read := last.Load(); read != nil {
+			next.User, next.Password = read.user, read.password
+		}
+		return nil
 	}
-	c.logger().WarnContext(ctx, "the database's URL cannot be read again: the user and password of the start are tried", "error", err)
-	return nil
 }
 
 // keepCommits raises what gives up acknowledged writes: off forgets them in a

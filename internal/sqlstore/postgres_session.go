@@ -37,10 +37,7 @@ func (s *postgresSession) begin(text string) error {
 	if err == nil {
 		s.began, err = readClock(results)
 	}
-	if err = s.broken(ctx, err); errors.As(err, new(*lostConnectionError)) {
-		s.dialect.pool.Reset()
-	}
-	return err
+	return s.broken(ctx, err)
 }
 
 func (s *postgresSession) readAll() { s.long = true }
@@ -99,14 +96,14 @@ func (s *postgresSession) texts(ctx context.Context, batch *pgx.Batch) (answers 
 }
 
 // broken marks an error after which there is no connection any more, and so no
-// transaction: PostgreSQL rolls back what was not committed. Where the server was
-// silent for longer than ctx allowed, though its caller was still there, the pool's
-// other connections are as dead.
+// transaction: PostgreSQL rolls back what was not committed. Where its caller was
+// still there, the server or the way to it failed, so that the pool's other
+// connections are most likely as dead.
 func (s *postgresSession) broken(ctx context.Context, err error) error {
 	if err == nil || !s.conn.Conn().IsClosed() {
 		return err
 	}
-	if errors.Is(context.Cause(ctx), errUnanswered) {
+	if ctx.Err() == nil || errors.Is(context.Cause(ctx), errUnanswered) {
 		s.silent = true
 		s.dialect.pool.Reset()
 	}

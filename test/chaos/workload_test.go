@@ -228,11 +228,12 @@ func (w *workload) burst(ctx context.Context, fail func(error)) {
 
 // keyCall starts a CreateDataKey or, when there are enough, a DeleteDataKey.
 func (w *workload) keyCall(ctx context.Context, fail func(error)) {
-	if op, name, ok := w.takeKey(); ok {
-		w.offer(func() error { return w.deleteKey(ctx, op, name) }, fail)
-		return
-	}
-	w.offer(func() error { return w.createKey(ctx) }, fail)
+	w.offer(func() error {
+		if op, name, ok := w.takeKey(); ok {
+			return w.deleteKey(ctx, op, name)
+		}
+		return w.createKey(ctx)
+	}, fail)
 }
 
 // grantCall starts a RenewGrant every other time; else a CreateGrant or, when
@@ -242,11 +243,12 @@ func (w *workload) grantCall(ctx context.Context, fail func(error)) {
 		w.offer(func() error { return w.renewGrant(ctx) }, fail)
 		return
 	}
-	if name, ok := w.takeGrant(); ok {
-		w.offer(func() error { return w.revokeGrant(ctx, name) }, fail)
-		return
-	}
-	w.offer(func() error { return w.createGrant(ctx, "Decrypt", "GenerateDataKeyWithoutPlaintext") }, fail)
+	w.offer(func() error {
+		if name, ok := w.takeGrant(); ok {
+			return w.revokeGrant(ctx, name)
+		}
+		return w.createGrant(ctx, "Decrypt", "GenerateDataKeyWithoutPlaintext")
+	}, fail)
 }
 
 // offer starts a call unless there are enough.
