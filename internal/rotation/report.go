@@ -185,11 +185,11 @@ func (e *Engine) blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, 
 	return out, nil
 }
 
-// leftLater says whether the job's domain came back to a key after the job, and is
-// not done with it.
+// leftLater says whether the job's domain came back to a key by the job or after it,
+// has left it again, and is not done with it.
 func leftLater(keys []broker.DomainKey, j Job, arn broker.KeyARN) bool {
 	return slices.ContainsFunc(keys, func(k broker.DomainKey) bool {
-		return k.KMSKey == arn && k.Epoch > j.TargetEpoch && (k.State == broker.KeySuperseded || k.State == broker.KeyClosed)
+		return k.KMSKey == arn && k.Epoch >= j.TargetEpoch && (k.State == broker.KeySuperseded || k.State == broker.KeyClosed)
 	})
 }
 
