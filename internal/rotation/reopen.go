@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -31,11 +32,20 @@ func needWords(inventories []SelfInventory) error {
 		"%s may have wrapped keys under an older key: each service ends a pass of ReencryptStream by complete, or an operator calls OverrideSelfInventory", named(open))
 }
 
-// askedAgain says whether a word was taken back after the older epochs were
-// closed.
+// askedAgain says whether a word about an older epoch that is closed was taken back
+// after: this job may have closed it, or one that this job has superseded.
 func (e *Engine) askedAgain(ctx context.Context, j Job) (again bool, err error) {
 	err = e.store.View(ctx, func(tx Tx) error {
-		inventories, err := e.askedBy(ctx, tx, j)
+		d, err := tx.DomainByUID(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		keys, err := tx.DomainKeys(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		closed := slices.DeleteFunc(replaced(keys, j.TargetEpoch), func(k broker.DomainKey) bool { return k.State != broker.KeyClosed })
+		inventories, err := e.selfInventories(ctx, tx, d, keys, closed)
 		again = len(unsettled(inventories)) > 0
 		return err
 	})

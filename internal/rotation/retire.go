@@ -16,14 +16,14 @@ import (
 // and back to A the present key's own listing is read too. A service that takes
 // its word back meanwhile has the older epochs opened again.
 func (e *Engine) retire(ctx context.Context, j Job) (Job, error) {
-	if j.CloseTime.IsZero() {
-		return e.closeEpochs(ctx, j)
-	}
 	if again, err := e.askedAgain(ctx, j); again || err != nil {
 		if err == nil {
 			j, err = e.reopenEpochs(ctx, j)
 		}
 		return j, err
+	}
+	if j.CloseTime.IsZero() {
+		return e.closeEpochs(ctx, j)
 	}
 	older := broker.KMSGrantRange{Below: j.TargetEpoch}
 	open, err := e.broker.ResolveIntents(ctx, j.Domain, older)
@@ -282,9 +282,6 @@ func (e *Engine) leftovers(ctx context.Context, j Job, key broker.KeyARN, listed
 			rows[k.Name] = k
 		}
 		for _, l := range listed {
-			if l.Name == "" {
-				continue // ours have one
-			}
 			is, err := e.leftover(ctx, tx, j, rows, l.Name)
 			if err != nil {
 				return err
@@ -303,7 +300,8 @@ func (e *Engine) leftovers(ctx context.Context, j Job, key broker.KeyARN, listed
 // epoch it is.
 func (e *Engine) leftover(ctx context.Context, tx Tx, j Job, open map[string]broker.KMSGrant, name string) (bool, error) {
 	row, known := open[name]
-	if !known {
+	parts, ours := e.broker.ParseKMSGrantName(name)
+	if !known && ours {
 		var err error
 		if row, err = tx.KMSGrantByName(ctx, name); err != nil && !errors.Is(err, broker.ErrNotFound) {
 			return false, err
@@ -313,7 +311,6 @@ func (e *Engine) leftover(ctx context.Context, tx Tx, j Job, open map[string]bro
 	if known {
 		return row.Domain == j.Domain && row.Epoch < j.TargetEpoch, nil
 	}
-	parts, ours := e.broker.ParseKMSGrantName(name)
 	if !ours || parts.Epoch >= j.TargetEpoch {
 		return false, nil
 	}

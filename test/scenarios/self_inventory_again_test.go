@@ -200,3 +200,44 @@ func TestRefusedItemsTakeNoWordBack(t *testing.T) {
 		t.Fatalf("%s: %s", v.State, v.FailMessage)
 	}
 }
+
+// The same where another change has superseded the one that closed the older keys:
+// it opens them again, and only once a word about them is taken back.
+func TestWordTakenBackAfterTheNextChange(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	k, forgotten, closer, _ := forgetful(t, b, waitsForForgetting)
+	must[rotation.JobView](t)(b.Engine.PauseJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: closer.ID, Reason: "a test"}))
+	first := func() (key broker.DomainKey) {
+		t.Helper()
+		err := b.Store.Broker().View(ctx, func(tx broker.Tx) error {
+			keys, err := tx.DomainKeys(ctx, k.domain.UID)
+			key = keys[0]
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
+	}
+	job, next := k.change()
+	workUntil(t, b, job, waitsForServices)
+	if state := first().State; state != broker.KeyClosed {
+		t.Errorf("no word about the first key was taken back, and it is %s", state)
+	}
+	k.keys["key-0001"] = forgotten
+	if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Moved != 1 || r.Failed != 1 {
+		t.Fatalf("the pass that finds it: %+v, %v", r, err)
+	}
+	workUntil(t, b, job, func(rotation.JobView) bool { return first().State == broker.KeySuperseded })
+	workUntil(t, b, job, waitsForServices)
+	must[rotation.JobView](t)(b.Engine.ResumeJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: job.ID, Reason: "a key was found"}))
+	b.Clock.Advance(windows().GrantVisibility)
+	if r, err := client.Reencrypt(ctx, k.pass(true)); err != nil || r.Moved != 1 || !r.Attested {
+		t.Fatalf("the pass that moves it: %+v, %v", r, err)
+	}
+	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
+		t.Fatalf("%s: %s", v.State, v.FailMessage)
+	}
+	k.opens(next)
+}
