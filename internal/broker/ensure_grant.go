@@ -40,8 +40,8 @@ func (b *Broker) EnsureGrantOn(ctx context.Context, caller Caller, domain Domain
 type ensuring struct {
 	only Epoch // 0 is all open keys
 	// revive: a KMS grant that was retired, or taken away by the customer, is made
-	// again where an open key wants it; back: so is the grant that ended for that,
-	// and end is when it is to end then.
+	// again where an open key wants it; back: so is the grant that ended for that.
+	// end, if set, is when a grant that was to come back when the call began is to end.
 	revive, back bool
 	end          time.Time
 	// left are the keys that refused, but for the present one.
@@ -191,10 +191,11 @@ func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUI
 		if len(round.intents) > 0 || how.only != 0 {
 			return nil
 		}
-		if stored == GrantRevokedByCustomer && how.end.After(round.grant.ExpireTime) {
+		later := how.end.After(round.grant.ExpireTime)
+		if later { // also if another renewal has brought it back meanwhile, with an end of its own
 			round.grant.ExpireTime = how.end
 		}
-		return activate(ctx, tx, caller, round.domain, round.grant, stored, r)
+		return activate(ctx, tx, caller, round.domain, round.grant, stored, later, r)
 	})
 	return round, err
 }
@@ -222,13 +223,13 @@ func (b *Broker) recordLive(ctx context.Context, tx Tx, caller Caller, answers [
 }
 
 // activate ends the making of a grant, or its coming back: everything that it
-// needs is live.
-func activate(ctx context.Context, tx Tx, caller Caller, d Domain, g Grant, stored GrantState, r Request) error {
+// needs is live. later says that it has a later end than the stored one.
+func activate(ctx context.Context, tx Tx, caller Caller, d Domain, g Grant, stored GrantState, later bool, r Request) error {
 	name := GrantName(d.ID, g.ID)
-	if stored != GrantActive {
-		action := "grants.create"
-		if stored == GrantRevokedByCustomer {
-			action = "grants.renew"
+	if stored != GrantActive || later {
+		action := "grants.renew"
+		if stored == GrantCreating {
+			action = "grants.create"
 		}
 		g.State = GrantActive
 		if err := tx.UpdateGrant(ctx, g); err != nil {

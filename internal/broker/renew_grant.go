@@ -33,7 +33,7 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 	var end time.Time
 	var repeat bool
 	err := b.store.Update(ctx, func(tx Tx) error {
-		repeat, end = false, tx.Now().Add(in.TTL)
+		repeat, end = false, tx.Now().Add(in.TTL).Truncate(time.Microsecond) // as it is stored
 		d, found, err := findGrant(ctx, tx, in.Domain, in.ID)
 		if err != nil {
 			return err
@@ -62,7 +62,11 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 		view, _, err := b.regrant(ctx, caller, g, Request{}, ensuring{})
 		return view, err
 	}
-	view, _, err := b.regrant(ctx, caller, g, in.Request, ensuring{revive: true, back: in.Reason != "", end: end})
+	how := ensuring{revive: true, back: in.Reason != ""}
+	if g.State == GrantRevokedByCustomer {
+		how.end = end // the others have it
+	}
+	view, _, err := b.regrant(ctx, caller, g, in.Request, how)
 	if err != nil {
 		after := context.WithoutCancel(ctx)
 		err = errors.Join(err, b.retireUnlessLive(after, caller, g), b.letGo(after, caller, in.Request))

@@ -48,3 +48,39 @@ func TestRevivalNeedsAReason(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The later end wins too where two renewals bring a grant back at the same time,
+// and neither finds one stored: here the short one comes and goes while the long
+// one is at KMS.
+func TestLaterEndWinsOfTwoRevivals(t *testing.T) {
+	b := newActive(t)
+	g := b.mustGrant(newGrant(""))
+	b.takeAway(b.domain("acme").KMSKey)
+	err := b.Store.Broker().Update(t.Context(), func(tx broker.Tx) error {
+		g.State = broker.GrantRevokedByCustomer
+		return tx.UpdateGrant(t.Context(), g.Grant)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	renew := func(ttl time.Duration) (broker.GrantView, error) {
+		return b.Broker.RenewGrant(t.Context(), harness.Caller, broker.RenewGrant{Domain: "acme", ID: g.ID, TTL: ttl, Reason: "the customer asked for it"})
+	}
+	met := false
+	b.at = func(point string) {
+		if point == "grant.intended" && !met {
+			met = true
+			if _, err := renew(time.Hour); err != nil {
+				t.Errorf("the short renewal: %v", err)
+			}
+		}
+	}
+	want := b.now().Add(30 * 24 * time.Hour)
+	renewed, err := renew(30 * 24 * time.Hour)
+	if err != nil || !met {
+		t.Fatalf("the long renewal: %v, with a short one meanwhile: %t", err, met)
+	}
+	if !renewed.ExpireTime.Equal(want) || renewed.State != broker.GrantActive {
+		t.Errorf("%s until %s, want %s", renewed.State, renewed.ExpireTime, want)
+	}
+}
