@@ -77,14 +77,23 @@ func TestLongTasksRunOnce(t *testing.T) {
 	})
 }
 
+// lostLeases counts the leases that are told as lost.
+type lostLeases struct {
+	NoObserver
+	n int
+}
+
+func (l *lostLeases) LeaseLost() { l.n++ }
+
 // TestATaskThatIsTakenOverIsCalledOff: a replica that slept finds it with another.
 func TestATaskThatIsTakenOverIsCalledOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &taskStore{owner: "another", taken: time.Now()}
-		e := &Engine{store: s, cfg: Config{Owner: "one", Logger: slog.New(slog.DiscardHandler)}}
+		lost := &lostLeases{}
+		e := &Engine{store: s, cfg: Config{Owner: "one", Observe: lost, Logger: slog.New(slog.DiscardHandler)}}
 		err := e.runPeriodic(t.Context(), "task", 10*time.Second, func(ctx context.Context) error { return sleep(ctx, time.Hour) })
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("the task ended with %v", err)
+		if !errors.Is(err, context.Canceled) || lost.n != 1 {
+			t.Errorf("the task ended with %v, and %d leases are told as lost", err, lost.n)
 		}
 	})
 }

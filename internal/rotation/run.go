@@ -177,6 +177,7 @@ func (e *Engine) runPeriodic(ctx context.Context, name string, every time.Durati
 	stop := e.keepAlive(ctx, every, func(ctx context.Context) error {
 		err := e.store.Update(ctx, func(tx Tx) error { return tx.RenewPeriodic(ctx, name, e.cfg.Owner) })
 		if errors.Is(err, broker.ErrConflict) {
+			e.cfg.Observe.LeaseLost() // keepAlive, which ends with the task, tells no more
 			cancel()
 		}
 		return err
