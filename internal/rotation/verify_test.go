@@ -142,7 +142,7 @@ func TestVerifyingStepIsBounded(t *testing.T) {
 func TestVerifyingSeesALaterChange(t *testing.T) {
 	s := &passStore{brokenTx: brokenTx{rows: []broker.DataKey{{ID: "row-000000", Epoch: 3}}}}
 	e := &Engine{store: s, cfg: Config{CallsPerShard: 1, Rand: func() float64 { return 0 }}}
-	if _, err := e.verify(t.Context(), Job{TargetEpoch: 2}); !errors.Is(err, broker.ErrConflict) {
+	if _, err := e.verify(t.Context(), Job{TargetEpoch: 2, Verify: Verification{Rows: 1}}); !errors.Is(err, broker.ErrConflict) {
 		t.Errorf("a row of a later epoch: %v", err)
 	}
 }
