@@ -149,7 +149,7 @@ func (e *Engine) moveItem(ctx context.Context, p plan, item PassItem) Receipt {
 	switch {
 	case broker.ClassOf(err) == broker.KMSIncorrectKey:
 		return Receipt{Item: item.ID, Err: wrongKey(p.domain, "the blob is not under %s", sources)}
-	case broker.ClassOf(err).LostAccess():
+	case broker.ClassOf(err).LostAccess() && item.KMSKey != present:
 		return Receipt{Item: item.ID, Err: broker.RefusedByKMS(err, p.domain.ID.Name()), under: item.KMSKey}
 	case err != nil:
 		return Receipt{Item: item.ID, Err: broker.RefusedByKMS(err, p.domain.ID.Name())}
