@@ -146,3 +146,28 @@ func TestVerifyingSeesALaterChange(t *testing.T) {
 		t.Errorf("a row of a later epoch: %v", err)
 	}
 }
+
+// TestVerifyingReadsEnough: rows that their owner has given up take no place in the
+// sample: twenty of the others are in it, or all of them if they are fewer.
+func TestVerifyingReadsEnough(t *testing.T) {
+	for _, sound := range []int{5, 20, 600} {
+		s := &passStore{}
+		for i := range 1000 {
+			id := fmt.Sprintf("row-%06d", i)
+			s.rows = append(s.rows, broker.DataKey{ID: broker.DataKeyID(id), Ciphertext: broker.Secret(id), Epoch: 2, Version: 1, Abandoned: i >= sound})
+		}
+		random := rand.New(rand.NewPCG(1, 2))
+		e := &Engine{store: s, worker: &throttlingWorker{random: random, answered: map[string]int{}},
+			cfg: Config{CallsPerShard: 16, Rand: random.Float64, At: func(string) {}, Logger: slog.New(slog.DiscardHandler)}}
+		j := Job{Kind: KindKeyChange, Phase: Verifying, State: Running, TargetEpoch: 2}
+		var err error
+		for steps := 0; j.Phase == Verifying; steps++ {
+			if j, err = e.verify(t.Context(), j); err != nil || steps == 10 {
+				t.Fatalf("%d steps: %v", steps, err)
+			}
+		}
+		if want := min(20, sound); int(j.VerifiedRows) != want {
+			t.Errorf("of %d sound rows %d are verified, want %d", sound, j.VerifiedRows, want)
+		}
+	}
+}
