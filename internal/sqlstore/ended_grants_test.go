@@ -96,7 +96,9 @@ func TestEndedGrantsAreNotRead(t *testing.T) {
 			0, []string{"domain_grant_self"}},
 		"SelfGrantsOn": {func(tx rotation.Tx) (int, error) { return length(tx.SelfGrantsOn(t.Context(), d, 1)) },
 			0, []string{"domain_grant_self"}},
-		"DueJobs": {func(tx rotation.Tx) (int, error) { return length(tx.DueJobs(t.Context(), rotation.Normal, "me", rotation.Job{}, 10)) },
+		"DueJobs": {func(tx rotation.Tx) (int, error) {
+			return length(tx.DueJobs(t.Context(), rotation.Normal, "me", rotation.Job{}, 10))
+		},
 			1, []string{"kms_grant_open"}},
 		"DeletedDomains": {func(tx rotation.Tx) (int, error) { return length(tx.DeletedDomains(t.Context(), 10)) },
 			0, []string{"kms_grant_open"}},
