@@ -53,7 +53,7 @@ func (s *passStore) ListDataKeys(_ context.Context, _ broker.DomainUID, after br
 type throttlingWorker struct {
 	broker.Worker
 	mu       sync.Mutex
-	random   *rand.Rand
+	random   func() float64
 	share    float64
 	answered map[string]int
 }
@@ -61,11 +61,22 @@ type throttlingWorker struct {
 func (w *throttlingWorker) ReEncrypt(_ context.Context, r broker.ReEncrypt) (broker.ReEncrypted, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.random.Float64() < w.share {
+	if w.random() < w.share {
 		return broker.ReEncrypted{}, &broker.KMSError{Class: broker.KMSThrottled, Code: "ThrottlingException", Operation: "ReEncrypt"}
 	}
 	w.answered[string(r.Ciphertext)]++
 	return broker.ReEncrypted{}, nil
+}
+
+// seededRandom gives the same numbers in every run, to several goroutines.
+func seededRandom() func() float64 {
+	var mu sync.Mutex
+	random := rand.New(rand.NewPCG(1, 2))
+	return func() float64 {
+		mu.Lock()
+		defer mu.Unlock()
+		return random.Float64()
+	}
 }
 
 // TestVerifyingEnds: however much KMS throttles, and though another engine takes
@@ -80,12 +91,12 @@ func TestVerifyingEnds(t *testing.T) {
 				id := fmt.Sprintf("row-%06d", i)
 				s.rows = append(s.rows, broker.DataKey{ID: broker.DataKeyID(id), Ciphertext: broker.Secret(id), Epoch: 2, Version: 1})
 			}
-			random := rand.New(rand.NewPCG(1, 2))
+			random := seededRandom()
 			w := &throttlingWorker{random: random, share: share, answered: map[string]int{}}
 			j := Job{Kind: KindKeyChange, Phase: Verifying, State: Running, TargetEpoch: 2}
 			steps, repeats := 0, 0
 			for ; j.Phase == Verifying; steps++ {
-				e := &Engine{store: s, worker: w, cfg: Config{CallsPerShard: 16, Rand: random.Float64, At: func(string) {}, Logger: slog.New(slog.DiscardHandler),
+				e := &Engine{store: s, worker: w, cfg: Config{CallsPerShard: 16, Rand: random, At: func(string) {}, Logger: slog.New(slog.DiscardHandler),
 					Sleep: func(context.Context, time.Duration) error { return nil }}}
 				next, err := e.verify(t.Context(), j)
 				switch {
@@ -127,7 +138,7 @@ func TestVerifyingStepIsBounded(t *testing.T) {
 	for i := range 2 * passPages * passPage {
 		s.rows = append(s.rows, broker.DataKey{ID: broker.DataKeyID(fmt.Sprintf("row-%06d", i)), Epoch: 2, Version: 1})
 	}
-	e := &Engine{store: s, cfg: Config{CallsPerShard: 1 << 20, Rand: rand.New(rand.NewPCG(1, 2)).Float64}}
+	e := &Engine{store: s, cfg: Config{CallsPerShard: 1 << 20, Rand: seededRandom()}}
 	part, err := e.passOn(t.Context(), Job{TargetEpoch: 2, Verify: Verification{Rows: int64(len(s.rows))}})
 	if err != nil || s.read != passPages*passPage || part.end {
 		t.Errorf("a step read %d rows, to the end: %v, %v", s.read, part.end, err)
@@ -156,9 +167,9 @@ func TestVerifyingReadsEnough(t *testing.T) {
 			id := fmt.Sprintf("row-%06d", i)
 			s.rows = append(s.rows, broker.DataKey{ID: broker.DataKeyID(id), Ciphertext: broker.Secret(id), Epoch: 2, Version: 1, Abandoned: i >= sound})
 		}
-		random := rand.New(rand.NewPCG(1, 2))
+		random := seededRandom()
 		e := &Engine{store: s, worker: &throttlingWorker{random: random, answered: map[string]int{}},
-			cfg: Config{CallsPerShard: 16, Rand: random.Float64, At: func(string) {}, Logger: slog.New(slog.DiscardHandler)}}
+			cfg: Config{CallsPerShard: 16, Rand: random, At: func(string) {}, Logger: slog.New(slog.DiscardHandler)}}
 		j := Job{Kind: KindKeyChange, Phase: Verifying, State: Running, TargetEpoch: 2}
 		var err error
 		for steps := 0; j.Phase == Verifying; steps++ {
