@@ -36,6 +36,27 @@ const (
 // that a report calls safe is needed by any of them.
 func TestKeeperModel(t *testing.T) {
 	met := map[string]int{}
+	// What no walk came by is looked for again: the walks are drawn.
+	for range 3 {
+		walkAsKeepers(t, met)
+		if len(notMet(met)) == 0 {
+			break
+		}
+	}
+	t.Logf("met: %v", met)
+	for _, what := range notMet(met) {
+		t.Errorf("no walk ever came by this: %s", what)
+	}
+}
+
+// notMet names what the walks are for and have not come by.
+func notMet(met map[string]int) []string {
+	return slices.DeleteFunc([]string{"switched over", "moved", "unchanged", "attested", "attested again", "too early", string(rotation.Succeeded),
+		"called safe", "crash at items.reencrypted", "crash at items.committed", "crash at inventory.attested"},
+		func(what string) bool { return met[what] > 0 })
+}
+
+func walkAsKeepers(t *testing.T, met map[string]int) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := newKeeperModel(t, met)
 		defer m.close(t)
@@ -66,13 +87,6 @@ func TestKeeperModel(t *testing.T) {
 		m.drainOut(t)
 		m.check(t)
 	})
-	t.Logf("met: %v", met)
-	for _, what := range []string{"switched over", "moved", "unchanged", "attested", "attested again", "too early", string(rotation.Succeeded),
-		"called safe", "crash at items.reencrypted", "crash at items.committed", "crash at inventory.attested"} {
-		if met[what] == 0 {
-			t.Errorf("no walk ever came by this: %s", what)
-		}
-	}
 }
 
 // A keptKey is a wrapped key as the service has it.
