@@ -6,14 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/keybroker/keybroker/internal/brokertest"
 )
@@ -87,33 +87,35 @@ func TestPostgresDiesWithItsProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The server waits for what we have to say, until it is stopped.
-	conn, err := (&net.Dialer{}).DialContext(t.Context(), "unix", filepath.Join(socketDir(t, strings.TrimSpace(at)), ".s.PGSQL.5432"))
+	at = strings.TrimSpace(at)
+	// A whole connection: one that has not said its name yet, and meets the stop,
+	// keeps PostgreSQL 15 for authentication_timeout, a minute.
+	conn, err := pgx.Connect(t.Context(), at)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer conn.Close(context.WithoutCancel(t.Context()))
 	if err := child.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = child.Wait() // it was killed
-	bound := time.Now().Add(time.Minute)
-	if err := conn.SetReadDeadline(bound); err != nil {
-		t.Fatal(err)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if said, err := conn.WaitForNotification(ctx); err == nil || ctx.Err() != nil {
+		t.Errorf("the server still runs: %v, %v", said, err)
 	}
-	if n, err := io.Copy(io.Discard, conn); n > 0 && err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("the server said %d bytes to nobody: %v", n, err)
-	}
-	awaitGone(t, socketDir(t, strings.TrimSpace(at)), bound)
+	awaitGone(ctx, t, socketDir(t, at))
 }
 
 // awaitGone looks again and again: whoever removes the directory is nobody's child.
-func awaitGone(t *testing.T, dir string, bound time.Time) {
+func awaitGone(ctx context.Context, t *testing.T, dir string) {
 	t.Helper()
 	look := time.NewTicker(10 * time.Millisecond)
 	defer look.Stop()
 	for !isGone(dir) {
-		if now := <-look.C; now.After(bound) {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
 			t.Fatalf("%s is still there", dir)
 		}
 	}
