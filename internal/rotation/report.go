@@ -89,7 +89,7 @@ func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn
 	if v.Blockers, err = e.blockers(ctx, tx, j, d, arn, uses); err != nil {
 		return v, err
 	}
-	if v.Inventories, err = e.inventoriesOf(ctx, tx, j, arn); err != nil {
+	if v.Inventories, err = e.inventoriesOn(ctx, tx, j, func(k broker.DomainKey) bool { return k.KMSKey == arn && reported(k, j) }); err != nil {
 		return v, err
 	}
 	since := "the job's end"
@@ -211,21 +211,6 @@ func (e *Engine) openInventories(ctx context.Context, tx Tx, use KeyUse, arn bro
 	older := slices.DeleteFunc(replaced(keys, d.Epoch), func(k broker.DomainKey) bool { return k.KMSKey != arn })
 	all, err := e.selfInventories(ctx, tx, d, keys, older)
 	return unsettled(all), err
-}
-
-// inventoriesOf gives the services of the job's domain that were on one of its
-// older keys, with the word of each about that key.
-func (e *Engine) inventoriesOf(ctx context.Context, tx Tx, j Job, arn broker.KeyARN) ([]SelfInventory, error) {
-	d, err := tx.DomainByUID(ctx, j.Domain)
-	if err != nil {
-		return nil, err
-	}
-	keys, err := tx.DomainKeys(ctx, j.Domain)
-	if err != nil {
-		return nil, err
-	}
-	older := slices.DeleteFunc(slices.Clone(keys), func(k broker.DomainKey) bool { return k.KMSKey != arn || !reported(k, j) })
-	return e.selfInventories(ctx, tx, d, keys, older)
 }
 
 // seal renders the report as canonical JSON and hashes it.

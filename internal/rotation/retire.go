@@ -114,11 +114,8 @@ func (e *Engine) mayClose(ctx context.Context, tx Tx, j Job) error {
 	if tx.Now().Before(until) {
 		return waitUntil(until, drainMessage)
 	}
-	inventories, err := e.askedBy(ctx, tx, j)
+	inventories, err := e.needWords(ctx, tx, j)
 	if err != nil {
-		return err
-	}
-	if err := needWords(inventories); err != nil {
 		return err
 	}
 	moved := j.LastMoveTime
@@ -141,42 +138,8 @@ func (e *Engine) closeEpochs(ctx context.Context, j Job) (Job, error) {
 	if err := e.store.View(ctx, func(tx Tx) error { return e.mayClose(ctx, tx, j) }); err != nil {
 		return j, err
 	}
-	closed := j
-	err := e.store.Update(ctx, func(tx Tx) error {
-		if err := tx.LockDomain(ctx, j.Domain, broker.Exclusive); err != nil {
-			return err
-		}
-		if err := e.mayClose(ctx, tx, j); err != nil {
-			return err
-		}
-		d, err := tx.DomainByUID(ctx, j.Domain)
-		if err != nil {
-			return err
-		}
-		keys, err := tx.DomainKeys(ctx, j.Domain)
-		if err != nil {
-			return err
-		}
-		for _, k := range keys {
-			if k.Epoch < j.TargetEpoch && k.State == broker.KeySuperseded {
-				k.State = broker.KeyClosed
-				if err := tx.UpdateDomainKey(ctx, k); err != nil {
-					return err
-				}
-			}
-		}
-		next := j
-		next.State, next.Block, next.CloseTime = keepState(j), Block{}, tx.Now()
-		if err := tx.UpdateJob(ctx, next); err != nil {
-			return err
-		}
-		if err := tx.Audit(ctx, e.event(broker.System.Subject, "reencryptionJobs.closeOlderKeys", d, next, broker.AuditDone, nil)); err != nil {
-			return err
-		}
-		closed, err = tx.Job(ctx, j.Ref())
-		return err
-	})
-	return closed, err
+	return e.turnOlder(ctx, j, broker.KeySuperseded, broker.KeyClosed, "reencryptionJobs.closeOlderKeys",
+		func(tx Tx) error { return e.mayClose(ctx, tx, j) })
 }
 
 // proveRetired lists the grants of every older key at KMS, in the second way where
@@ -329,24 +292,11 @@ func (e *Engine) succeed(ctx context.Context, j Job, listed time.Time) (Job, err
 		if err := tx.LockDomain(ctx, j.Domain, broker.Exclusive); err != nil {
 			return err
 		}
-		inventories, err := e.askedBy(ctx, tx, j)
-		if err != nil {
+		if _, err := e.needWords(ctx, tx, j); err != nil {
 			return err
 		}
-		if err := needWords(inventories); err != nil {
+		if err := markOlder(ctx, tx, j, broker.KeyClosed, broker.KeyRetired); err != nil {
 			return err
-		}
-		keys, err := tx.DomainKeys(ctx, j.Domain)
-		if err != nil {
-			return err
-		}
-		for _, k := range keys {
-			if k.Epoch < j.TargetEpoch && k.State == broker.KeyClosed {
-				k.State, k.RetireTime = broker.KeyRetired, tx.Now()
-				if err := tx.UpdateDomainKey(ctx, k); err != nil {
-					return err
-				}
-			}
 		}
 		next := j
 		next.State, next.Block, next.WaitMessage, next.WaitUntil = Succeeded, Block{}, "", time.Time{}
