@@ -52,7 +52,7 @@ func quickSizes() sizes {
 
 func defaultSizes() sizes {
 	return sizes{rows: 20_000, rounds: 5, slowRows: 8_000, slowRounds: 3, domains: []int{10_000, 200_000}, domainRounds: 2,
-		quotaRows: 40_000, besideRows: 4_000, besideTime: 5 * time.Second, besideRounds: 3, crashRows: 20_000, kills: 20,
+		quotaRows: 40_000, besideRows: 4_000, besideTime: 5 * time.Second, besideRounds: 5, crashRows: 20_000, kills: 20,
 		creates: 1000, createRound: 5, imports: 60, importRounds: 5, rateTime: 700 * time.Millisecond, stock: 2000}
 }
 

@@ -130,7 +130,7 @@ func openWorld(ctx context.Context, at place, endpoint string, set setting) (_ *
 	}
 	config := awskms.Config{
 		Registrar: credential(registrar), Worker: credential(worker), ReservedKey: broker.DefaultReservedKey, ReservedValue: broker.DefaultReservedValue,
-		BaseEndpoint: endpoint, Region: region, Transport: w.transport, Jitter: mathrand.Float64, Pacer: pace,
+		BaseEndpoint: endpoint, Region: region, Transport: stagedTransport{w.transport}, Jitter: mathrand.Float64, Pacer: pace,
 		Observe: func(_ string, class broker.KMSClass, _ time.Duration) {
 			w.calls.Add(1)
 			if class == broker.KMSThrottled {
@@ -147,7 +147,7 @@ func openWorld(ctx context.Context, at place, endpoint string, set setting) (_ *
 	// The windows are zero: what is measured is work, not waiting.
 	if w.broker, err = broker.New(broker.Config{Deployment: "bench", RegistrarRole: registrar, WorkerRole: worker,
 		KMSCallTimeout: 10 * time.Second, NewID: w.newID, NewUID: rand.Text,
-	}, w.store.Broker(), w.foreground, w.foreground); err != nil {
+	}, stagedStore{w.store.Broker()}, w.foreground, stagedWorker{w.foreground}); err != nil {
 		return nil, err
 	}
 	w.engine, err = rotation.New(rotation.Config{Owner: "bench", RegistrarRole: registrar, WorkerRole: worker,
