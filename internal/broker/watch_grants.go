@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -113,18 +114,9 @@ func (b *Broker) ReviveWorkerGrant(ctx context.Context, caller Caller, domain Do
 		if err != nil {
 			return err
 		}
-		name, worker = d.ID.Name(), Grant{}
-		live, err := tx.LiveGrants(ctx, domain)
-		if err != nil {
+		name = d.ID.Name()
+		if worker, err = workerGrant(ctx, tx, d); err != nil {
 			return err
-		}
-		for _, g := range live {
-			if g.Worker {
-				worker = g
-			}
-		}
-		if worker.UID == "" { // it lives as long as its domain
-			return domainNotFound(ErrNotFound, d.ID)
 		}
 		return tx.Audit(ctx, AuditEvent{Caller: caller.Subject, Action: "grants.reviveWorker", Domain: d.UID,
 			Resource: name, Outcome: AuditDone, Detail: map[string]string{"reason": reason}})
@@ -137,4 +129,44 @@ func (b *Broker) ReviveWorkerGrant(ctx context.Context, caller Caller, domain Do
 		err = RefusedByKMS(left, name)
 	}
 	return err
+}
+
+// WorkerRetiredOnOpenKey says whether the broker itself has retired what the worker
+// needs on a key that was replaced and may still be read from: a job had closed the
+// key, and it was opened again.
+func (b *Broker) WorkerRetiredOnOpenKey(ctx context.Context, domain DomainUID) (retired bool, err error) {
+	err = b.store.View(ctx, func(tx Tx) error {
+		d, err := tx.DomainByUID(ctx, domain)
+		if err != nil {
+			return err
+		}
+		worker, err := workerGrant(ctx, tx, d)
+		if err != nil {
+			return err
+		}
+		keys, err := tx.DomainKeys(ctx, domain)
+		if err != nil {
+			return err
+		}
+		made, err := tx.KMSGrants(ctx, domain, worker.UID)
+		retired = slices.ContainsFunc(keys, func(k DomainKey) bool {
+			last, _ := lastAttempt(made, k.Epoch, Unwrap)
+			return k.State == KeySuperseded && (last.State == KMSGrantRetiring || last.State == KMSGrantRetired)
+		})
+		return err
+	})
+	return retired, err
+}
+
+// workerGrant gives the worker's grant of a domain, which lives as long as that.
+func workerGrant(ctx context.Context, tx Tx, d Domain) (Grant, error) {
+	live, err := tx.LiveGrants(ctx, d.UID)
+	if err != nil {
+		return Grant{}, err
+	}
+	i := slices.IndexFunc(live, func(g Grant) bool { return g.Worker })
+	if i < 0 {
+		return Grant{}, domainNotFound(ErrNotFound, d.ID)
+	}
+	return live[i], nil
 }

@@ -2,7 +2,6 @@ package rotation
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -35,14 +34,19 @@ func (e *Engine) PauseJob(ctx context.Context, caller broker.Caller, in JobAct) 
 // ResumeJob lets a paused job go on, lets a blocked one look again at once, and
 // takes a failed one up again: after its switch with its poison rows, before it
 // from the start. A job that is blocked by many poison rows goes on over them.
-// With a reason, grants of the broker's own are made again that the customer took
-// away, or that were retired before a service took its word back: that is never
-// done unasked.
+// With a reason, grants of the broker's own are made again: those that the customer
+// took away, of a job that is blocked for want of them, and those that were retired
+// before a service took its word back. Neither is ever done unasked.
 func (e *Engine) ResumeJob(ctx context.Context, caller broker.Caller, in JobAct) (JobView, error) {
 	view, err := e.resumeJob(ctx, caller, in)
-	revivable := []broker.Reason{broker.ReasonKeyAccessDenied, broker.ReasonSelfInventory}
-	if err != nil || in.Reason == "" || view.State != Blocked || !slices.Contains(revivable, view.Block.Reason) {
+	if err != nil || in.Reason == "" || !view.Open() {
 		return view, err
+	}
+	revivable := view.State == Blocked && (view.Block.Reason == broker.ReasonKeyAccessDenied || view.Block.Reason == broker.ReasonSelfInventory)
+	if !revivable {
+		if revivable, err = e.broker.WorkerRetiredOnOpenKey(ctx, view.Domain); err != nil || !revivable {
+			return view, err
+		}
 	}
 	if err := e.broker.ReviveWorkerGrant(ctx, caller, view.Domain, in.Reason); err != nil {
 		return JobView{}, err

@@ -247,9 +247,9 @@ func (e *Engine) commitItems(ctx context.Context, caller broker.Caller, pass Pas
 	if !older {
 		return nil
 	}
-	takenBack := false
+	takenBack, closed := false, false
 	err := e.store.Update(ctx, func(tx Tx) error {
-		takenBack = false
+		takenBack, closed = false, false
 		d, err := pass.lockDomain(ctx, tx)
 		if err != nil {
 			return err
@@ -265,6 +265,7 @@ func (e *Engine) commitItems(ctx context.Context, caller broker.Caller, pass Pas
 			if takenBack, err = takeBackAttestations(ctx, tx, caller, pass, d, keys, oldest); err != nil {
 				return err
 			}
+			closed = slices.ContainsFunc(keys, func(k broker.DomainKey) bool { return k.State == broker.KeyClosed })
 		}
 		if len(leaves) == 0 {
 			return nil
@@ -274,12 +275,21 @@ func (e *Engine) commitItems(ctx context.Context, caller broker.Caller, pass Pas
 			Resource: pass.Owner.resource(d), Outcome: broker.AuditDone, Detail: map[string]string{"pass": pass.ID,
 				"items": strconv.Itoa(len(leaves)), "merkle_root": hex.EncodeToString(root[:]), "kms_key": string(d.KMSKey)}})
 	})
-	if err == nil && takenBack {
+	if err != nil {
+		return err
+	}
+	// Also where the word was taken back before: a crash may have come in between.
+	if closed {
+		if err := e.reopenAtOnce(ctx, pass.Domain); err != nil {
+			e.logFailure(ctx, "older keys not opened again for a word that was taken back; the job's next step does it", err)
+		}
+	}
+	if takenBack {
 		if err := e.wakeForWords(ctx, pass.Domain); err != nil {
 			e.logFailure(ctx, "job not told that a word was taken back; its next step sees it", err)
 		}
 	}
-	return err
+	return nil
 }
 
 // oldestFound gives the oldest epoch, of those that were replaced, under which

@@ -14,14 +14,8 @@ import (
 // retired by id, and KMS itself must show, one visibility window later, that
 // none of them is left. "Older" is always by epoch, never by ARN: after A to B
 // and back to A the present key's own listing is read too. A service that takes
-// its word back meanwhile has the older epochs opened again.
+// its word back meanwhile has the older epochs opened again (reopenIfAsked).
 func (e *Engine) retire(ctx context.Context, j Job) (Job, error) {
-	if again, err := e.askedAgain(ctx, j); again || err != nil {
-		if err == nil {
-			j, err = e.reopenEpochs(ctx, j)
-		}
-		return j, err
-	}
 	if j.CloseTime.IsZero() {
 		return e.closeEpochs(ctx, j)
 	}
@@ -138,7 +132,7 @@ func (e *Engine) closeEpochs(ctx context.Context, j Job) (Job, error) {
 	if err := e.store.View(ctx, func(tx Tx) error { return e.mayClose(ctx, tx, j) }); err != nil {
 		return j, err
 	}
-	return e.turnOlder(ctx, j, broker.KeySuperseded, broker.KeyClosed, "reencryptionJobs.closeOlderKeys",
+	return e.turnOlder(ctx, j, broker.KeySuperseded, broker.KeyClosed,
 		func(tx Tx) error { return e.mayClose(ctx, tx, j) })
 }
 

@@ -118,9 +118,13 @@ func (e *Engine) phase(ctx context.Context, j Job) (Job, error) {
 	if j.Kind != KindKeyChange {
 		return e.sideJob(ctx, j)
 	}
-	switch j.Phase {
-	case Preparing:
+	if j.Phase == Preparing {
 		return e.prepare(ctx, j)
+	}
+	if reopened, again, err := e.reopenIfAsked(ctx, j); again || err != nil {
+		return reopened, err
+	}
+	switch j.Phase {
 	case Reencrypting:
 		return e.reencrypting(ctx, j)
 	case Draining:

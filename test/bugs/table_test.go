@@ -71,7 +71,7 @@ func bugs() []seeded {
 			edit: &edit{"internal/rotation/pass_items.go", "; oldest != 0 {\n", "; oldest < 0 {\n"}},
 		{name: "closed_keys_stay_closed", what: "a word that is taken back opens no closed key again",
 			suite: "./test/scenarios", run: "TestWordTakenBackAfterTheGrantsAreRetired", says: `the pass that moves it: .*Moved:0`,
-			edit: &edit{"internal/rotation/retire.go", "again || err != nil {", "again && err != nil {"}},
+			edit: &edit{"internal/rotation/older_keys.go", "return len(unsettled(inventories)) > 0, err", "return len(unsettled(inventories)) < 0, err"}},
 		{name: "retired_key_not_asked_about", what: "a report on a retired key does not see that a word was taken back",
 			suite: "./test/scenarios", run: "TestWordTakenBackAfterSuccess", says: `the report after a key was found`,
 			edit: &edit{"internal/rotation/report.go", "slices.DeleteFunc(replaced(keys, d.Epoch)", "slices.DeleteFunc(replacedUnretired(keys, d.Epoch)"}},

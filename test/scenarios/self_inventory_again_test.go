@@ -208,18 +208,7 @@ func TestWordTakenBackAfterTheNextChange(t *testing.T) {
 	b := newBench(t, harness.Config{})
 	k, forgotten, closer, _ := forgetful(t, b, waitsForForgetting)
 	must[rotation.JobView](t)(b.Engine.PauseJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: closer.ID, Reason: "a test"}))
-	first := func() (key broker.DomainKey) {
-		t.Helper()
-		err := b.Store.Broker().View(ctx, func(tx broker.Tx) error {
-			keys, err := tx.DomainKeys(ctx, k.domain.UID)
-			key = keys[0]
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return key
-	}
+	first := func() broker.DomainKey { return keysOf(t, b, k.domain)[0] }
 	job, next := k.change()
 	workUntil(t, b, job, waitsForServices)
 	if state := first().State; state != broker.KeyClosed {
@@ -240,4 +229,124 @@ func TestWordTakenBackAfterTheNextChange(t *testing.T) {
 		t.Fatalf("%s: %s", v.State, v.FailMessage)
 	}
 	k.opens(next)
+}
+
+func keysOf(t *testing.T, b *harness.Bench, d broker.Domain) (keys []broker.DomainKey) {
+	t.Helper()
+	view2(t, b, func(tx rotation.Tx) (err error) {
+		keys, err = tx.DomainKeys(t.Context(), d.UID)
+		return err
+	})
+	return keys
+}
+
+// Whatever holds the next change up, a word that is taken back opens the key that
+// the one before has closed: it is healthy, and what is under it can be read and
+// moved once people ask for the grants again.
+func TestWordTakenBackWhileTheNextChangeIsHeldUp(t *testing.T) {
+	heldUp := map[string]struct {
+		by    func(t *testing.T, b *harness.Bench, job rotation.JobView)
+		state rotation.State
+		phase rotation.Phase
+	}{
+		"blocked": {func(t *testing.T, b *harness.Bench, job rotation.JobView) {
+			disable(t, b, job.SourceKey)
+			workUntil(t, b, job, func(v rotation.JobView) bool { return v.State == rotation.Blocked })
+		}, rotation.Blocked, rotation.Reencrypting},
+		"paused": {func(t *testing.T, b *harness.Bench, job rotation.JobView) {
+			must[rotation.JobView](t)(b.Engine.PauseJob(t.Context(), harness.Caller, rotation.JobAct{Domain: "acme", Job: job.ID}))
+		}, rotation.Paused, rotation.Reencrypting},
+		"draining": {func(t *testing.T, b *harness.Bench, job rotation.JobView) {
+			workUntil(t, b, job, func(v rotation.JobView) bool { return v.WaitUntil.After(b.Clock.Now()) })
+		}, rotation.Running, rotation.Draining},
+		"failed": {func(t *testing.T, b *harness.Bench, job rotation.JobView) {
+			workUntil(t, b, job, func(v rotation.JobView) bool { return v.State == rotation.Failed })
+		}, rotation.Failed, rotation.Verifying},
+	}
+	for what, held := range heldUp {
+		t.Run(what, func(t *testing.T) {
+			ctx := t.Context()
+			b := newBench(t, harness.Config{})
+			k, forgotten, closer, _ := forgetful(t, b, waitsForForgetting)
+			must[rotation.JobView](t)(b.Engine.PauseJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: closer.ID}))
+			createKeys(t, b, "acme", 20)
+			if held.state == rotation.Failed {
+				spoil(t, b, k.domain, "k0019")
+			}
+			job, _ := k.change()
+			workUntil(t, b, job, switched)
+			held.by(t, b, job)
+			job = must[rotation.JobView](t)(b.Engine.GetJob(ctx, harness.Caller, "acme", job.ID))
+			if job.State != held.state || job.Phase != held.phase {
+				t.Fatalf("the job is %s in %s, want %s in %s", job.State, job.Phase, held.state, held.phase)
+			}
+			k.keys = map[string]client.WrappedKey{"key-0001": forgotten}
+			if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Failed != 1 {
+				t.Fatalf("the pass that finds it: %+v, %v", r, err)
+			}
+			if key := keysOf(t, b, k.domain)[0]; key.State != broker.KeySuperseded {
+				t.Fatalf("the first key is %s", key.State)
+			}
+			now := must[rotation.JobView](t)(b.Engine.GetJob(ctx, harness.Caller, "acme", job.ID))
+			if now.State != job.State || now.Phase != job.Phase || now.Block != job.Block {
+				t.Errorf("the job was %s in %s, and is %s in %s, block %+v", job.State, job.Phase, now.State, now.Phase, now.Block)
+			}
+
+			renewed := must[broker.GrantView](t)(b.Broker.RenewGrant(ctx, harness.Caller, broker.RenewGrant{Domain: "acme", ID: k.grant.ID, TTL: 24 * time.Hour}))
+			for _, token := range renewed.Tokens {
+				k.tokens = append(k.tokens, string(token))
+			}
+			k.opens(k.domain.KMSKey)
+			// A key that cannot be used is told of, and keeps no other from it.
+			_, err := b.Engine.ResumeJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: job.ID, Reason: "a key was found"})
+			if broker.ReasonOf(err) == broker.ReasonKeyDisabled && what == "blocked" {
+				err = nil
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Clock.Advance(windows().GrantVisibility)
+			if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Moved != 1 {
+				t.Fatalf("the pass that moves it: %+v, %v", r, err)
+			}
+		})
+	}
+}
+
+// The process ends between the taking back of a word and the opening of the key: the
+// job's next step opens it, and so does the next item that is found there.
+func TestWordTakenBackBeforeACrash(t *testing.T) {
+	for _, how := range []string{"step", "item"} {
+		t.Run(how, func(t *testing.T) {
+			ctx := t.Context()
+			b := newBench(t, harness.Config{})
+			k, forgotten, closer, _ := forgetful(t, b, waitsForForgetting)
+			must[rotation.JobView](t)(b.Engine.PauseJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: closer.ID}))
+			createKeys(t, b, "acme", 20)
+			job, _ := k.change()
+			workUntil(t, b, job, switched)
+			err := b.Store.Rotation().Update(ctx, func(tx rotation.Tx) error {
+				words, err := tx.Settlements(ctx, k.domain.UID, k.domain.Epoch)
+				if err != nil || len(words) != 1 {
+					t.Fatalf("%d words, %v", len(words), err)
+				}
+				_, err = tx.DeleteSettlement(ctx, words[0])
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if how == "step" {
+				must[bool](t)(b.Engine.StepJob(ctx, job.Ref()))
+			} else {
+				k.keys = map[string]client.WrappedKey{"key-0001": forgotten}
+				if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Failed != 1 {
+					t.Fatalf("the pass that finds it: %+v, %v", r, err)
+				}
+			}
+			if key := keysOf(t, b, k.domain)[0]; key.State != broker.KeySuperseded {
+				t.Errorf("the first key is %s", key.State)
+			}
+		})
+	}
 }

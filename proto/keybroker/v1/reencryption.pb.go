@@ -1260,7 +1260,7 @@ type ResumeReencryptionJobRequest struct {
 	// etag of the job that the caller looked at. Empty: whatever it is now.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Why, for the audit trail; at most 512 characters. Needed to make the broker's
-	// own grants again that the key's owner has revoked.
+	// own grants again that the key's owner has revoked, or a job has retired.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Makes the call safe to repeat for 24 hours: at most 64 printable ASCII
 	// characters without spaces, unique per caller and method.

@@ -69,8 +69,9 @@ type ReencryptionServiceClient interface {
 	// acknowledged. A job that is blocked by CONTEXT_OR_KEY_MISMATCH goes on over
 	// the rows that KMS refuses. With a reason, a job that is blocked by
 	// KEY_ACCESS_DENIED gets the broker's own grants made again, where the key's
-	// owner has revoked them: that is never done unasked. A running job is answered
-	// as it is.
+	// owner has revoked them, and so does a job for which an older key was opened
+	// again since a service took its word back, where the broker had retired them:
+	// that is never done unasked. A running job is otherwise answered as it is.
 	// Errors: JOB_NOT_FOUND, JOB_ENDED, KEY_CHANGE_IN_PROGRESS, ETAG_MISMATCH,
 	// REQUEST_ID_REUSED; and where grants are made again, of KMS's what RenewGrant
 	// lists: the job is resumed all the same.
@@ -270,8 +271,9 @@ type ReencryptionServiceServer interface {
 	// acknowledged. A job that is blocked by CONTEXT_OR_KEY_MISMATCH goes on over
 	// the rows that KMS refuses. With a reason, a job that is blocked by
 	// KEY_ACCESS_DENIED gets the broker's own grants made again, where the key's
-	// owner has revoked them: that is never done unasked. A running job is answered
-	// as it is.
+	// owner has revoked them, and so does a job for which an older key was opened
+	// again since a service took its word back, where the broker had retired them:
+	// that is never done unasked. A running job is otherwise answered as it is.
 	// Errors: JOB_NOT_FOUND, JOB_ENDED, KEY_CHANGE_IN_PROGRESS, ETAG_MISMATCH,
 	// REQUEST_ID_REUSED; and where grants are made again, of KMS's what RenewGrant
 	// lists: the job is resumed all the same.
