@@ -67,7 +67,7 @@ func TestLaxServer(t *testing.T) {
 func TestSilentPool(t *testing.T) {
 	at := postgresURL(t)
 	p, through := newProxy(t, at)
-	s := reopenPostgres(t, through, nil)
+	s := reopenPostgres(t, through+"&connect_timeout=60", nil)
 	backends(t, s, at, 8)
 	p.silence()
 	ctx, leave := context.WithCancel(t.Context())
@@ -93,7 +93,7 @@ func TestSilentStatement(t *testing.T) {
 	direct := reopenPostgres(t, at, nil)
 	insertDomain(t, direct)
 	p, through := newProxy(t, at)
-	s, err := sqlstore.OpenPostgres(t.Context(), through+"&pool_max_conns=1", sqlstore.Config{})
+	s, err := sqlstore.OpenPostgres(t.Context(), through+"&pool_max_conns=1&connect_timeout=12", sqlstore.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

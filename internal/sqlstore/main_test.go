@@ -52,10 +52,14 @@ func postgresURL(t testing.TB) string {
 }
 
 // openPostgres opens a store in an empty database of PostgreSQL; a nil clock is
-// the database's own.
+// the database's own. The store is more patient than a broker's: where many race on
+// a slow machine the last one's turn comes late. PostgreSQL finds deadlocks by
+// itself, after a second.
 func openPostgres(t testing.TB, now func() time.Time) *sqlstore.Store {
 	t.Helper()
-	return reopenPostgres(t, postgresURL(t), now)
+	s := reopenPostgres(t, postgresURL(t)+"&lock_timeout=60000&connect_timeout=60", now)
+	s.Wait(time.Minute, time.Minute)
+	return s
 }
 
 // reopenPostgres opens one more store on a database, of more connections than a

@@ -205,7 +205,7 @@ func TestCallerWhoLeavesInBegin(t *testing.T) {
 // a domain for ever; what it does when it wakes up is done anew, and once.
 func TestSleeper(t *testing.T) {
 	at := postgresURL(t)
-	sleepy := reopenPostgres(t, at+"&idle_in_transaction_session_timeout=100", nil)
+	sleepy := reopenPostgres(t, at+"&idle_in_transaction_session_timeout=1000", nil)
 	other := reopenPostgres(t, at, nil)
 	insertDomain(t, other)
 	ctx := t.Context()
