@@ -74,8 +74,8 @@ const (
 	manyWalks = 10 * someWalks
 )
 
-// judge fails a test whose walks met too little.
-func (c *tally) judge(t *testing.T, storm bool) {
+// missing names what walks of that number should have met and did not.
+func (c *tally) missing(storm bool) (missing []string) {
 	var wanted []map[string][]string
 	if c.walks >= someWalks {
 		wanted = append(wanted, inCalm())
@@ -89,10 +89,11 @@ func (c *tally) judge(t *testing.T, storm bool) {
 	for _, list := range wanted {
 		for what, words := range list {
 			if !c.has(words) {
-				t.Errorf("in %d walks there never was %s", c.walks, what)
+				missing = append(missing, what)
 			}
 		}
 	}
+	return missing
 }
 
 func (c *tally) has(words []string) bool {
