@@ -163,7 +163,7 @@ var servingLine = regexp.MustCompile(`^serving on (\S+)$`)
 func TestRolesOnPostgres(t *testing.T) {
 	file := urlFile(t, postgres.Database(t))
 	api := startDev(t, filepath.Join(t.TempDir(), "api"), os.Getenv, "--database-url-file", file, "--roles", "api")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	conn := api.dial(t)
 	job, err := keybrokerv1.NewDomainServiceClient(conn).ChangeKey(ctx, &keybrokerv1.ChangeKeyRequest{Name: demo.TourDomain,

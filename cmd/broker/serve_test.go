@@ -116,7 +116,7 @@ func TestServeDevIsReadyForTheTourAndRestarts(t *testing.T) {
 	t.Setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
 	data := filepath.Join(t.TempDir(), "dev")
 	first := startDev(t, data, os.Getenv)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	conn := first.dial(t)
 	health, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})

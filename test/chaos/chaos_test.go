@@ -129,7 +129,7 @@ func play(t *testing.T, bin, nemesis string, cycles, rows int, at []point, seed 
 	}
 	// Long enough for any machine; what hangs is to end before go test's timeout,
 	// which knows nothing of our process.
-	each := 15 * time.Second
+	each := 45 * time.Second
 	if at != nil {
 		each += pointBound
 	}

@@ -78,7 +78,7 @@ func TestPassesSurviveTheNemesis(t *testing.T) {
 }
 
 func passContext(t *testing.T) (context.Context, context.CancelCauseFunc) {
-	limit := 3*time.Minute + time.Duration(*passRoundsFlag)*2*time.Minute
+	limit := 6*time.Minute + time.Duration(*passRoundsFlag)*2*time.Minute
 	bounded, stop := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("not done after %v", limit))
 	ctx, fail := context.WithCancelCause(bounded)
 	t.Cleanup(func() {

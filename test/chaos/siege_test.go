@@ -38,7 +38,7 @@ func TestReplicasSurviveTheNemesis(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	limit := 3*time.Minute + time.Duration(*siegeCyclesFlag)*30*time.Second
+	limit := 6*time.Minute + time.Duration(*siegeCyclesFlag)*30*time.Second
 	bounded, stop := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("not done after %v", limit))
 	defer stop()
 	ctx, fail := context.WithCancelCause(bounded)

@@ -14,6 +14,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/smithy-go"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -279,11 +280,15 @@ func unanswered(err error) bool {
 // repeatAfter reads from an answer whether and when to repeat the call, as any
 // client of this API has to.
 func repeatAfter(err error) (time.Duration, bool) {
+	after := 100 * time.Millisecond
+	var refusal smithy.APIError
+	if errors.As(err, new(*smithy.OperationError)) && !errors.As(err, &refusal) {
+		return after, true // of KMS: the connection was closed while it was idle
+	}
 	answer, ok := status.FromError(err)
 	if !ok {
 		return 0, false
 	}
-	after := 100 * time.Millisecond
 	reason := ""
 	for _, detail := range answer.Details() {
 		switch d := detail.(type) {

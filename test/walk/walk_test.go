@@ -31,8 +31,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// limit is far above what the tour takes: 20 s, and once the compilation of
-// grpcurl.
+// limit is far above the 20 s that the tour takes.
 const limit = 5 * time.Minute
 
 func TestREADME(t *testing.T) {
@@ -49,16 +48,13 @@ func TestREADME(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("the tour is not over after %v", limit))
-	defer cancel()
-
 	tools := t.TempDir()
 	// Also where the README calls it by `go tool`: that takes it from Go's cache.
-	if err := devserver.Go(ctx, root, "build", "-modfile=tools.mod", "-o", filepath.Join(tools, "grpcurl"),
+	if err := devserver.Go(t.Context(), root, "build", "-modfile=tools.mod", "-o", filepath.Join(tools, "grpcurl"),
 		"github.com/fullstorydev/grpcurl/cmd/grpcurl"); err != nil {
 		t.Fatal(err)
 	}
-	bin, err := devserver.Build(ctx, t.TempDir())
+	bin, err := devserver.Build(t.Context(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,6 +72,8 @@ func TestREADME(t *testing.T) {
 			t.Logf("the broker's log: %v\n%s", err, text)
 		}
 	})
+	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("the tour is not over after %v", limit))
+	defer cancel()
 	if err := server.Ready(ctx); err != nil {
 		t.Fatal(err)
 	}
