@@ -103,6 +103,12 @@ func (k DomainKey) Unretired() bool {
 	return k.State == KeyCurrent || k.State == KeySuperseded || k.State == KeyClosed
 }
 
+// Readable reports whether the broker may still read under it: it is Unretired, and
+// no job has closed it and retires the broker's own grants there.
+func (k DomainKey) Readable() bool {
+	return k.State == KeyCurrent || k.State == KeySuperseded
+}
+
 // KeyOfEpoch finds the record of an epoch; ok is false for an unknown one.
 func KeyOfEpoch(keys []DomainKey, e Epoch) (key DomainKey, ok bool) {
 	for _, k := range keys {

@@ -107,10 +107,11 @@ func (e *Engine) planSources(ctx context.Context, p plan, out *KeyChangePlan) er
 	if err != nil {
 		return err
 	}
-	rows := map[broker.KeyARN]int64{}
+	rows, readable := map[broker.KeyARN]int64{}, map[broker.KeyARN]bool{}
 	for _, k := range p.keys {
 		if k.Unretired() {
 			rows[k.KMSKey] += counts[k.Epoch]
+			readable[k.KMSKey] = readable[k.KMSKey] || k.Readable()
 		}
 	}
 	for _, k := range p.keys {
@@ -120,7 +121,7 @@ func (e *Engine) planSources(ctx context.Context, p plan, out *KeyChangePlan) er
 		}
 		delete(rows, k.KMSKey)
 		out.Sources = append(out.Sources, PlanSource{Key: k.KMSKey, Rows: n, AtLeast: !whole})
-		if n == 0 && whole {
+		if !readable[k.KMSKey] || n == 0 && whole {
 			continue
 		}
 		if err := e.dryRunReEncrypt(ctx, p, k.KMSKey, p.domain.KMSKey, nil); err != nil {

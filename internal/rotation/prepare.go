@@ -80,11 +80,11 @@ func (p plan) serviceGrants() bool {
 }
 
 // sources are the older keys that rows may still be under, each once, the
-// target's own left out.
+// target's own left out. Under a closed one there are none: a full pass has seen it.
 func (p plan) sources(j Job) []broker.KeyARN {
 	var arns []broker.KeyARN
 	for _, k := range p.keys {
-		if k.Epoch < j.TargetEpoch && k.Unretired() && k.KMSKey != j.TargetKey && !slices.Contains(arns, k.KMSKey) {
+		if k.Epoch < j.TargetEpoch && k.Readable() && k.KMSKey != j.TargetKey && !slices.Contains(arns, k.KMSKey) {
 			arns = append(arns, k.KMSKey)
 		}
 	}

@@ -248,16 +248,17 @@ func (w *shardWork) reencrypt(ctx context.Context, row *broker.DataKey, source b
 		SourceContext: full, DestinationKey: w.job.TargetKey, DestinationContext: full})
 }
 
-// tryOtherKeys asks the domain's other keys that are not retired, the target
-// among them, for a row that is not under the key recorded for it. A key that
-// cannot be asked may be the right one: if no other is, its refusal counts, and
-// source is that key.
+// tryOtherKeys asks the domain's other keys, the target among them, for a row that
+// is not under the key recorded for it. A key that cannot be asked may be the right
+// one: if no other is, its refusal counts, and source is that key. Those that are
+// closed are left out: their refusal would be the broker's own doing, and the block
+// would have no end.
 func (w *shardWork) tryOtherKeys(ctx context.Context, row *broker.DataKey, recorded broker.KeyARN) (made broker.ReEncrypted, source broker.KeyARN, err error) {
 	source = recorded
 	err = &broker.KMSError{Class: broker.KMSIncorrectKey, Code: "IncorrectKeyException", Operation: "ReEncrypt", Key: recorded}
 	tried := []broker.KeyARN{recorded}
 	for _, k := range w.plan.keys {
-		if !k.Unretired() || slices.Contains(tried, k.KMSKey) {
+		if !k.Readable() || slices.Contains(tried, k.KMSKey) {
 			continue
 		}
 		tried = append(tried, k.KMSKey)

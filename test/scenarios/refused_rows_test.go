@@ -70,6 +70,45 @@ func TestRowUnderADisabledKey(t *testing.T) {
 	}
 }
 
+// A key that a job has closed is not asked any more, by it or by the next change:
+// the broker has retired its own grants there, so its refusal says nothing. A row
+// that is under none of the others is a failure, which names it and can be given up.
+func TestRowUnderAClosedKey(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	d, first, err := b.Onboard(ctx, "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	createKeys(t, b, "acme", 4)
+	under := readRow(t, b, d, "k0002").Ciphertext
+	closer := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))))
+	workUntil(t, b, closer, waitsForForgetting)
+	must[rotation.JobView](t)(b.Engine.PauseJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: closer.ID}))
+	mend(t, b, d, "k0002", under)
+	b.Calls()
+	plan := must[rotation.KeyChangePlan](t)(b.Engine.PlanKeyChange(ctx, harness.Caller, "acme", string(must[broker.KeyARN](t)(b.NewKey(ctx, "acme")))))
+	if len(plan.Problems) != 0 {
+		t.Errorf("the plan of the next change: %+v", plan.Problems)
+	}
+	job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))))
+	v := workUntil(t, b, job, func(v rotation.JobView) bool { return v.State != rotation.Running })
+	if v.State != rotation.Failed || v.FailReason != broker.ReasonRowsFailed || v.Progress.Failed != 1 {
+		t.Fatalf("job %s in %s, %d rows failed, blocked by %+v", v.State, v.Phase, v.Progress.Failed, v.Block)
+	}
+	for _, c := range b.Calls() {
+		if c.Operation == "ReEncrypt" && c.SourceKeyARN == string(first) {
+			t.Fatalf("the closed key was asked, and answered %s", c.ErrorCode)
+		}
+	}
+	must[int](t)(b.Engine.AcknowledgeFailures(ctx, harness.Caller, rotation.Acknowledge{Domain: "acme", Job: job.ID,
+		DataKeys: []broker.DataKeyID{"k0002"}, Reason: "a test"}))
+	must[rotation.JobView](t)(b.Engine.ResumeJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: job.ID}))
+	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded || v.Progress.Done != 3 {
+		t.Errorf("after the acknowledgement: %s in %s, %d rows", v.State, v.Phase, v.Progress.Done)
+	}
+}
+
 // A VERIFY job beside a key change that has failed over a poison row: the worker
 // may not wrap under the old key any more, and need not.
 func TestVerifyBesideAFailedChange(t *testing.T) {
