@@ -174,6 +174,31 @@ func testClaimShard(t *testing.T, b *storeBench) {
 	}
 }
 
+// testTakeVerifyShard: the cursor of a VERIFY job's shard is never ahead of what KMS
+// has read, so whoever takes the shard over goes on there. What another release has
+// asked for stands.
+func testTakeVerifyShard(t *testing.T, b *storeBench) {
+	j := newJob(b.domain("alpha").UID, "job-1", b.clock.Now())
+	j.Kind, j.Phase, j.State = rotation.KindVerify, rotation.Verifying, rotation.Running
+	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.InsertJob(ctx, j) })
+	b.shards(j, 1)
+	for seq, again := range []bool{false, true} {
+		s, _, _ := b.claim("one")
+		s.Cursor, s.Again = "k5", again
+		b.update(func(ctx context.Context, tx rotation.Tx) error {
+			_, _, err := tx.CommitShard(ctx, s, shardTTL)
+			return err
+		})
+		b.clock.Advance(shardTTL)
+		left, job, ok := b.claim("two")
+		if !ok || left.Cursor != "k5" || left.Again != again || left.Lease.Seq != int64(2*seq+2) {
+			t.Errorf("after a lease ran out: got %+v, %v; want the shard at its cursor, again: %v", left, ok, again)
+		}
+		equal(t, "its job", job, j)
+		b.clock.Advance(shardTTL)
+	}
+}
+
 func testCommitShard(t *testing.T, b *storeBench) {
 	j := b.job(b.domain("alpha").UID, "job-1", rotation.Running, rotation.Reencrypting)
 	b.shards(j, 2)

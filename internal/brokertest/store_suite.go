@@ -51,6 +51,7 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 		{"Shards", testShards},
 		{"ReplacedShards", testReplacedShards},
 		{"ClaimShard", testClaimShard},
+		{"TakeVerifyShard", testTakeVerifyShard},
 		{"ClaimsAreFair", testClaimsAreFair},
 		{"ShardWanted", testShardWanted},
 		{"Shares", testShares},

@@ -99,21 +99,31 @@ func (w *shardWork) release(ctx context.Context) error {
 }
 
 // look says whether rows are left for later, and finds the loss of access that
-// stops the job, as a hold.
+// stops the job, as a hold. A batch of a VERIFY job is cut before the first row that
+// is left: its rows do not change, so nothing but the cursor says which of them KMS
+// has read.
 func (w *shardWork) look(ctx context.Context, b *batch) (retryLater bool, lost error) {
 	if b.cancel != nil {
 		b.cancel()
 	}
+	left := len(b.slots) // the first that is
 	for i := range b.slots {
 		o := &b.slots[i].outcome
-		if o.move == nil && o.failure == nil && !o.verified {
-			retryLater = true
+		if !o.settled() {
+			left = min(left, i)
 		}
 		if o.lost != nil && lost == nil {
 			lost = w.diagnose(ctx, o.lostOn, o.lost)
 		}
 	}
-	return retryLater, lost
+	if left == len(b.slots) {
+		return false, lost
+	}
+	if w.job.Kind == KindVerify {
+		b.slots, b.cut, b.end = b.slots[:left], b.slots[left:], false
+		return false, lost
+	}
+	return true, lost
 }
 
 // advance moves the cursor over the rows of the batch, or ends the sweep.

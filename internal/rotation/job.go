@@ -144,10 +144,12 @@ type Shard struct {
 	// Cursor is the last id that this sweep has committed.
 	Cursor broker.DataKeyID
 	// Again asks for one more sweep: rows were changed under us, left for later,
-	// or another replica held the shard before.
+	// or another replica held the shard before. A VERIFY job's cursor stops before
+	// such rows instead.
 	Again    bool
 	Finished bool
-	// Done counts rows moved, Relabelled those of them that needed no call.
+	// Done counts rows moved or, by a VERIFY job, read; Relabelled those of them
+	// that needed no call.
 	Done, Relabelled, Failed int64
 	// Pace is as of the last commit or, before the first, of the shard's beginning.
 	Pace  Pace

@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 
@@ -27,6 +28,9 @@ type shardWork struct {
 	calls, throttled uint64
 	// asked is when it took the shard, or last asked whether it is wanted elsewhere.
 	asked time.Time
+	// ahead has what KMS said of rows behind the cursor, where a batch was cut: two
+	// batches of them at most. The next sweep does not ask again.
+	ahead map[broker.DataKeyID]slot
 }
 
 // A page is rows that are read at once.
@@ -48,6 +52,7 @@ type batch struct {
 	pending sync.WaitGroup // rows at KMS
 	end     bool           // nothing is left behind it in this sweep
 	release bool           // the lease is given back with it
+	cut     []slot         // rows of a VERIFY job that are not committed with it, nor any behind them
 }
 
 // A slot is a row's place in a batch.
@@ -98,21 +103,40 @@ func (w *shardWork) sweep(ctx context.Context, most int) (goOn bool, _ error) {
 		})
 	}
 	goOn = true
+	cut, ahead := false, map[broker.DataKeyID]slot{}
+	maps.Copy(ahead, w.ahead)
 	for b := range batches {
 		b.pending.Wait()
+		if cut { // nothing is committed past it
+			keep(ahead, b.slots)
+			continue
+		}
 		w.engine.cfg.At("batch.reencrypted")
 		more, err := w.commit(context.WithoutCancel(ctx), b)
 		if err != nil {
 			return false, err
 		}
-		if goOn = goOn && more; !goOn {
+		keep(ahead, b.cut)
+		cut = len(b.cut) > 0
+		if goOn = goOn && more; !goOn || cut {
 			stop()
 		}
 	}
+	maps.DeleteFunc(ahead, func(id broker.DataKeyID, _ slot) bool { return id <= w.shard.Cursor })
+	w.ahead = ahead
 	if !goOn && w.held { // the feeder had ended before it was told to
 		return false, w.release(context.WithoutCancel(ctx))
 	}
 	return goOn && fed == nil, fed
+}
+
+// keep puts rows that are settled where the next sweep finds them.
+func keep(ahead map[broker.DataKeyID]slot, slots []slot) {
+	for i := range slots {
+		if slots[i].outcome.settled() {
+			ahead[slots[i].row.ID] = slots[i]
+		}
+	}
 }
 
 // read reads the shard's rows, page by page, to the end of its range or of most
@@ -152,12 +176,13 @@ func (w *shardWork) feed(ctx, calls context.Context, most int, pages <-chan page
 		b := &batch{slots: make([]slot, 0, w.engine.cfg.BatchRows)}
 		err := w.fill(ctx, calls, b, &p, pages, rows)
 		b.release = err != nil || ctx.Err() != nil || n == most
+		last := b.end || b.release // a batch is its committer's once it is handed on
 		select {
 		case batches <- b:
 		case <-calls.Done(): // nothing may be committed past it
 			return err
 		}
-		if b.end || b.release {
+		if last {
 			return err
 		}
 	}
@@ -183,6 +208,11 @@ func (w *shardWork) fill(ctx, calls context.Context, b *batch, p *page, pages <-
 			b.begin(calls, p.read, w.engine.cfg.BatchTime)
 		}
 		b.slots = append(b.slots, slot{batch: b, row: &p.rows[0]})
+		if known, ok := w.ahead[p.rows[0].ID]; ok && known.row.UID == p.rows[0].UID && known.row.Version == p.rows[0].Version {
+			b.slots[len(b.slots)-1].outcome = known.outcome
+			p.rows = p.rows[1:]
+			continue
+		}
 		b.pending.Add(1)
 		select {
 		case rows <- &b.slots[len(b.slots)-1]:

@@ -196,6 +196,9 @@ type rowOutcome struct {
 	lostOn   broker.KeyARN
 }
 
+// settled says that nothing is left to do about the row.
+func (o *rowOutcome) settled() bool { return o.move != nil || o.verified || o.failure != nil }
+
 // moveRow moves one row. Failures that pass are tried again while the batch has
 // time. Poison is what KMS says of the blob alone: that it is not under the key, or
 // that it is damaged. Every other refusal says nothing of the row, which may be

@@ -69,7 +69,8 @@ type Tx interface {
 	// ClaimShard takes one unfinished shard, whose lease has run out, of a job
 	// that is RUNNING in REENCRYPTING, or is of kind VERIFY: Seq is raised and
 	// Until becomes Now + ttl.
-	// If the lease it takes over was not released, Again is set. The job is the one
+	// If the lease it takes over was not released, Again is set, but not where the
+	// kind is VERIFY. The job is the one
 	// with the best claim: whose live leases, with this one, would count least, each
 	// counted highPart times where its priority is Normal. What counts for a job
 	// without a live lease is divided by 1 + the Turns that have passed since the

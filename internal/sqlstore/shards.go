@@ -150,12 +150,12 @@ func (t *txn) ClaimShard(ctx context.Context, owner string, ttl time.Duration) (
 		return rotation.Shard{}, rotation.Job{}, err
 	}
 	for _, s := range free {
-		taken, err := t.takeShard(ctx, &s, owner, ttl)
+		j, err := t.Job(ctx, rotation.JobRef{Domain: s.Domain, ID: s.Job})
 		if err != nil {
 			return rotation.Shard{}, rotation.Job{}, err
 		}
-		if taken {
-			j, err := t.Job(ctx, rotation.JobRef{Domain: s.Domain, ID: s.Job})
+		taken, err := t.takeShard(ctx, &s, j.Kind, owner, ttl)
+		if taken || err != nil {
 			return s, j, err
 		}
 	}
@@ -186,10 +186,10 @@ func (t *txn) Paces(ctx context.Context, r rotation.JobRef) ([]rotation.Pace, er
 
 // takeShard raises the fence unless another has done so since s was read. A
 // lease that ran out was not released: its holder may have moved rows since its
-// last commit, so the shard is swept once more.
-func (t *txn) takeShard(ctx context.Context, s *rotation.Shard, owner string, ttl time.Duration) (bool, error) {
+// last commit, so the shard is swept once more. A VERIFY job moves none.
+func (t *txn) takeShard(ctx context.Context, s *rotation.Shard, kind rotation.Kind, owner string, ttl time.Duration) (bool, error) {
 	before := s.Lease
-	s.Again = s.Again || !before.Until.IsZero()
+	s.Again = s.Again || !before.Until.IsZero() && kind != rotation.KindVerify
 	s.Lease = rotation.Lease{Owner: owner, Seq: before.Seq + 1, Until: t.now.Add(ttl)}
 	n, err := t.exec(ctx, "claim shard", `
 		update shard
