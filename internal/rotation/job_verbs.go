@@ -206,12 +206,17 @@ func (e *Engine) tryPoisonAgain(ctx context.Context, tx Tx, j Job) (Job, error) 
 	if err := tx.DeleteFailures(ctx, j.Ref(), suspects); err != nil {
 		return Job{}, err
 	}
+	sofar, err := tx.Progress(ctx, j.Ref())
+	if err != nil {
+		return Job{}, err
+	}
 	if err := e.replaceShards(ctx, tx, j, nil, true); err != nil {
 		return Job{}, err
 	}
 	j.Phase, j.State, j.FailReason, j.FailMessage, j.EndTime = Reencrypting, Running, "", "", time.Time{}
 	if j.Kind == KindVerify {
 		j.Phase = Verifying
+		j.EstimatedRows += sofar.Done // it reads them all once more
 	}
 	return j, nil
 }

@@ -129,7 +129,8 @@ func (e *Engine) viewJob(ctx context.Context, tx Tx, d broker.Domain, j Job) (Jo
 		}
 	}
 	settled := p.Done + p.Failed
-	if j.Phase != Preparing && j.Phase != Reencrypting {
+	moving := j.Phase == Preparing || j.Phase == Reencrypting || j.Kind == KindVerify && j.Open()
+	if !moving {
 		view.TotalRows, view.Estimated = settled, false
 	} else if settled > view.TotalRows {
 		view.TotalRows = settled

@@ -2266,11 +2266,15 @@ func (x *ReencryptionJob_Block) GetNextProbeTime() *timestamppb.Timestamp {
 // How many wrapped data keys are done.
 type ReencryptionJob_Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Rows to move, those added meanwhile included.
+	// Rows to move or, by a KIND_VERIFY job, to read, those added meanwhile
+	// included. A KIND_VERIFY job that is resumed after it failed reads every row
+	// once more, and counts it once more.
 	TotalRows int64 `protobuf:"varint,1,opt,name=total_rows,json=totalRows,proto3" json:"total_rows,omitempty"`
-	// The total is an estimate until each part was passed once.
+	// The total is an estimate until each part was passed once, by a KIND_VERIFY
+	// job until its end.
 	TotalRowsEstimated bool `protobuf:"varint,2,opt,name=total_rows_estimated,json=totalRowsEstimated,proto3" json:"total_rows_estimated,omitempty"`
-	// Rows now under the new key; includes relabelled_rows.
+	// Rows now under the new key, relabelled_rows included; of a KIND_VERIFY job,
+	// rows that KMS could read.
 	DoneRows int64 `protobuf:"varint,3,opt,name=done_rows,json=doneRows,proto3" json:"done_rows,omitempty"`
 	// Rows that KMS refuses for good, stepped over. They stay as they are,
 	// under their key, until somebody decides.
