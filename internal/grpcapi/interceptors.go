@@ -208,24 +208,28 @@ func (s *Server) limitTime(ctx context.Context, req any, _ *grpc.UnaryServerInfo
 	return resp, withCause(ctx, err)
 }
 
-// endOnDrain ends a stream when the server drains. Streams have no deadline:
-// a watch may last as long as a job.
-func (s *Server) endOnDrain(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+// endInTime ends a stream when the server drains, and after maxStream: before its
+// connection is closed under it. Streams have no deadline of ours besides, since a
+// watch may last as long as a job.
+func (s *Server) endInTime(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	ctx, cancel := context.WithCancelCause(ss.Context())
 	defer cancel(nil)
+	age := time.NewTimer(maxStream)
+	defer age.Stop()
 	go func() {
 		select {
 		case <-s.drain:
-			cancel(shuttingDown())
+			cancel(shuttingDown("this replica is going away: repeat the call at once, another one answers"))
+		case <-age.C:
+			cancel(shuttingDown(fmt.Sprintf("a stream lasts %s at most: repeat the call at once", maxStream)))
 		case <-ctx.Done():
 		}
 	}()
 	return withCause(ctx, next(srv, &stream{ServerStream: ss, ctx: ctx}))
 }
 
-func shuttingDown() error {
-	return &broker.Error{Kind: broker.ErrUnavailable, Reason: broker.ReasonShuttingDown,
-		Detail: "this replica is going away: repeat the call at once, another one answers"}
+func shuttingDown(detail string) error {
+	return &broker.Error{Kind: broker.ErrUnavailable, Reason: broker.ReasonShuttingDown, Detail: detail}
 }
 
 // withCause adds why ctx ended to an error that came after it. Databases report

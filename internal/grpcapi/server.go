@@ -129,10 +129,13 @@ const (
 	maxHeaderBytes    = 16 << 10
 	connectionTimeout = 10 * time.Second
 	minPing           = 30 * time.Second
-	// A connection ends after maxAge, so that clients spread over new replicas;
-	// its calls then have ageGrace to finish.
-	maxAge   = 30 * time.Minute
-	ageGrace = time.Minute
+	// A connection takes no new calls after maxAge, so that clients spread over new
+	// replicas. It is closed when those it has are over, ageGrace later at the
+	// latest: by then each of its streams has been told to call again (the API's
+	// promise), since none lasts longer than maxStream.
+	maxAge    = 30 * time.Minute
+	maxStream = 30 * time.Minute
+	ageGrace  = maxStream + time.Minute
 )
 
 // Server serves the API. It is safe for concurrent use.
@@ -169,7 +172,7 @@ func New(cfg Config, b Broker, jobs Jobs) (*Server, error) {
 	s := &Server{cfg: cfg, validator: validator, health: health.NewServer(), drain: make(chan struct{})}
 	s.grpc = grpc.NewServer(append([]grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(s.logUnary, mapUnary, s.recoverUnary, s.limitTime, s.admitUnary),
-		grpc.ChainStreamInterceptor(s.logStream, mapStream, s.recoverStream, s.endOnDrain, s.admitStream),
+		grpc.ChainStreamInterceptor(s.logStream, mapStream, s.recoverStream, s.endInTime, s.admitStream),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxRecvMsgSize(maxImportBytes),

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -250,6 +251,37 @@ func TestShutdownEndsWatches(t *testing.T) {
 			t.Errorf("still SERVING after Shutdown began")
 		}
 	}
+}
+
+// A watch may begin at any time of its connection's life. None is cut off with
+// the connection: each is told to call again.
+func TestLongWatchesAreToldToCallAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		f.watch = func(ctx context.Context, _ func(rotation.JobView, bool) error) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		d := serve(t, f, nil)
+		const watches = 40
+		ended := make(chan error, watches)
+		for range watches {
+			go func() {
+				watch, err := keybrokerv1.NewReencryptionServiceClient(d.conn).
+					WatchReencryptionJob(t.Context(), &keybrokerv1.WatchReencryptionJobRequest{Name: "domains/acme/reencryptionJobs/job1"})
+				if err == nil {
+					err = errors.Join(errorOf(watch.Recv()), errorOf(watch.Recv()))
+				}
+				ended <- err
+			}()
+			time.Sleep(time.Minute)
+		}
+		for range watches {
+			if err := <-ended; status.Code(err) != codes.Unavailable || reasonOf(err) != "SHUTTING_DOWN" {
+				t.Errorf("a watch ended with %v", err)
+			}
+		}
+	})
 }
 
 func errorOf[T any](_ T, err error) error { return err }

@@ -123,7 +123,7 @@ type DataKeyServiceClient interface {
 	//
 	// The stream ends with OK after attested, or after the last receipts if the
 	// client closes its side without complete, and with UNAVAILABLE (SHUTTING_DOWN)
-	// when the server drains: then resume.
+	// when the server drains, or after 30 minutes: then resume.
 	//
 	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, GRANT_NOT_FOUND, GRANT_NOT_SELF,
 	// RESUME_TOKEN_INVALID, KEY_CHANGED_MEANWHILE, ATTESTATION_TOO_EARLY,
@@ -311,7 +311,7 @@ type DataKeyServiceServer interface {
 	//
 	// The stream ends with OK after attested, or after the last receipts if the
 	// client closes its side without complete, and with UNAVAILABLE (SHUTTING_DOWN)
-	// when the server drains: then resume.
+	// when the server drains, or after 30 minutes: then resume.
 	//
 	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, GRANT_NOT_FOUND, GRANT_NOT_SELF,
 	// RESUME_TOKEN_INVALID, KEY_CHANGED_MEANWHILE, ATTESTATION_TOO_EARLY,

@@ -63,8 +63,8 @@ const (
 	// UNAVAILABLE: the broker's database does not answer or lost a race too
 	// often. Repeat after RetryInfo's delay, with the same request_id.
 	Reason_REASON_STORE_UNAVAILABLE Reason = 10
-	// UNAVAILABLE: this replica is going away. Repeat at once; another one
-	// answers.
+	// UNAVAILABLE: this replica is going away, or a stream has lasted 30 minutes,
+	// which is the longest. Repeat at once; where a replica goes, another one answers.
 	Reason_REASON_SHUTTING_DOWN Reason = 11
 	// INVALID_ARGUMENT: resume_token was not minted for this method, domain and
 	// grant. Begin a new pass without it.

@@ -58,7 +58,7 @@ type ReencryptionServiceClient interface {
 	// Streams a job: first its present state, then changes, several of which may
 	// arrive as one, and a heartbeat at least every 15 seconds. Ends with OK
 	// after a final state, and with UNAVAILABLE (SHUTTING_DOWN) when the server
-	// drains: then call again. Errors: JOB_NOT_FOUND.
+	// drains, or after 30 minutes: then call again. Errors: JOB_NOT_FOUND.
 	WatchReencryptionJob(ctx context.Context, in *WatchReencryptionJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchReencryptionJobResponse], error)
 	// Stops a job where it is, within seconds: the batch at hand is finished. The
 	// phase, the waits and every grant stay. A paused job is answered as it is.
@@ -260,7 +260,7 @@ type ReencryptionServiceServer interface {
 	// Streams a job: first its present state, then changes, several of which may
 	// arrive as one, and a heartbeat at least every 15 seconds. Ends with OK
 	// after a final state, and with UNAVAILABLE (SHUTTING_DOWN) when the server
-	// drains: then call again. Errors: JOB_NOT_FOUND.
+	// drains, or after 30 minutes: then call again. Errors: JOB_NOT_FOUND.
 	WatchReencryptionJob(*WatchReencryptionJobRequest, grpc.ServerStreamingServer[WatchReencryptionJobResponse]) error
 	// Stops a job where it is, within seconds: the batch at hand is finished. The
 	// phase, the waits and every grant stay. A paused job is answered as it is.
