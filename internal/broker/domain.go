@@ -82,7 +82,7 @@ const (
 	KeyCurrent    KeyState = "CURRENT"    // the domain's key
 	KeySuperseded KeyState = "SUPERSEDED" // replaced; rows or readers may still need it
 	KeyClosed     KeyState = "CLOSED"     // no new intent or store; its grants are being retired
-	KeyRetired    KeyState = "RETIRED"    // KMS showed no grant of this epoch any more
+	KeyRetired    KeyState = "RETIRED"    // KMS showed no grant of this epoch any more, or the domain is deleted and cleared
 	KeyAbandoned  KeyState = "ABANDONED"  // its change failed or was cancelled before the switch
 )
 
@@ -95,7 +95,7 @@ type DomainKey struct {
 	State        KeyState
 	ActivateTime time.Time // the switch to it
 	ReplaceTime  time.Time // the switch away from it
-	RetireTime   time.Time // when KMS showed nothing of it any more
+	RetireTime   time.Time // since when it is RETIRED
 }
 
 // Unretired reports whether rows or grants of this epoch may still exist.

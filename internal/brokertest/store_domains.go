@@ -2,6 +2,7 @@ package brokertest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -126,6 +127,51 @@ func testDomainKeys(t *testing.T, b *storeBench) {
 		equal(t, "keys by epoch", got, []broker.DomainKey{first, second, tenth})
 		return err
 	})
+}
+
+// A domain that is deleted is done with when nothing of it can be under a key.
+func testDeletedDomains(t *testing.T, b *storeBench) {
+	now := b.clock.Now()
+	for _, c := range []struct {
+		id    broker.DomainID
+		state broker.DomainState
+		keys  []broker.KeyState
+		grant broker.KMSGrantState
+	}{
+		{"a-alive", broker.DomainActive, []broker.KeyState{broker.KeyCurrent}, broker.KMSGrantLive},
+		{"b-closed", broker.DomainDeleted, []broker.KeyState{broker.KeyRetired, broker.KeyClosed}, broker.KMSGrantRetired},
+		{"c-done", broker.DomainDeleted, []broker.KeyState{broker.KeyRetired, broker.KeyAbandoned}, broker.KMSGrantRetired},
+		{"d-granted", broker.DomainDeleted, []broker.KeyState{broker.KeyAbandoned}, broker.KMSGrantRetiring},
+		{"e-asked", broker.DomainDeleted, []broker.KeyState{broker.KeyRetired}, broker.KMSGrantIntended},
+		{"f-keyless", broker.DomainDeleted, nil, ""},
+	} {
+		d := newDomain(c.id, now)
+		d.State = c.state
+		b.update(func(ctx context.Context, tx rotation.Tx) error {
+			err := tx.InsertDomain(ctx, d)
+			for i, state := range c.keys {
+				err = errors.Join(err, tx.InsertDomainKey(ctx, broker.DomainKey{Domain: d.UID, Epoch: broker.Epoch(i + 1), KMSKey: "arn:one", State: state}))
+			}
+			if c.grant == "" {
+				return err
+			}
+			g := newGrant(d.UID, "g", now)
+			k := newKMSGrant(g, 1, broker.Wrap, 1, now)
+			k.State = c.grant
+			return errors.Join(err, tx.InsertGrant(ctx, g), tx.InsertKMSGrant(ctx, k))
+		})
+	}
+	for limit, want := range map[int][]broker.DomainID{10: {"b-closed", "d-granted", "e-asked"}, 1: {"b-closed"}} {
+		b.view(func(ctx context.Context, tx rotation.Tx) error {
+			list, err := tx.DeletedDomains(ctx, limit)
+			var ids []broker.DomainID
+			for _, d := range list {
+				ids = append(ids, d.ID)
+			}
+			equal(t, fmt.Sprintf("up to %d deleted domains", limit), ids, want)
+			return err
+		})
+	}
 }
 
 func testUsesOfKey(t *testing.T, b *storeBench) {

@@ -26,6 +26,7 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 	}{
 		{"Domains", testDomains},
 		{"DomainKeys", testDomainKeys},
+		{"DeletedDomains", testDeletedDomains},
 		{"DataKeys", testDataKeys},
 		{"InsertDataKeys", testInsertDataKeys},
 		{"Tombstones", testTombstones},

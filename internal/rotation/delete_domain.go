@@ -139,7 +139,8 @@ func (e *Engine) endEverything(ctx context.Context, tx Tx, caller broker.Caller,
 	return tx.UpdateDomain(ctx, d)
 }
 
-// clearDeleted removes the rows of a deleted domain and retires its grants.
+// clearDeleted removes the rows of a deleted domain and retires its grants, and
+// then its keys.
 func (e *Engine) clearDeleted(ctx context.Context, d broker.Domain) error {
 	for {
 		var n int
@@ -159,7 +160,45 @@ func (e *Engine) clearDeleted(ctx context.Context, d broker.Domain) error {
 		e.cfg.Logger.WarnContext(ctx, "grants of a deleted domain not retired yet", "domain", d.UID, "error", err)
 		return nil // the sweep goes on with them
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return e.retireDeleted(ctx, d)
+}
+
+// retireDeleted ends the keys of a deleted domain whose rows are gone, once no KMS
+// grant of it may exist either: from then on nobody looks at the domain again, and
+// its keys are listed no longer for its sake.
+func (e *Engine) retireDeleted(ctx context.Context, d broker.Domain) error {
+	return e.store.Update(ctx, func(tx Tx) error {
+		if err := tx.LockDomain(ctx, d.UID, broker.Exclusive); err != nil {
+			return err
+		}
+		made, err := tx.RecordedKMSGrants(ctx, d.UID, broker.KMSGrantRange{})
+		if err != nil || len(made) > 0 {
+			return err
+		}
+		open, err := tx.KMSIntents(ctx, d.UID, broker.KMSGrantRange{})
+		if err != nil || len(open) > 0 {
+			return err
+		}
+		keys, err := tx.DomainKeys(ctx, d.UID)
+		if err != nil {
+			return err
+		}
+		keys = slices.DeleteFunc(keys, func(k broker.DomainKey) bool { return k.State != broker.KeyClosed })
+		if len(keys) == 0 {
+			return nil
+		}
+		for _, k := range keys {
+			k.State, k.RetireTime = broker.KeyRetired, tx.Now()
+			if err := tx.UpdateDomainKey(ctx, k); err != nil {
+				return err
+			}
+		}
+		return tx.Audit(ctx, broker.AuditEvent{Caller: broker.System.Subject, Action: "domains.cleared", Domain: d.UID,
+			Resource: d.ID.Name(), Outcome: broker.AuditDone})
+	})
 }
 
 // sweepDeleted finishes what deletions left, after a crash or a refusal of KMS.

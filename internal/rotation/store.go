@@ -160,8 +160,8 @@ type Tx interface {
 	// ShredDataKeys removes up to limit rows of a domain, with tombstones, and gives
 	// their number. Rows that another transaction is removing are left to that.
 	ShredDataKeys(ctx context.Context, d broker.DomainUID, limit int) (int, error)
-	// DeletedDomains gives up to limit DELETED domains that still have rows, or KMS
-	// grants that may exist.
+	// DeletedDomains gives up to limit DELETED domains that have a key which is
+	// neither RETIRED nor ABANDONED, or KMS grants that may exist.
 	DeletedDomains(ctx context.Context, limit int) ([]broker.Domain, error)
 
 	// BeatReplica stores what a replica says of itself, until Now + ttl, and forgets

@@ -73,8 +73,8 @@ func (t *txn) DeletedDomains(ctx context.Context, limit int) ([]broker.Domain, e
 		where state = 'DELETED' and (
 			exists (
 				select 1
-				from data_key
-				where data_key.domain_uid = domain.domain_uid)
+				from domain_key
+				where domain_key.domain_uid = domain.domain_uid and domain_key.state not in ('RETIRED', 'ABANDONED'))
 			or exists (
 				select 1
 				from kms_grant

@@ -217,6 +217,35 @@ func TestDeleteDomain(t *testing.T) {
 	}
 }
 
+// The keys of a domain that was deleted are listed at KMS for a day more, and
+// nothing walks over the domain again.
+func TestDeletedDomainIsForgotten(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	if _, _, err := b.Onboard(ctx, "acme"); err != nil {
+		t.Fatal(err)
+	}
+	createKeys(t, b, "acme", 3)
+	serviceGrant(t, b, "acme", "Decrypt")
+	if err := b.Engine.DeleteDomain(ctx, harness.Caller, rotation.DeleteDomain{Domain: "acme", CryptoShred: true, Reason: "the tenant left"}); err != nil {
+		t.Fatal(err)
+	}
+	b.Clock.Advance(25 * time.Hour)
+	if err := b.Broker.SweepOrphans(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if n := must[int](t)(b.Count(ctx, "listed_key")); n != 0 {
+		t.Errorf("%d keys of the deleted domain are listed still", n)
+	}
+	view2(t, b, func(tx rotation.Tx) error {
+		left, err := tx.DeletedDomains(ctx, 10)
+		if len(left) != 0 {
+			t.Errorf("%d deleted domains are not done with", len(left))
+		}
+		return err
+	})
+}
+
 // The plan tells counts and problems, and changes nothing.
 func TestPlanKeyChange(t *testing.T) {
 	ctx := t.Context()
