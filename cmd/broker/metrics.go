@@ -55,11 +55,11 @@ func newMetrics(registry *prometheus.Registry, b build, dev bool) *metrics {
 		}),
 		taskRuns: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "keybroker_periodic_runs_total",
-			Help: "Runs of periodic tasks by this replica, by outcome (ok, failed).",
+			Help: "Runs of periodic tasks by this replica, by outcome: ok, refused (a key's owner refused something, all else was done), failed.",
 		}, []string{"task", "outcome"}),
 		taskSuccess: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "keybroker_periodic_last_success_timestamp_seconds",
-			Help: "When this replica last ran a periodic task without an error, Unix time. One replica runs each: take the max over all.",
+			Help: "When this replica last ran a periodic task that did not fail, Unix time. One replica runs each: take the max over all.",
 		}, []string{"task"}),
 	}
 	devMode := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -106,12 +106,17 @@ func (m *metrics) LeaseLost() { m.leasesLost.Inc() }
 
 // Periodic implements rotation.Observer.
 func (m *metrics) Periodic(task string, err error) {
-	if err != nil {
-		m.taskRuns.WithLabelValues(task, "failed").Inc()
-		return
+	outcome := "ok"
+	switch {
+	case broker.Refused(err):
+		outcome = "refused"
+	case err != nil:
+		outcome = "failed"
 	}
-	m.taskRuns.WithLabelValues(task, "ok").Inc()
-	m.taskSuccess.WithLabelValues(task).SetToCurrentTime()
+	m.taskRuns.WithLabelValues(task, outcome).Inc()
+	if outcome != "failed" {
+		m.taskSuccess.WithLabelValues(task).SetToCurrentTime()
+	}
 }
 
 // watchPacer shows the pacer's budgets whenever metrics are read.

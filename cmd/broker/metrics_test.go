@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +68,14 @@ func TestMetricsOfTheEngine(t *testing.T) {
 	m.Periodic("broker.sweep", nil)
 	if at := shown()[success]; at < float64(begun.Unix()) {
 		t.Errorf("the last success was at %f, want %d or later", at, begun.Unix())
+	}
+	m.Periodic("broker.orphans", fmt.Errorf("list: %w", &broker.KMSError{Class: broker.KMSDenied}))
+	got = shown()
+	if n := got["periodic_runs_total{outcome=refused,task=broker.orphans}"]; n != 1 {
+		t.Errorf("%f runs with refusals, want 1", n)
+	}
+	if at := got[strings.Replace(success, "sweep", "orphans", 1)]; at < float64(begun.Unix()) {
+		t.Errorf("a run in which a key's owner refused something is no success: the last was at %f", at)
 	}
 	down = errors.New("the database does not answer")
 	got = shown()

@@ -184,12 +184,13 @@ func nextTry(now time.Time, g KMSGrant) time.Time {
 	return now.Add(min(max(now.Sub(g.IntendTime), retryFirst), retryLast))
 }
 
-// failures collects what went wrong in a run that goes on: the first error, and
-// how many there were.
+// failures collects what went wrong in a run that goes on: one error, and how many
+// there were. It is the first, but a key's owner's refusal (LostAccess) only where
+// there is nothing else: whoever gets one knows that all else was done.
 type failures struct {
-	mu    sync.Mutex
-	first error
-	n     int
+	mu  sync.Mutex
+	one error
+	n   int
 }
 
 func (f *failures) add(err error) {
@@ -199,8 +200,8 @@ func (f *failures) add(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.n++
-	if f.first == nil {
-		f.first = err
+	if f.one == nil || ClassOf(f.one).LostAccess() && !ClassOf(err).LostAccess() {
+		f.one = err
 	}
 }
 
@@ -208,7 +209,7 @@ func (f *failures) err() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.n > 1 {
-		return fmt.Errorf("%w (the first of %d failures)", f.first, f.n)
+		return fmt.Errorf("%w (one of %d failures)", f.one, f.n)
 	}
-	return f.first
+	return f.one
 }

@@ -230,6 +230,31 @@ func TestOrphanSweepGoesOn(t *testing.T) {
 	}
 }
 
+// What a key's owner refuses is told as that, but where something else failed too.
+func TestOrphanSweepTellsRefusalsApart(t *testing.T) {
+	for second, want := range map[string]broker.KMSClass{
+		"AccessDeniedException": broker.KMSDenied, "ThrottlingException": broker.KMSThrottled} {
+		t.Run(second, func(t *testing.T) {
+			b := newActive(t)
+			b.onboard("other")
+			var listings atomic.Int64
+			b.road.set(func(op string, send func() (*http.Response, error)) (*http.Response, error) {
+				switch {
+				case op != "ListGrants":
+					return send()
+				case listings.Add(1) == 1:
+					return refusal("AccessDeniedException"), nil
+				}
+				return refusal(second), nil
+			})
+			b.Clock.Advance(windows.GrantVisibility + time.Second)
+			if err := b.Broker.SweepOrphans(t.Context()); broker.ClassOf(err) != want {
+				t.Errorf("got %v, want %s", err, want)
+			}
+		})
+	}
+}
+
 // emptyListing shows no grant at all.
 func emptyListing(op string, send func() (*http.Response, error)) (*http.Response, error) {
 	if op != "ListGrants" {

@@ -76,7 +76,9 @@ type Observer interface {
 	// periodic task is another replica's, which happens where this one was stopped or
 	// cut off for long, or that it was given back a moment ago.
 	LeaseLost()
-	// Periodic is called after each run of a periodic task by this replica.
+	// Periodic is called after each run of a periodic task by this replica. An err
+	// that is broker.Refused is of a run that was done, but for what keys' owners
+	// refused.
 	Periodic(task string, err error)
 }
 

@@ -1,9 +1,12 @@
 package rotation
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -96,4 +99,34 @@ func TestATaskThatIsTakenOverIsCalledOff(t *testing.T) {
 			t.Errorf("the task ended with %v, and %d leases are told as lost", err, lost.n)
 		}
 	})
+}
+
+// outcomes are those of a task's runs, as they are told.
+type outcomes struct {
+	NoObserver
+	errs []error
+}
+
+func (o *outcomes) Periodic(_ string, err error) { o.errs = append(o.errs, err) }
+
+// TestARefusalIsNoFailure: a task that keys' owners refused parts is not logged as
+// one that failed.
+func TestARefusalIsNoFailure(t *testing.T) {
+	denied := &broker.KMSError{Class: broker.KMSDenied, Code: "AccessDeniedException"}
+	for level, given := range map[string]error{"WARN": fmt.Errorf("list: %w", denied), "ERROR": errors.New("the database is away")} {
+		synctest.Test(t, func(t *testing.T) {
+			var log bytes.Buffer
+			seen := &outcomes{}
+			e := &Engine{store: &taskStore{}, cfg: Config{Owner: "one", Sleep: sleep, Observe: seen, Logger: slog.New(slog.NewTextHandler(&log, nil))}}
+			ctx, stop := context.WithTimeout(t.Context(), 15*time.Second)
+			defer stop()
+			e.Periodic(ctx, "task", 10*time.Second, func(context.Context) error { return given })
+			if len(seen.errs) != 1 || !errors.Is(seen.errs[0], given) {
+				t.Errorf("told of %v, want once of %v", seen.errs, given)
+			}
+			if line := log.String(); strings.Count(line, "level=") != 1 || !strings.Contains(line, "level="+level) {
+				t.Errorf("want one line of %s, got %s", level, line)
+			}
+		})
+	}
 }

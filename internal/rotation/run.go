@@ -163,7 +163,10 @@ func (e *Engine) Periodic(ctx context.Context, name string, every time.Duration,
 			err = e.runPeriodic(ctx, name, every, fn)
 			e.cfg.Observe.Periodic(name, err)
 		}
-		if err != nil {
+		switch {
+		case broker.Refused(err):
+			e.cfg.Logger.WarnContext(ctx, "periodic task done, but for what keys' owners refuse", "task", name, "error", err)
+		case err != nil:
 			e.logFailure(ctx, "periodic task failed", err, "task", name)
 		}
 	}
