@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -54,9 +55,10 @@ type Receipt struct {
 	Unchanged bool
 	Err       error
 
-	// under is the older key that it was moved from or, with Err, that its owner
-	// says it is under and KMS does not deny; "" otherwise.
-	under broker.KeyARN
+	// under is the older key that it was moved from or, with Err, the keys that it
+	// may be under: that of which its owner says so, if KMS does not deny it, or all
+	// that KMS lets nobody ask about, where it denies every other. None otherwise.
+	under []broker.KeyARN
 }
 
 // errKeyMoved tells ReencryptItems' loop that the domain has another key now.
@@ -139,24 +141,25 @@ func (e *Engine) moveItem(ctx context.Context, p plan, item PassItem) Receipt {
 	}
 	full, sources, err := e.checkItem(p, item)
 	if broker.ReasonOf(err) == broker.ReasonCiphertextWrongKey {
-		return Receipt{Item: item.ID, Err: err, under: item.KMSKey}
+		return Receipt{Item: item.ID, Err: err, under: []broker.KeyARN{item.KMSKey}}
 	}
 	if err != nil {
 		return Receipt{Item: item.ID, Err: err}
 	}
-	made, err := e.moveFrom(ctx, sources, broker.ReEncrypt{Ciphertext: item.Ciphertext, SourceContext: full,
+	made, unasked, err := e.moveFrom(ctx, sources, broker.ReEncrypt{Ciphertext: item.Ciphertext, SourceContext: full,
 		DestinationKey: present, DestinationContext: full})
 	switch {
 	case broker.ClassOf(err) == broker.KMSIncorrectKey:
 		return Receipt{Item: item.ID, Err: wrongKey(p.domain, "the blob is not under %s", sources)}
-	case broker.ClassOf(err).LostAccess() && item.KMSKey != present:
-		return Receipt{Item: item.ID, Err: broker.RefusedByKMS(err, p.domain.ID.Name()), under: item.KMSKey}
 	case err != nil:
-		return Receipt{Item: item.ID, Err: broker.RefusedByKMS(err, p.domain.ID.Name())}
+		if slices.Contains(unasked, present) {
+			unasked = nil
+		}
+		return Receipt{Item: item.ID, Err: broker.RefusedByKMS(err, p.domain.ID.Name()), under: unasked}
 	case made.SourceKey == present:
 		return Receipt{Item: item.ID, Ciphertext: item.Ciphertext, KMSKey: present, KeyMaterialID: made.SourceKeyMaterialID, Unchanged: true}
 	}
-	return Receipt{Item: item.ID, Ciphertext: made.Ciphertext, KMSKey: present, KeyMaterialID: made.DestinationKeyMaterialID, under: made.SourceKey}
+	return Receipt{Item: item.ID, Ciphertext: made.Ciphertext, KMSKey: present, KeyMaterialID: made.DestinationKeyMaterialID, under: []broker.KeyARN{made.SourceKey}}
 }
 
 // checkItem gives the context for both sides of an item's call, and the keys
@@ -195,24 +198,21 @@ func wrongKey(d broker.Domain, format string, keys []broker.KeyARN) error {
 }
 
 // moveFrom tries one source after the other until the blob is under it. A source
-// that cannot be used may be the right one: if no other is, its refusal counts.
-func (e *Engine) moveFrom(ctx context.Context, sources []broker.KeyARN, call broker.ReEncrypt) (made broker.ReEncrypted, err error) {
+// that cannot be asked may be the right one: if no other is, the first such refusal
+// counts, and unasked are all of these sources.
+func (e *Engine) moveFrom(ctx context.Context, sources []broker.KeyARN, call broker.ReEncrypt) (made broker.ReEncrypted, unasked []broker.KeyARN, err error) {
 	var lost error
 	for _, source := range sources {
 		call.SourceKey = source
 		made, err = e.askPatiently(ctx, call)
-		class := broker.ClassOf(err)
-		if class.LostAccess() && lost == nil {
-			lost = err
-		}
-		if class != broker.KMSIncorrectKey && !class.LostAccess() {
-			return made, err
+		switch class := broker.ClassOf(err); {
+		case class.LostAccess():
+			lost, unasked = cmp.Or(lost, err), append(unasked, source)
+		case class != broker.KMSIncorrectKey:
+			return made, nil, err
 		}
 	}
-	if lost != nil {
-		return made, lost
-	}
-	return made, err
+	return made, unasked, cmp.Or(lost, err)
 }
 
 // askPatiently asks KMS again while it throttles or is silent, for a while.
@@ -239,7 +239,7 @@ func (e *Engine) commitItems(ctx context.Context, caller broker.Caller, pass Pas
 	var leaves [][sha256.Size]byte
 	older := false
 	for _, r := range receipts {
-		older = older || r.under != ""
+		older = older || len(r.under) > 0
 		if r.Err == nil && !r.Unchanged {
 			leaves = append(leaves, broker.LeafHash(broker.DataKey{ID: broker.DataKeyID(r.Item), Ciphertext: r.Ciphertext, KeyMaterialID: r.KeyMaterialID, Version: 1, Epoch: opened.Epoch}))
 		}
@@ -294,23 +294,21 @@ func (e *Engine) commitItems(ctx context.Context, caller broker.Caller, pass Pas
 
 // oldestFound gives the oldest epoch, of those that were replaced, under which
 // items were found, 0 if none. What KMS has moved was there. What it has not is
-// believed to be where its owner says only if the broker can ask no more, since
-// every epoch with that key is closed: before, what is given up is no reason to
-// take a word back, and the pass that gives it up says so by its word.
+// believed to be where it may be only if the broker can ask no more, since every
+// epoch with those keys is closed: before, what is given up is no reason to take a
+// word back, and the pass that gives it up says so by its word.
 func oldestFound(receipts []Receipt, replaced []broker.DomainKey) (oldest broker.Epoch) {
 	for _, r := range receipts {
 		var first broker.Epoch
-		open := false
-		for _, k := range replaced {
-			if k.KMSKey != r.under {
+		found := true
+		for _, k := range replaced { // the oldest first
+			if !slices.Contains(r.under, k.KMSKey) {
 				continue
 			}
-			open = open || k.State == broker.KeySuperseded
-			if first == 0 {
-				first = k.Epoch
-			}
+			found = found && (r.Err == nil || k.State != broker.KeySuperseded)
+			first = cmp.Or(first, k.Epoch)
 		}
-		if first != 0 && (r.Err == nil || !open) && (oldest == 0 || first < oldest) {
+		if found && first != 0 && (oldest == 0 || first < oldest) {
 			oldest = first
 		}
 	}

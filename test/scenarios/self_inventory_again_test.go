@@ -82,27 +82,35 @@ func TestWordTakenBackAfterTheKeysAreClosed(t *testing.T) {
 }
 
 // The same after the grants on the older key were retired: nobody can read the key
-// that was found, until people ask for the grants again; then it is moved.
+// that was found, until people ask for the grants again; then it is moved. That the
+// service does not say which key it is under changes nothing: KMS denies all others.
 func TestWordTakenBackAfterTheGrantsAreRetired(t *testing.T) {
-	ctx := t.Context()
-	b := newBench(t, harness.Config{})
-	k, forgotten, job, next := forgetful(t, b, waitsForForgetting)
-	k.keys["key-0001"] = forgotten
-	if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Moved != 0 || r.Failed != 1 {
-		t.Fatalf("the pass that finds it: %+v, %v", r, err)
-	}
-	workUntil(t, b, job, waitsForServices)
-	must[rotation.JobView](t)(b.Engine.ResumeJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: job.ID, Reason: "a key was found"}))
-	b.Clock.Advance(windows().GrantVisibility)
-	if r, err := client.Reencrypt(ctx, k.pass(true)); err != nil || r.Moved != 1 || !r.Attested {
-		t.Fatalf("the pass that moves it: %+v, %v", r, err)
-	}
-	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
-		t.Fatalf("%s: %s", v.State, v.FailMessage)
-	}
-	k.opens(next)
-	if names := must[[]string](t)(b.GrantsAt(ctx, k.domain.KMSKey, k.domain)); len(names) != 0 {
-		t.Errorf("grants left on the old key: %v", names)
+	for what, says := range map[string]bool{"with its key": true, "without": false} {
+		t.Run(what, func(t *testing.T) {
+			ctx := t.Context()
+			b := newBench(t, harness.Config{})
+			k, forgotten, job, next := forgetful(t, b, waitsForForgetting)
+			if !says {
+				forgotten.KMSKey = ""
+			}
+			k.keys["key-0001"] = forgotten
+			if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Moved != 0 || r.Failed != 1 {
+				t.Fatalf("the pass that finds it: %+v, %v", r, err)
+			}
+			workUntil(t, b, job, waitsForServices)
+			must[rotation.JobView](t)(b.Engine.ResumeJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: job.ID, Reason: "a key was found"}))
+			b.Clock.Advance(windows().GrantVisibility)
+			if r, err := client.Reencrypt(ctx, k.pass(true)); err != nil || r.Moved != 1 || !r.Attested {
+				t.Fatalf("the pass that moves it: %+v, %v", r, err)
+			}
+			if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
+				t.Fatalf("%s: %s", v.State, v.FailMessage)
+			}
+			k.opens(next)
+			if names := must[[]string](t)(b.GrantsAt(ctx, k.domain.KMSKey, k.domain)); len(names) != 0 {
+				t.Errorf("grants left on the old key: %v", names)
+			}
+		})
 	}
 }
 
@@ -196,6 +204,25 @@ func TestRefusedItemsTakeNoWordBack(t *testing.T) {
 	if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Failed != 1 {
 		t.Fatalf("%+v, %v", r, err)
 	}
+	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
+		t.Fatalf("%s: %s", v.State, v.FailMessage)
+	}
+}
+
+// While the present key cannot be asked, an item of which nobody says where it is may
+// be under that, where it should be.
+func TestDisabledPresentKeyTakesNoWordBack(t *testing.T) {
+	ctx := t.Context()
+	b := newBench(t, harness.Config{})
+	k, _, job, next := forgetful(t, b, waitsForForgetting)
+	moved := k.keys["key-0000"]
+	moved.KMSKey = ""
+	k.keys["key-0000"] = moved
+	disable(t, b, next)
+	if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Failed != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	enable(t, b, next)
 	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
 		t.Fatalf("%s: %s", v.State, v.FailMessage)
 	}

@@ -116,10 +116,11 @@ type DataKeyServiceClient interface {
 	// since: then begin a new pass. Sent again, for a lost answer, it counts once.
 	// A later items message takes the attestation back if it moves another key away
 	// from an older one, or names an older key (kms_key) that the broker has closed
-	// and can ask no more. Older keys that a job has closed are opened again then,
-	// and the job, or the one that took over from it, does not end before a word is
-	// given again (SELF_INVENTORY); where they are retired already, the retirement
-	// report says so.
+	// and can ask no more, or names none and is under none but perhaps such a key.
+	// Older keys that a job has closed are opened again then, and the job, or the one
+	// that took over from it, does not end before a word is given again
+	// (SELF_INVENTORY); where they are retired already, the retirement report says
+	// so.
 	//
 	// The stream ends with OK after attested, or after the last receipts if the
 	// client closes its side without complete, and with UNAVAILABLE (SHUTTING_DOWN)
@@ -304,10 +305,11 @@ type DataKeyServiceServer interface {
 	// since: then begin a new pass. Sent again, for a lost answer, it counts once.
 	// A later items message takes the attestation back if it moves another key away
 	// from an older one, or names an older key (kms_key) that the broker has closed
-	// and can ask no more. Older keys that a job has closed are opened again then,
-	// and the job, or the one that took over from it, does not end before a word is
-	// given again (SELF_INVENTORY); where they are retired already, the retirement
-	// report says so.
+	// and can ask no more, or names none and is under none but perhaps such a key.
+	// Older keys that a job has closed are opened again then, and the job, or the one
+	// that took over from it, does not end before a word is given again
+	// (SELF_INVENTORY); where they are retired already, the retirement report says
+	// so.
 	//
 	// The stream ends with OK after attested, or after the last receipts if the
 	// client closes its side without complete, and with UNAVAILABLE (SHUTTING_DOWN)
