@@ -143,17 +143,12 @@ func keep(ahead map[broker.DataKeyID]slot, slots []slot) {
 // pages.
 func (w *shardWork) read(ctx context.Context, s Shard, most int, pages chan<- page) {
 	defer close(pages)
+	r := reader{work: w, rest: s}
 	for n := 1; ; n++ {
-		var p page
-		p.err = w.engine.store.View(ctx, func(tx Tx) (err error) {
-			p.read = tx.Now()
-			p.rows, err = w.pendingRows(ctx, tx, s)
-			return err
-		})
+		p := r.page(ctx)
 		if ctx.Err() != nil { // nobody waits for it, nor for its error
 			return
 		}
-		p.end = len(p.rows) < w.engine.cfg.BatchRows
 		select {
 		case pages <- p:
 		case <-ctx.Done():
@@ -162,8 +157,42 @@ func (w *shardWork) read(ctx context.Context, s Shard, most int, pages chan<- pa
 		if p.err != nil || p.end || n == most {
 			return
 		}
-		s.Cursor = p.rows[len(p.rows)-1].ID
 	}
+}
+
+// A reader reads a shard, stretch by stretch.
+type reader struct {
+	work *shardWork
+	rest Shard // what is not read yet
+	// high ends the stretch that rest begins with, if within.
+	high   broker.DataKeyID
+	within bool
+}
+
+// page gives the next page that has rows, or the last.
+func (r *reader) page(ctx context.Context) (p page) {
+	for len(p.rows) == 0 && !p.end && p.err == nil {
+		part := r.rest
+		p.err = r.work.engine.store.View(ctx, func(tx Tx) (err error) {
+			p.read = tx.Now()
+			if part.High = r.high; !r.within {
+				if part, err = tx.Stretch(ctx, r.rest); err != nil {
+					return err
+				}
+			}
+			p.rows, err = r.work.pendingRows(ctx, tx, part)
+			return err
+		})
+		n := len(p.rows)
+		r.high, r.within = part.High, n == r.work.engine.cfg.BatchRows
+		if r.within {
+			r.rest.Cursor = p.rows[n-1].ID
+			continue
+		}
+		p.end = part.High == r.rest.High
+		r.rest.Cursor = part.High
+	}
+	return p
 }
 
 // feed puts the rows into batches and gives them to whoever calls KMS. It hands a

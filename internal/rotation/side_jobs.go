@@ -155,12 +155,22 @@ func (e *Engine) sideJob(ctx context.Context, j Job) (Job, error) {
 
 // olderMaterialLeft looks over the whole domain once more.
 func (e *Engine) olderMaterialLeft(ctx context.Context, j Job) (left bool, err error) {
-	err = e.store.View(ctx, func(tx Tx) error {
-		rows, err := tx.MaterialDataKeys(ctx, Shard{Domain: j.Domain, Job: j.ID}, j.TargetEpoch, j.TargetMaterial, j.CreateTime.Add(materialSettling), 1)
-		left = len(rows) > 0
-		return err
-	})
-	return left, err
+	rest := Shard{Domain: j.Domain, Job: j.ID}
+	for {
+		var part Shard
+		err := e.store.View(ctx, func(tx Tx) (err error) {
+			if part, err = tx.Stretch(ctx, rest); err != nil {
+				return err
+			}
+			rows, err := tx.MaterialDataKeys(ctx, part, j.TargetEpoch, j.TargetMaterial, j.CreateTime.Add(materialSettling), 1)
+			left = len(rows) > 0
+			return err
+		})
+		if err != nil || left || part.High == rest.High {
+			return left, err
+		}
+		rest.Cursor = part.High
+	}
 }
 
 // pendingRows gives the next rows of the shard that the job is about.

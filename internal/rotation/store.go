@@ -91,6 +91,11 @@ type Tx interface {
 	// RenewShard only moves Until, if Seq still holds and was not released.
 	RenewShard(ctx context.Context, s Shard, ttl time.Duration) error
 
+	// Stretch gives the next part of the shard's range beyond its cursor: the shard,
+	// with High lowered to the last of so many rows as one statement should look at. If
+	// it has no more, High stays. What gives rows of a shard may have to look at each to
+	// find few, so it is asked for one stretch after the other.
+	Stretch(ctx context.Context, s Shard) (Shard, error)
 	// PendingDataKeys gives up to limit rows of the shard's range, with an id
 	// greater than the shard's cursor and an epoch below target, that are neither
 	// abandoned nor a recorded Failure of this job in their present version.

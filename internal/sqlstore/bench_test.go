@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -17,17 +16,15 @@ import (
 // benchStore opens a store with one domain and a job in REENCRYPTING.
 func benchStore(b *testing.B) (*sqlstore.Store, rotation.Shard) {
 	b.Helper()
-	s, err := sqlstore.OpenSQLite(b.Context(), filepath.Join(b.TempDir(), "broker.db"), sqlstore.Config{Now: time.Now})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			b.Error(err)
-		}
-	})
+	s := open(b, dbPath(b), time.Now)
+	return s, benchJob(b, s)
+}
+
+// benchJob makes a domain and a job in REENCRYPTING, and claims its shard.
+func benchJob(b *testing.B, s *sqlstore.Store) rotation.Shard {
+	b.Helper()
 	shard := rotation.Shard{Domain: "u1", Job: "j1"}
-	err = s.Rotation().Update(b.Context(), func(tx rotation.Tx) error {
+	err := s.Rotation().Update(b.Context(), func(tx rotation.Tx) error {
 		if err := tx.InsertDomain(b.Context(), broker.Domain{UID: "u1", ID: "d1", State: broker.DomainActive, Epoch: 1, LastEpoch: 2, Version: 1}); err != nil {
 			return err
 		}
@@ -38,13 +35,14 @@ func benchStore(b *testing.B) (*sqlstore.Store, rotation.Shard) {
 		if err := tx.InsertShards(b.Context(), []rotation.Shard{shard}); err != nil {
 			return err
 		}
-		shard, _, err = tx.ClaimShard(b.Context(), "bench", time.Hour)
+		claimed, _, err := tx.ClaimShard(b.Context(), "bench", time.Hour)
+		shard = claimed
 		return err
 	})
 	if err != nil {
 		b.Fatal(err)
 	}
-	return s, shard
+	return shard
 }
 
 func benchKey(i int) broker.DataKey {
@@ -128,34 +126,53 @@ func BenchmarkMove(b *testing.B) {
 	report(b, moved, before)
 }
 
-// BenchmarkPending is a worker's read of 250 rows.
+// BenchmarkPending is a worker's reads of a stretch, in pages of 250 rows: where all
+// rows are pending, and where one in 2,000 is. A row counts whether it is or not.
 func BenchmarkPending(b *testing.B) {
-	const batch = 250
-	s, shard := benchStore(b)
-	ctx, cancel := context.WithCancel(b.Context())
-	defer cancel()
-	if err := s.Broker().Update(ctx, func(tx broker.Tx) error {
-		for i := range 10_000 {
-			if err := tx.InsertDataKey(ctx, benchKey(i)); err != nil {
-				return err
-			}
+	const rows, batch = 10_000, 250
+	for name, every := range map[string]int{"all": 1, "few": 2000} {
+		for engine, open := range engines() {
+			b.Run(name+"/"+engine, func(b *testing.B) {
+				s := open(b)
+				shard := benchJob(b, s)
+				ctx, cancel := context.WithCancel(b.Context())
+				defer cancel()
+				keys := make([]broker.DataKey, rows)
+				for i := range keys {
+					if keys[i] = benchKey(i); i%every > 0 {
+						keys[i].Epoch = 2
+					}
+				}
+				if err := s.Broker().Update(ctx, func(tx broker.Tx) error {
+					there, err := tx.InsertDataKeys(ctx, keys)
+					return errors.Join(append(there, err)...)
+				}); err != nil {
+					b.Fatal(err)
+				}
+				part, pages, found, before := shard, 0, 0, cpu(b)
+				for b.Loop() {
+					err := s.Rotation().View(ctx, func(tx rotation.Tx) (err error) {
+						if part.Cursor == "" {
+							if part, err = tx.Stretch(ctx, shard); err != nil {
+								return err
+							}
+						}
+						keys, err := tx.PendingDataKeys(ctx, part, 2, batch)
+						if pages, found = pages+1, found+len(keys); len(keys) == batch {
+							part.Cursor = keys[batch-1].ID
+						} else {
+							part.Cursor = ""
+						}
+						return err
+					})
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+				report(b, found*every, before)
+			})
 		}
-		return nil
-	}); err != nil {
-		b.Fatal(err)
 	}
-	read, before := 0, cpu(b)
-	for b.Loop() {
-		err := s.Rotation().View(ctx, func(tx rotation.Tx) error {
-			keys, err := tx.PendingDataKeys(ctx, shard, 2, batch)
-			read += len(keys)
-			return err
-		})
-		if err != nil {
-			b.Fatal(err)
-		}
-	}
-	report(b, read, before)
 }
 
 // BenchmarkImport is the store's part of a full call of ImportDataKeys: 500 new

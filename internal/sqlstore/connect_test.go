@@ -11,6 +11,7 @@ import (
 
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/brokertest"
+	"github.com/keybroker/keybroker/internal/rotation"
 	"github.com/keybroker/keybroker/internal/sqlstore"
 )
 
@@ -87,30 +88,64 @@ func TestSilentPool(t *testing.T) {
 }
 
 // TestSilentStatement: a server that is gone in the middle of a transaction costs a
-// repetition, also where the pool has no second connection to spare.
+// repetition, also where the pool has no second connection to spare, and also where
+// the statement looks at a whole domain.
 func TestSilentStatement(t *testing.T) {
 	at := postgresURL(t)
 	direct := reopenPostgres(t, at, nil)
 	insertDomain(t, direct)
-	p, through := newProxy(t, at)
-	s, err := sqlstore.OpenPostgres(t.Context(), through+"&pool_max_conns=1&connect_timeout=12", sqlstore.Config{})
-	if err != nil {
+	if _, err := insertOnce(t.Context(), direct, "there"); err != nil {
 		t.Fatal(err)
 	}
-	closeAtEnd(t, s)
-	s.Wait(3*time.Second, 3*time.Second)
-	ctx, cancel := context.WithTimeout(t.Context(), 14*time.Second) // less than pgx takes to part from a silent server
-	defer cancel()
-	runs := 0
-	err = s.Broker().Update(ctx, func(tx broker.Tx) error {
-		if runs++; runs == 1 {
-			p.silence()
-		} else {
-			s.Wait(time.Minute, time.Minute) // the server is well again, however slow
+	says := map[string]func(context.Context, rotation.Tx) error{
+		"InsertDataKey": func(ctx context.Context, tx rotation.Tx) error {
+			return tx.InsertDataKey(ctx, broker.DataKey{Domain: "u", ID: "k", UID: "k", Ciphertext: []byte("x"), Version: 1})
+		},
+		"PendingDataKeys": func(ctx context.Context, tx rotation.Tx) error {
+			_, err := tx.PendingDataKeys(ctx, rotation.Shard{Domain: "u", Job: "j"}, 2, 10)
+			return err
+		},
+		"SampleBoundaries": func(ctx context.Context, tx rotation.Tx) error {
+			_, _, err := tx.SampleBoundaries(ctx, "u", 2)
+			return err
+		},
+		"HasDataKeys": func(ctx context.Context, tx rotation.Tx) error {
+			_, err := tx.HasDataKeys(ctx, "u", "arn:1")
+			return err
+		},
+		"DeleteFailures": func(ctx context.Context, tx rotation.Tx) error {
+			return tx.DeleteFailures(ctx, rotation.JobRef{Domain: "u", ID: "j"}, 0)
+		},
+	}
+	t.Run("at once", func(t *testing.T) {
+		for name, say := range says {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				p, through := newProxy(t, at)
+				s, err := sqlstore.OpenPostgres(t.Context(), through+"&pool_max_conns=1&connect_timeout=12", sqlstore.Config{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				closeAtEnd(t, s)
+				s.Wait(3*time.Second, 3*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 14*time.Second) // less than pgx takes to part from a silent server
+				defer cancel()
+				runs := 0
+				err = s.Rotation().Update(ctx, func(tx rotation.Tx) error {
+					if runs++; runs == 1 {
+						p.silence()
+					} else {
+						s.Wait(time.Minute, time.Minute) // the server is well again, however slow
+					}
+					return say(ctx, tx)
+				})
+				if err != nil || runs != 2 {
+					t.Errorf("%v after %d runs; want it done by the second", err, runs)
+				}
+			})
 		}
-		return tx.InsertDataKey(ctx, broker.DataKey{Domain: "u", ID: "k", UID: "k", Ciphertext: []byte("x"), Version: 1})
 	})
-	if err != nil || runs != 2 || !has(t, direct, "k") {
-		t.Errorf("%v after %d runs, stored is %v; want it stored by the second", err, runs, has(t, direct, "k"))
+	if !has(t, direct, "k") {
+		t.Error("the insert is not stored")
 	}
 }

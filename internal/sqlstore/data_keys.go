@@ -3,7 +3,6 @@ package sqlstore
 import (
 	"context"
 	"encoding/json"
-	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
 	"github.com/keybroker/keybroker/internal/rotation"
@@ -133,60 +132,6 @@ func (t *txn) DeleteDataKey(ctx context.Context, k broker.DataKey) error {
 	return err
 }
 
-// shardScan is a keyset scan along the primary key that ends after limit rows or
-// at the shard's upper bound. It leaves out the job's recorded failures, as long
-// as their rows are what they were. $1 to $4 are its own.
-const shardScan = `
-	select ` + dataKeyColumns + `
-	from data_key
-	where domain_uid = $1 and data_key_id > $2 and data_key_id <= $3
-		and not exists (
-			select 1
-			from job_failure
-			where job_failure.domain_uid = data_key.domain_uid
-				and job_failure.job_id = $4
-				and job_failure.data_key_id = data_key.data_key_id
-				and job_failure.data_key_uid = data_key.data_key_uid
-				and job_failure.version = data_key.version)`
-
-// afterAllIDs sorts after every id: ids are of [A-Za-z0-9._-].
-const afterAllIDs broker.DataKeyID = "\x7f"
-
-func shardArgs(s rotation.Shard, more ...any) []any {
-	high := s.High
-	if high == "" {
-		high = afterAllIDs
-	}
-	return append([]any{s.Domain, max(s.Low, s.Cursor), high, s.Job}, more...)
-}
-
-// PendingDataKeys implements rotation.Tx. Where few rows are pending, one statement
-// reads all the rest of the shard.
-func (t *txn) PendingDataKeys(ctx context.Context, s rotation.Shard, target broker.Epoch, limit int) ([]broker.DataKey, error) {
-	t.session.readAll()
-	return all(ctx, t, "list pending data keys", scanDataKey, shardScan+`
-			and key_epoch < $5 and not abandoned
-		order by data_key_id
-		limit $6 + 0`, shardArgs(s, target, limit)...)
-}
-
-// MaterialDataKeys implements rotation.Tx; what is said of PendingDataKeys is true of it.
-func (t *txn) MaterialDataKeys(ctx context.Context, s rotation.Shard, epoch broker.Epoch, target string, before time.Time, limit int) ([]broker.DataKey, error) {
-	t.session.readAll()
-	return all(ctx, t, "list data keys of older material", scanDataKey, shardScan+`
-			and key_epoch = $5 and key_material_id <> $6 and update_time < $7 and not abandoned
-		order by data_key_id
-		limit $8 + 0`, shardArgs(s, epoch, target, micros(before), limit)...)
-}
-
-// ShardDataKeys implements rotation.Tx.
-func (t *txn) ShardDataKeys(ctx context.Context, s rotation.Shard, limit int) ([]broker.DataKey, error) {
-	return all(ctx, t, "list data keys of shard", scanDataKey, shardScan+`
-			and not abandoned
-		order by data_key_id
-		limit $5 + 0`, shardArgs(s, limit)...)
-}
-
 // ShredDataKeys implements rotation.Tx.
 func (t *txn) ShredDataKeys(ctx context.Context, d broker.DomainUID, limit int) (int, error) {
 	if t.broken != nil {
@@ -251,43 +196,4 @@ func (t *txn) countFirst(ctx context.Context, d broker.DomainUID, most int) (byE
 		}
 	}
 	return byEpoch, read, nil
-}
-
-// HasDataKeys implements rotation.Tx.
-func (t *txn) HasDataKeys(ctx context.Context, d broker.DomainUID, key broker.KeyARN) (bool, error) {
-	t.session.readAll()
-	return exists(ctx, t, "look for data keys", `
-		select 1
-		from data_key
-		where domain_uid = $1 and not abandoned and key_epoch in (
-			select key_epoch
-			from domain_key
-			where domain_uid = $1 and kms_key = $2)
-		limit 1`, d, key)
-}
-
-// SampleBoundaries implements rotation.Tx. It reads the domain's ids twice, and
-// so is exact: bound i is the first id by which i/n of the rows are passed.
-func (t *txn) SampleBoundaries(ctx context.Context, d broker.DomainUID, n int) ([]broker.DataKeyID, int64, error) {
-	t.session.readAll()
-	rows, err := one(ctx, t, "count data keys", "count", scanInt, `
-		select count(*)
-		from data_key
-		where domain_uid = $1`, d)
-	if err != nil || rows == 0 || n < 2 {
-		return nil, rows, err
-	}
-	bounds, err := all(ctx, t, "sample data keys", func(r row) (id broker.DataKeyID, err error) {
-		err = r.Scan(&id)
-		return id, err
-	}, `
-		select data_key_id
-		from (
-			select data_key_id, row_number() over (order by data_key_id) as place
-			from data_key
-			where domain_uid = $1
-		) as placed
-		where place < $2 and place * $3 / $2 > (place - 1) * $3 / $2
-		order by data_key_id`, d, rows, n)
-	return bounds, rows, err
 }

@@ -48,9 +48,6 @@ type dialect interface {
 type session interface {
 	exec(ctx context.Context, query string, args ...any) (rows int64, err error)
 	query(ctx context.Context, query string, args ...any) (rows, error)
-	// readAll says that the statements to come read a whole domain, which takes as
-	// long as it takes. An engine at the other end of a network gives up on others.
-	readAll()
 	// commit takes no context: once begun it is not called off, so that its
 	// answer is the truth. Where none comes, the error is one of classUnknown.
 	commit() error

@@ -13,7 +13,7 @@ import (
 // every statement that was run through it so far, and what it was last run with.
 func (s *Store) Recorded() (recorded *Store, statements func() map[string][]any) {
 	r := &recorder{dialect: s.dialect, texts: map[string][]any{}}
-	recorded = &Store{dialect: r, random: s.random, log: s.log, tracer: s.tracer, retries: s.retries}
+	recorded = &Store{dialect: r, random: s.random, log: s.log, tracer: s.tracer, retries: s.retries, stretch: s.stretch}
 	return recorded, r.statements
 }
 
@@ -80,6 +80,9 @@ func (s *Store) Wait(begins, answers time.Duration) {
 	d := s.dialect.(*postgresDialect)
 	d.begins, d.answers = begins, answers
 }
+
+// ReadAtOnce sets how many rows of a domain a statement reads at most.
+func (s *Store) ReadAtOnce(rows int) { s.stretch = rows }
 
 // MigrateSoon is MigratePostgres by somebody who waits for another for one second.
 func MigrateSoon(ctx context.Context, url string) error {

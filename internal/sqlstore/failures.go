@@ -40,15 +40,33 @@ func (t *txn) Failures(ctx context.Context, r rotation.JobRef, after broker.Data
 
 // DeleteFailures implements rotation.Tx.
 func (t *txn) DeleteFailures(ctx context.Context, r rotation.JobRef, but broker.Epoch) error {
-	t.session.readAll() // a look-up for each failure
-	_, err := t.exec(ctx, "delete failures", `
-		delete from job_failure
-		where domain_uid = $1 and job_id = $2 and not acknowledged and (
-			select count(*)
-			from data_key
-			where data_key.domain_uid = $1 and data_key.data_key_id = job_failure.data_key_id
-				and data_key.version = job_failure.version and data_key.key_epoch = $3) = 0`, r.Domain, r.ID, but)
-	return err
+	var after broker.DataKeyID
+	for {
+		last, err := all(ctx, t, "read failures", scanID, `
+			select data_key_id
+			from job_failure
+			where domain_uid = $1 and job_id = $2 and data_key_id > $3
+			order by data_key_id
+			limit 1 offset $4 - 1`, r.Domain, r.ID, after, t.store.stretch)
+		if err != nil {
+			return err
+		}
+		through := afterAllIDs
+		if len(last) > 0 {
+			through = last[0]
+		}
+		if _, err := t.exec(ctx, "delete failures", `
+			delete from job_failure
+			where domain_uid = $1 and job_id = $2 and data_key_id > $4 and data_key_id <= $5 and not acknowledged and (
+				select count(*)
+				from data_key
+				where data_key.domain_uid = $1 and data_key.data_key_id = job_failure.data_key_id
+					and data_key.version = job_failure.version and data_key.key_epoch = $3) = 0`,
+			r.Domain, r.ID, but, after, through); err != nil || len(last) == 0 {
+			return err
+		}
+		after = through
+	}
 }
 
 // AbandonDataKey implements rotation.Tx.

@@ -58,7 +58,7 @@ func OpenSQLite(ctx context.Context, path string, cfg Config) (*Store, error) {
 
 // newStore fills in what the configuration leaves out.
 func newStore(d dialect, cfg Config) (*Store, error) {
-	s := &Store{dialect: d, random: cfg.Random, log: cfg.logger(), tracer: cfg.Tracer}
+	s := &Store{dialect: d, random: cfg.Random, log: cfg.logger(), tracer: cfg.Tracer, stretch: stretchRows}
 	if s.tracer == nil {
 		s.tracer = tracenoop.NewTracerProvider().Tracer("")
 	}

@@ -34,18 +34,19 @@ const (
 	unackedTime = 10 * time.Second
 	// beginTime bounds the first words of a transaction, which wait for nobody.
 	beginTime = 3 * time.Second
-	// answerTime bounds any other statement but those that read a whole domain.
+	// answerTime bounds any other statement. Where there is much to look at, a
+	// statement looks at a stretch of it (stretchRows).
 	answerTime = time.Minute
 )
 
 // How long PostgreSQL lets a session be. Every wait ends: a transaction that
 // waits for another longer than lockWait is run again, one whose process sleeps
-// loses its locks after idleInTransaction, and statementTime is the end of what
-// hangs; the longest statement counts the rows of a large domain.
+// loses its locks after idleInTransaction, and statementTime is the end of a
+// statement for whose answer nobody waits any more (answerTime).
 const (
 	lockWait          = 5 * time.Second
 	idleInTransaction = 10 * time.Second
-	statementTime     = 10 * time.Minute
+	statementTime     = 2 * time.Minute
 )
 
 func postgresConfig(url string) (*pgxpool.Config, error) {

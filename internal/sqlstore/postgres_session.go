@@ -22,7 +22,6 @@ type postgresSession struct {
 	dialect *postgresDialect
 	conn    *pgxpool.Conn
 	began   time.Time // by the database's clock
-	long    bool      // its statements may take as long as the server lets them
 	silent  bool      // the server did not answer in time
 }
 
@@ -40,13 +39,8 @@ func (s *postgresSession) begin(text string) error {
 	return s.broken(ctx, err)
 }
 
-func (s *postgresSession) readAll() { s.long = true }
-
 // bound is the context of a statement: errUnanswered ends one that is not answered.
 func (s *postgresSession) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if s.long {
-		return context.WithCancel(ctx)
-	}
 	return context.WithTimeoutCause(ctx, s.dialect.answers, errUnanswered)
 }
 

@@ -54,7 +54,6 @@ func (s scriptedSession) query(context.Context, string, ...any) (rows, error) {
 	return nil, errors.New("no query was scripted")
 }
 
-func (s scriptedSession) readAll()      {}
 func (s scriptedSession) commit() error { return next(&s.e.commits) }
 func (s scriptedSession) rollback()     { s.e.rollbacks++ }
 

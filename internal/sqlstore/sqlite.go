@@ -276,8 +276,6 @@ func (c *sqliteConn) prepared(ctx context.Context, query string) (*sql.Stmt, err
 	return stmt, nil
 }
 
-func (c *sqliteConn) readAll() {}
-
 func (c *sqliteConn) commit() error {
 	_, err := c.exec(context.Background(), "commit")
 	c.release(err == nil)

@@ -44,6 +44,7 @@ type Store struct {
 	log     *slog.Logger
 	tracer  trace.Tracer
 	retries metric.Int64Counter
+	stretch int // stretchRows, but in tests
 }
 
 // maxAttempts bounds how often an Update or a View is run in all. An engine has
