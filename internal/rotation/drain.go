@@ -16,11 +16,11 @@ const drainMessage = "services may still hold data keys that they made under the
 func (e *Engine) drain(ctx context.Context, j Job) (Job, error) {
 	open, err := e.broker.ResolveIntents(ctx, j.Domain, broker.KMSGrantRange{Kind: broker.Wrap, Below: j.TargetEpoch})
 	if err != nil {
-		return j, e.blockedFrom(j, err)
+		return j, blockedFrom(namedBy(err), err)
 	}
 	j, retired, err := e.retireWrapGrants(ctx, j)
 	if retired || err != nil {
-		return j, e.blockedFrom(j, err)
+		return j, blockedFrom(namedBy(err), err)
 	}
 	if open > 0 {
 		return j, waitUntil(time.Time{}, "grants on the older keys that KMS has not answered for must show, or prove absent, first")

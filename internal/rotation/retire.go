@@ -22,11 +22,11 @@ func (e *Engine) retire(ctx context.Context, j Job) (Job, error) {
 	older := broker.KMSGrantRange{Below: j.TargetEpoch}
 	open, err := e.broker.ResolveIntents(ctx, j.Domain, older)
 	if err != nil {
-		return j, e.blockedFrom(j, err)
+		return j, blockedFrom(namedBy(err), err)
 	}
 	retired, err := e.broker.RetireEpochs(ctx, j.Domain, older)
 	if err != nil {
-		return j, e.blockedFrom(j, err)
+		return j, blockedFrom(namedBy(err), err)
 	}
 	if retired > 0 {
 		e.cfg.At("retire.retired")
@@ -69,10 +69,11 @@ func (e *Engine) lastEnded(ctx context.Context, j Job) (now, ended time.Time, er
 	return now, ended, err
 }
 
-// blockedFrom: a refusal about the older keys blocks the job on their side.
-func (e *Engine) blockedFrom(j Job, err error) error {
+// blockedFrom: a refusal about the older keys blocks the job on their side. key is
+// the one that was asked about: namedBy tells it where it was one of several.
+func blockedFrom(key broker.KeyARN, err error) error {
 	if broker.ClassOf(err).LostAccess() {
-		return blockOnKMS(From, j.SourceKey, err)
+		return blockOnKMS(From, key, err)
 	}
 	return err
 }
@@ -152,7 +153,7 @@ func (e *Engine) proveRetired(ctx context.Context, j Job, now time.Time) (Job, e
 			continue // the key is gone, and its grants with it
 		}
 		if err != nil {
-			return j, e.blockedFrom(j, err)
+			return j, blockedFrom(arn, err)
 		}
 		found, err := e.leftovers(ctx, j, arn, listed)
 		if err != nil {
@@ -181,7 +182,7 @@ func (e *Engine) retireLeftovers(ctx context.Context, d broker.Domain, j Job, le
 	for arn, listed := range left {
 		for _, l := range listed {
 			if err := e.retireLeftover(ctx, d, j, arn, l); err != nil {
-				return j, e.blockedFrom(j, err)
+				return j, blockedFrom(arn, err)
 			}
 			retired++
 		}

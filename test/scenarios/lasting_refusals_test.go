@@ -1,6 +1,7 @@
 package scenarios_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -35,6 +36,44 @@ func TestRetiringIsRefused(t *testing.T) {
 			deny.operation = ""
 			if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded || v.Progress.Done != 10 {
 				t.Errorf("after the refusals: %s in %s, %d rows", v.State, v.Phase, v.Progress.Done)
+			}
+		})
+	}
+}
+
+// With two older keys, the one that refuses is the one that the block names, in
+// whatever the job asks of it last.
+func TestBlockNamesTheKeyThatRefuses(t *testing.T) {
+	for _, operation := range []string{"RetireGrant", "ListRetirableGrants"} {
+		t.Run(operation, func(t *testing.T) {
+			ctx := t.Context()
+			deny := &refusal{code: "AccessDeniedException"}
+			b := newBench(t, harness.Config{Transport: deny.over})
+			_, first, err := b.Onboard(ctx, "acme")
+			if err != nil {
+				t.Fatal(err)
+			}
+			createKeys(t, b, "acme", 4)
+			serviceGrant(t, b, "acme", "GenerateDataKey") // so that the first change drains
+			second := must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))
+			change := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", second))
+			workUntil(t, b, change, func(v rotation.JobView) bool { return v.Phase == rotation.Draining })
+			change = must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))))
+			workUntil(t, b, change, func(v rotation.JobView) bool { return v.Phase == rotation.Retiring })
+			deny.operation = operation
+			if operation == "RetireGrant" {
+				deny.naming = string(first)
+				deny.message = "User: " + harness.RegistrarRole + " is not authorized to perform: kms:RetireGrant on resource: " + string(first)
+			} else {
+				takeStatementsOut(t, b, first)
+			}
+
+			v := workUntil(t, b, change, func(v rotation.JobView) bool { return v.State != rotation.Running })
+			if v.State != rotation.Blocked || v.Block.Side != rotation.From || v.Block.Reason != broker.ReasonKeyAccessDenied {
+				t.Fatalf("job %s in %s, blocked by %+v", v.State, v.Phase, v.Block)
+			}
+			if !strings.Contains(v.Block.Message, string(first)) || strings.Contains(v.Block.Message, string(second)) {
+				t.Errorf("%s refuses, and the block says %q", first, v.Block.Message)
 			}
 		})
 	}

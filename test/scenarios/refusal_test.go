@@ -2,6 +2,7 @@ package scenarios_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"net/http"
 	"strings"
@@ -9,7 +10,7 @@ import (
 
 // A refusal stands on the broker's road to KMS, and has an operation answered with
 // an error of KMS's where the request names something; "" as operation is none.
-type refusal struct{ operation, code, naming string }
+type refusal struct{ operation, code, naming, message string }
 
 func (f *refusal) over(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -22,7 +23,11 @@ func (f *refusal) over(next http.RoundTripper) http.RoundTripper {
 			r.Body = io.NopCloser(bytes.NewReader(body))
 			return next.RoundTrip(r)
 		}
-		return &http.Response{StatusCode: http.StatusBadRequest, ProtoMajor: 1, ProtoMinor: 1, Request: r, Body: http.NoBody,
+		said, err := json.Marshal(map[string]string{"message": f.message})
+		if err != nil {
+			return nil, err
+		}
+		return &http.Response{StatusCode: http.StatusBadRequest, ProtoMajor: 1, ProtoMinor: 1, Request: r, Body: io.NopCloser(bytes.NewReader(said)),
 			Header: http.Header{"X-Amzn-Errortype": {f.code}, "Content-Type": {"application/x-amz-json-1.1"}}}, nil
 	})
 }
