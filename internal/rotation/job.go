@@ -58,7 +58,7 @@ type Block struct {
 	Side      Side
 	Message   string
 	Since     time.Time
-	NextProbe time.Time
+	NextProbe time.Time // zero where only a caller ends the block
 }
 
 // A Job is one key change of one domain.

@@ -212,7 +212,10 @@ func (e *Engine) applyHold(j *Job, before Job, h *hold, now time.Time) {
 	j.State = h.State
 	switch h.State {
 	case Blocked:
-		j.Block = Block{Reason: h.Reason, Side: h.Side, Message: h.Message, Since: now, NextProbe: now.Add(e.cfg.Probe)}
+		j.Block = Block{Reason: h.Reason, Side: h.Side, Message: h.Message, Since: now}
+		if h.Reason != broker.ReasonContextOrKeyMismatch { // only a person ends that
+			j.Block.NextProbe = now.Add(e.cfg.Probe)
+		}
 		if before.State == Blocked && before.Block.Reason == h.Reason {
 			j.Block.Since = before.Block.Since
 		}

@@ -68,7 +68,7 @@ func TestManyPoisonRowsBlock(t *testing.T) {
 	next := must[broker.KeyARN](t)(b.NewKey(ctx, "acme"))
 	job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", next))
 	blocked := workUntil(t, b, job, func(v rotation.JobView) bool { return v.State == rotation.Blocked })
-	if blocked.Block.Reason != broker.ReasonContextOrKeyMismatch || blocked.Progress.Failed >= 30 {
+	if blocked.Block.Reason != broker.ReasonContextOrKeyMismatch || !blocked.Block.NextProbe.IsZero() || blocked.Progress.Failed >= 30 {
 		t.Errorf("blocked by %+v after %d poison rows", blocked.Block, blocked.Progress.Failed)
 	}
 	for range 10 {
