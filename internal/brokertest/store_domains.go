@@ -249,16 +249,16 @@ func testUsesOfKey(t *testing.T, b *storeBench) {
 	b.view(func(ctx context.Context, tx rotation.Tx) error {
 		got, err := tx.UsesOfKey(ctx, key, 100)
 		equal(t, "uses of the key", got, []rotation.KeyUse{
-			{DomainID: "alpha", DomainUID: alpha.UID, Epochs: []broker.Epoch{3, 4, 5}, Current: true, Leaving: true, Rows: 2, Abandoned: 2},
+			{DomainID: "alpha", DomainUID: alpha.UID, Epochs: []broker.Epoch{3, 4, 5}, Current: true, Leaving: true, Rows: 2, Abandoned: 2, FirstAbandoned: []broker.DataKeyID{"k0", "k5"}},
 			{DomainID: "beta", DomainUID: beta.UID, Epochs: []broker.Epoch{2}, Preparing: "job-7", Grants: 3, Intents: 1},
-			{DomainID: "gamma", DomainUID: gamma.UID, Abandoned: 1},
+			{DomainID: "gamma", DomainUID: gamma.UID, Abandoned: 1, FirstAbandoned: []broker.DataKeyID{"k7"}},
 		})
 		if err != nil {
 			return err
 		}
 		got, err = tx.UsesOfKey(ctx, key, 2)
 		equal(t, "uses of the key by two of alpha's six rows", got[:1], []rotation.KeyUse{
-			{DomainID: "alpha", DomainUID: alpha.UID, Epochs: []broker.Epoch{3, 4, 5}, Current: true, Leaving: true, AtLeast: true, Abandoned: 2},
+			{DomainID: "alpha", DomainUID: alpha.UID, Epochs: []broker.Epoch{3, 4, 5}, Current: true, Leaving: true, AtLeast: true, Abandoned: 2, FirstAbandoned: []broker.DataKeyID{"k0", "k5"}},
 		})
 		if err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -156,7 +157,7 @@ func (e *Engine) blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, 
 			out = append(out, Blocker{Kind: BlockJob, Resource: name, Count: 1, Message: "the domain has another key by now, but its key change has not retired this one"})
 		}
 		if u.Abandoned > 0 {
-			out = append(out, Blocker{Kind: BlockAbandoned, Resource: name, Count: u.Abandoned, Message: "wrapped data keys under this key cannot be read, and were given up"})
+			out = append(out, Blocker{Kind: BlockAbandoned, Resource: name, Count: u.Abandoned, Message: "wrapped data keys under this key cannot be read, and were given up: " + givenUp(u)})
 		}
 		if live := u.Grants - u.Intents; live > 0 {
 			out = append(out, Blocker{Kind: BlockGrants, Resource: name, Count: live, Message: "KMS grants on this key are live"})
@@ -183,6 +184,26 @@ func (e *Engine) blockers(ctx context.Context, tx Tx, j Job, d broker.DomainID, 
 		}
 	}
 	return out, nil
+}
+
+// MostNamed is how many of several things a text for people names; ours.
+const MostNamed = 5
+
+// firstNames lists the first names of count things.
+func firstNames(names []string, count int64) string {
+	if more := count - int64(len(names)); more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(names, ", ")
+}
+
+// givenUp tells which of a domain's rows were given up.
+func givenUp(u KeyUse) string {
+	var names []string
+	for _, id := range u.FirstAbandoned {
+		names = append(names, broker.DataKeyName(u.DomainID, id))
+	}
+	return firstNames(names, u.Abandoned)
 }
 
 // leftLater says whether the job's domain came back to a key by the job or after it,

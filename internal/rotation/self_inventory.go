@@ -3,10 +3,8 @@ package rotation
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -151,15 +149,11 @@ func unsettled(all []SelfInventory) []SelfInventory {
 	return slices.DeleteFunc(slices.Clone(all), func(s SelfInventory) bool { return s.Settled != nil })
 }
 
-// named tells their grants, for people: the first few by name.
+// named tells their grants, for people.
 func named(all []SelfInventory) string {
-	const most = 5
 	var names []string
-	for _, s := range all[:min(len(all), most)] {
+	for _, s := range all[:min(len(all), MostNamed)] {
 		names = append(names, broker.GrantName(s.Domain, s.Grant.ID))
 	}
-	if more := len(all) - most; more > 0 {
-		names = append(names, fmt.Sprintf("%d more", more))
-	}
-	return strings.Join(names, ", ")
+	return firstNames(names, int64(len(all)))
 }

@@ -212,8 +212,10 @@ type KeyUse struct {
 	// AtLeast says that not every row of the domain was read, so Rows may be more.
 	AtLeast bool
 	// Abandoned counts rows under the key that their owner has given up, in every
-	// epoch; they are not among Rows.
-	Abandoned int64
+	// epoch; they are not among Rows. FirstAbandoned are the first MostNamed of them,
+	// by id.
+	Abandoned      int64
+	FirstAbandoned []broker.DataKeyID
 	// ImportSource says that the domain may import blobs made under it.
 	ImportSource bool
 	// RetireTime is when the last of the domain's epochs with this ARN was

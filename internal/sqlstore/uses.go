@@ -88,7 +88,7 @@ func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, most int, uses
 	}
 	for _, uid := range domains {
 		use := uses[uid]
-		if use.Abandoned, err = t.countAbandoned(ctx, uid, key); err != nil {
+		if err = t.addAbandoned(ctx, key, use); err != nil {
 			return err
 		}
 		if len(mayHaveRows[uid]) == 0 {
@@ -108,16 +108,25 @@ func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, most int, uses
 	return nil
 }
 
-// countAbandoned counts the rows under a key that were given up, by the index of
-// those alone.
-func (t *txn) countAbandoned(ctx context.Context, d broker.DomainUID, key broker.KeyARN) (int64, error) {
-	return one(ctx, t, "count abandoned rows of key", "count", scanInt, `
-		select count(*)
+// addAbandoned counts a domain's rows under a key that were given up, and names the
+// first, by the index of those alone: to count them it reads them all, so that the
+// order invites nobody to another index.
+func (t *txn) addAbandoned(ctx context.Context, key broker.KeyARN, use *rotation.KeyUse) error {
+	_, err := all(ctx, t, "list abandoned rows of key", func(r row) (struct{}, error) {
+		var id broker.DataKeyID
+		err := r.Scan(&id, &use.Abandoned)
+		use.FirstAbandoned = append(use.FirstAbandoned, id)
+		return struct{}{}, err
+	}, `
+		select data_key_id, count(*) over ()
 		from data_key
 		where domain_uid = $1 and abandoned = true and key_epoch in (
 			select key_epoch
 			from domain_key
-			where domain_uid = $1 and kms_key = $2)`, d, key)
+			where domain_uid = $1 and kms_key = $2)
+		order by data_key_id
+		limit $3 + 0`, use.DomainUID, key, rotation.MostNamed)
+	return err
 }
 
 // usesByChange adds the changes that prepare for the key.

@@ -1,6 +1,7 @@
 package scenarios_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -44,7 +45,8 @@ func TestAcknowledgedRow(t *testing.T) {
 		t.Fatalf("after the acknowledgement: %s in %s: %s", v.State, v.Phase, v.FailMessage)
 	}
 	report := must[rotation.Report](t)(b.Engine.RetirementReport(ctx, harness.Caller, "acme", job.ID))
-	if got := report.Keys[0]; !got.Safe || len(got.Blockers) != 1 || got.Blockers[0].Kind != rotation.BlockAbandoned || got.Blockers[0].Count != 1 {
+	if got := report.Keys[0]; !got.Safe || len(got.Blockers) != 1 || got.Blockers[0].Kind != rotation.BlockAbandoned || got.Blockers[0].Count != 1 ||
+		!strings.HasSuffix(got.Blockers[0].Message, ": domains/acme/dataKeys/k0003") {
 		t.Errorf("report: %s", report.Canonical)
 	}
 	if names := must[[]string](t)(b.GrantsAt(ctx, old, d)); len(names) != 0 {

@@ -470,8 +470,8 @@ const (
 	// Services that keep wrapped keys themselves and have not said that none is
 	// left under the key, or have found one since they said so.
 	KeyRetirement_Blocker_KIND_SELF_INVENTORY KeyRetirement_Blocker_Kind = 7
-	// Rows that KMS refuses and an operator gave up. They are named, and do
-	// not stand against retiring the key.
+	// Rows that KMS refuses and an operator gave up. The message names the first
+	// five of each domain. They do not stand against retiring the key.
 	KeyRetirement_Blocker_KIND_ABANDONED_ROWS KeyRetirement_Blocker_Kind = 8
 	// Backups of the broker's database that hold wrappings under it.
 	KeyRetirement_Blocker_KIND_BACKUP_RETENTION KeyRetirement_Blocker_Kind = 9

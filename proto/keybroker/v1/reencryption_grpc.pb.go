@@ -87,7 +87,7 @@ type ReencryptionServiceClient interface {
 	ListReencryptionFailures(ctx context.Context, in *ListReencryptionFailuresRequest, opts ...grpc.CallOption) (*ListReencryptionFailuresResponse, error)
 	// Gives up rows that KMS refuses: they stay as they are, under the key that
 	// they are under, no job waits for them any more, and a retirement report
-	// names them. ResumeReencryptionJob then lets the job end. A row that was
+	// counts them and names the first. ResumeReencryptionJob then lets the job end. A row that was
 	// replaced since it failed is left alone.
 	// Errors: DOMAIN_NOT_FOUND, JOB_NOT_FOUND, REQUEST_ID_REUSED.
 	AcknowledgeReencryptionFailures(ctx context.Context, in *AcknowledgeReencryptionFailuresRequest, opts ...grpc.CallOption) (*AcknowledgeReencryptionFailuresResponse, error)
@@ -289,7 +289,7 @@ type ReencryptionServiceServer interface {
 	ListReencryptionFailures(context.Context, *ListReencryptionFailuresRequest) (*ListReencryptionFailuresResponse, error)
 	// Gives up rows that KMS refuses: they stay as they are, under the key that
 	// they are under, no job waits for them any more, and a retirement report
-	// names them. ResumeReencryptionJob then lets the job end. A row that was
+	// counts them and names the first. ResumeReencryptionJob then lets the job end. A row that was
 	// replaced since it failed is left alone.
 	// Errors: DOMAIN_NOT_FOUND, JOB_NOT_FOUND, REQUEST_ID_REUSED.
 	AcknowledgeReencryptionFailures(context.Context, *AcknowledgeReencryptionFailuresRequest) (*AcknowledgeReencryptionFailuresResponse, error)
