@@ -41,7 +41,7 @@ type ensuring struct {
 	only Epoch // 0 is all open keys
 	// revive: a KMS grant that was retired, or taken away by the customer, is made
 	// again where an open key wants it; back: so is the grant that ended for that.
-	// end, if set, is when a grant that was to come back when the call began is to end.
+	// end, if set, is when the grant is to end, unless it ends later.
 	revive, back bool
 	end          time.Time
 	// left are the keys that refused, but for the present one.
@@ -192,7 +192,7 @@ func (b *Broker) ensureRound(ctx context.Context, caller Caller, domain DomainUI
 			return nil
 		}
 		later := how.end.After(round.grant.ExpireTime)
-		if later { // also if another renewal has brought it back meanwhile, with an end of its own
+		if later { // also of one that another renewal has brought back meanwhile, with an end of its own
 			round.grant.ExpireTime = how.end
 		}
 		return activate(ctx, tx, caller, round.domain, round.grant, stored, later, r)

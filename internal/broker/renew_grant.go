@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -48,12 +49,15 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 			return nil
 		}
 		name := GrantName(d.ID, g.ID)
-		if rec == nil {
+		switch {
+		case rec == nil:
 			if err := renew(ctx, tx, caller, in, d, &g, end); err != nil {
 				return err
 			}
+		case g.State == GrantActive: // perhaps by another renewal, with an end of its own
+			end = endIn(*rec)
 		}
-		return inFlight(ctx, tx, caller, in.Request, name, b.patience())
+		return inFlight(ctx, tx, caller, in.Request, renewalRecord(name, end), b.patience())
 	})
 	if err != nil {
 		return GrantView{}, err
@@ -62,16 +66,29 @@ func (b *Broker) RenewGrant(ctx context.Context, caller Caller, in RenewGrant) (
 		view, _, err := b.regrant(ctx, caller, g, Request{}, ensuring{})
 		return view, err
 	}
-	how := ensuring{revive: true, back: in.Reason != ""}
-	if g.State == GrantRevokedByCustomer {
-		how.end = end // the others have it
-	}
-	view, _, err := b.regrant(ctx, caller, g, in.Request, how)
+	view, _, err := b.regrant(ctx, caller, g, in.Request, ensuring{revive: true, back: in.Reason != "", end: end})
 	if err != nil {
 		after := context.WithoutCancel(ctx)
 		err = errors.Join(err, b.retireUnlessLive(after, caller, g), b.letGo(after, caller, in.Request))
 	}
 	return view, err
+}
+
+// renewalRecord is what the record of a renewal in flight keeps: the grant, and the
+// end that it is to have.
+func renewalRecord(name string, end time.Time) string {
+	return name + " " + end.UTC().Format(time.RFC3339Nano)
+}
+
+// endIn gives the end that a renewal which did not finish was to give its grant;
+// zero if its record does not say.
+func endIn(rec RequestRecord) time.Time {
+	_, text, _ := strings.Cut(rec.Resource, " ")
+	end, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return time.Time{}
+	}
+	return end
 }
 
 // retireUnlessLive retires what was made of a grant that did not come back.

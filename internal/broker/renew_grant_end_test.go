@@ -1,6 +1,8 @@
 package broker_test
 
 import (
+	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -82,5 +84,50 @@ func TestLaterEndWinsOfTwoRevivals(t *testing.T) {
 	}
 	if !renewed.ExpireTime.Equal(want) || renewed.State != broker.GrantActive {
 		t.Errorf("%s until %s, want %s", renewed.State, renewed.ExpireTime, want)
+	}
+}
+
+// A revival that failed is repeated after a shorter one has brought the grant back:
+// its end is the later one, and what it intended has an outcome.
+func TestLaterEndWinsOfARepeatedRevival(t *testing.T) {
+	b := newActive(t)
+	g := b.mustGrant(newGrant(""))
+	b.takeAway(b.domain("acme").KMSKey)
+	err := b.Store.Broker().Update(t.Context(), func(tx broker.Tx) error {
+		g.State = broker.GrantRevokedByCustomer
+		return tx.UpdateGrant(t.Context(), g.Grant)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	renew := func(id string, ttl time.Duration) (broker.GrantView, error) {
+		return b.Broker.RenewGrant(t.Context(), harness.Caller, broker.RenewGrant{Domain: "acme", ID: g.ID, TTL: ttl,
+			Request: request("RenewGrant", id, id), Reason: "the customer asked for it"})
+	}
+	b.road.fail("CreateGrant", "LimitExceededException")
+	b.at = func(string) {
+		b.at = nil
+		_, err := renew("long", 30*24*time.Hour)
+		wantReason(t, err, broker.ReasonRequestInProgress)
+		if refused := (*broker.Error)(nil); errors.As(err, &refused) && refused.Resource != broker.GrantName("acme", g.ID) {
+			t.Errorf("the same request is at work on %q", refused.Resource)
+		}
+	}
+	_, err = renew("long", 30*24*time.Hour)
+	wantReason(t, err, broker.ReasonGrantLimitExceeded)
+	b.road.open()
+	if _, err := renew("short", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	want := b.now().Add(30 * 24 * time.Hour)
+	for range 2 {
+		renewed, err := renew("long", 30*24*time.Hour)
+		if err != nil || !renewed.ExpireTime.Equal(want) {
+			t.Errorf("the repeat: until %s, %v, want %s", renewed.ExpireTime, err, want)
+		}
+		b.Clock.Advance(time.Hour / 2)
+	}
+	if got := b.query(`select outcome from audit_event where action = 'grants.renew' and request_id = 'long' order by seq`); !slices.Equal(got, []string{"INTENDED", "DONE"}) {
+		t.Errorf("audit of the repeated renewal: %q", got)
 	}
 }

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 )
 
@@ -28,7 +29,8 @@ func begin(ctx context.Context, tx Tx, caller Caller, r Request) (*RequestRecord
 	case rec.Hash != r.Hash:
 		return nil, invalidField(ReasonRequestIDReused, "request_id", "was used for another request within 24 h: mint a new one")
 	case !rec.Done && !tx.Now().After(rec.Until):
-		return nil, &Error{Kind: ErrConflict, Reason: ReasonRequestInProgress, Resource: rec.Resource,
+		name, _, _ := strings.Cut(rec.Resource, " ")
+		return nil, &Error{Kind: ErrConflict, Reason: ReasonRequestInProgress, Resource: name,
 			Detail: "the same request is still at work: repeat the call later", RetryAfter: time.Second}
 	}
 	return &rec, nil

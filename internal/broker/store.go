@@ -158,7 +158,8 @@ type RequestKey struct {
 // no secret: a repeat reads the resource again.
 type RequestRecord struct {
 	RequestKey
-	Hash     [sha256.Size]byte
+	Hash [sha256.Size]byte
+	// Resource is its name and, behind a space, what else a repeat has to know.
 	Resource string
 	Done     bool
 	// Until is when a request in flight is presumed dead, and for one that is
