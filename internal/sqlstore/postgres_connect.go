@@ -32,6 +32,12 @@ const (
 	// unackedTime is how long data that was sent may go without TCP's word that it
 	// came. Keepalive does not look while such data is on its way.
 	unackedTime = 10 * time.Second
+	// Keepalive asks a server that is to say something whether it is there: first after
+	// keepaliveIdle of silence, then after each keepaliveInterval. keepaliveCount
+	// questions without an answer are the end, or one where unackedTime is known to TCP.
+	keepaliveIdle     = 15 * time.Second
+	keepaliveInterval = 5 * time.Second
+	keepaliveCount    = 3
 	// beginTime bounds the first words of a transaction, which wait for nobody.
 	beginTime = 3 * time.Second
 	// answerTime bounds any other statement. Where there is much to look at, a
@@ -68,7 +74,7 @@ func postgresConfig(url string) (*pgxpool.Config, error) {
 	c.DialFunc = (&net.Dialer{
 		Timeout: c.ConnectTimeout, // also where pgx dials anew to cancel a statement
 		KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
+			Enable: true, Idle: keepaliveIdle, Interval: keepaliveInterval, Count: keepaliveCount,
 		},
 		Control: func(network, _ string, socket syscall.RawConn) error {
 			return boundUnacked(network, socket, unackedTime)
@@ -91,9 +97,9 @@ func postgresConfig(url string) (*pgxpool.Config, error) {
 		"statement_timeout":                   milliseconds(statementTime),
 		// The server notices as fast that a replica's machine is gone, and gives its
 		// locks back. On a socket of the file system these mean nothing.
-		"tcp_keepalives_idle":     "15",
-		"tcp_keepalives_interval": "5",
-		"tcp_keepalives_count":    "3",
+		"tcp_keepalives_idle":     seconds(keepaliveIdle),
+		"tcp_keepalives_interval": seconds(keepaliveInterval),
+		"tcp_keepalives_count":    strconv.Itoa(keepaliveCount),
 		"tcp_user_timeout":        milliseconds(unackedTime),
 	} {
 		if c.RuntimeParams[name] == "" {
@@ -120,6 +126,8 @@ func OnLoopback(url string) (bool, error) {
 		return !strings.HasPrefix(host, "/") && host != "localhost" && (ip == nil || !ip.IsLoopback())
 	}), nil
 }
+
+func seconds(d time.Duration) string { return strconv.Itoa(int(d / time.Second)) }
 
 func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
