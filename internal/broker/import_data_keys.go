@@ -123,7 +123,9 @@ func (in *ImportDataKeys) validate() error {
 // A movedItem is an item in the form that is stored, or why it is not.
 type movedItem struct {
 	row      DataKey
-	unproven bool // KMS was not asked
+	source   KeyARN // the key it was under; "" if it was refused before KMS was asked
+	own      bool   // it was made with the domain's reserved pair
+	unproven bool   // KMS was not asked
 	err      error
 }
 
@@ -143,7 +145,11 @@ func (b *Broker) moveItems(ctx context.Context, d Domain, in ImportDataKeys) ([]
 		stored, own, err := checkImportItem(fmt.Sprintf("items[%d]", i), item, d, keys, b.reserved)
 		m.row, m.err = DataKey{Domain: d.UID, ID: item.ID, UID: DataKeyUID(b.cfg.NewID()), Ciphertext: item.Ciphertext,
 			Context: stored, KeySpec: item.KeySpec, Epoch: d.Epoch, Version: 1}, err
-		if m.unproven = spare && own && item.Etag == ""; m.unproven || err != nil {
+		if err != nil {
+			continue
+		}
+		m.source, m.own = item.SourceKey, own
+		if m.unproven = spare && own && item.Etag == ""; m.unproven {
 			continue
 		}
 		limit <- struct{}{}
@@ -338,7 +344,7 @@ func replaceItem(ctx context.Context, tx Tx, caller Caller, r Request, d Domain,
 }
 
 // importEvent is the one audit event of a call, with the Merkle root of the rows
-// that it stored. proven says that KMS has read one of them.
+// that it stored, and importSources. proven says that KMS has read one of them.
 func importEvent(caller Caller, in ImportDataKeys, d Domain, moved []movedItem, rows []DataKey, refused []error) (event AuditEvent, proven bool) {
 	var leaves [][sha256.Size]byte
 	unproven := 0
@@ -357,12 +363,31 @@ func importEvent(caller Caller, in ImportDataKeys, d Domain, moved []movedItem, 
 	if unproven > 0 {
 		detail["unproven"] = strconv.Itoa(unproven)
 	}
+	if sources, foreign := importSources(moved); len(sources) > 0 {
+		detail["source_keys"], detail["without_reserved_pair"] = strings.Join(sources, " "), strconv.Itoa(foreign)
+	}
 	if len(leaves) > 0 {
 		root := MerkleRoot(leaves)
 		detail["merkle_root"], detail["kms_key"] = hex.EncodeToString(root[:]), string(d.KMSKey)
 	}
 	return AuditEvent{Caller: caller.Subject, Action: "dataKeys.import", Domain: d.UID, Resource: d.ID.Name(),
 		Outcome: AuditDone, RequestID: in.Request.ID, Detail: detail}, proven
+}
+
+// importSources gives the keys that items came from, and how many of the items went
+// to KMS without the reserved pair on their source side; what KMS refused counts.
+func importSources(moved []movedItem) (keys []string, foreign int) {
+	for _, m := range moved {
+		if m.source == "" {
+			continue
+		}
+		keys = append(keys, string(m.source))
+		if !m.own {
+			foreign++
+		}
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys), foreign
 }
 
 func importedView(d Domain, row DataKey) DataKeyView {

@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -131,6 +132,38 @@ func checkPair(t *testing.T, d broker.Domain, c map[string]string) {
 }
 
 // A straggler was made at KMS by a service under an older key, with the pair.
+// The audit row says where blobs came from, and how often KMS was called without
+// the reserved pair: also for what KMS refused (I4).
+func TestImportTellsItsSources(t *testing.T) {
+	b := newImport(t)
+	d := b.domain("acme")
+	straggler, _ := b.item("own", d.KMSKey, legacyContext.With(d.Reserved))
+	spoiled := b.legacyItem("spoiled")
+	spoiled.Ciphertext = spoiled.Ciphertext[1:]
+	foreign := b.legacyItem("foreign")
+	foreign.SourceKey = "arn:aws:kms:us-east-1:111122223333:key/nobody-listed-this"
+	results, err := b.imports("", b.legacyItem("legacy"), straggler, spoiled, foreign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, refused := range []bool{false, false, true, true} {
+		if (results[i].Err != nil) != refused {
+			t.Fatalf("item %d: %v", i, results[i].Err)
+		}
+	}
+	var got map[string]string
+	if err := json.Unmarshal([]byte(b.query(`select detail from audit_event where action = 'dataKeys.import'`)[0]), &got); err != nil {
+		t.Fatal(err)
+	}
+	delete(got, "merkle_root")
+	sources := []string{string(b.legacy), string(d.KMSKey)}
+	slices.Sort(sources)
+	if diff := cmp.Diff(map[string]string{"stored": "2", "refused": "2", "kms_key": string(d.KMSKey),
+		"source_keys": strings.Join(sources, " "), "without_reserved_pair": "2"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestImportStraggler(t *testing.T) {
 	b := newImport(t)
 	d := b.domain("acme")
