@@ -3,6 +3,7 @@ package rotation
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 	"time"
 
 	"github.com/keybroker/keybroker/internal/broker"
@@ -11,8 +12,7 @@ import (
 // canonical renders a report's content as RFC 8785 (JSON Canonicalization
 // Scheme) would: keys sorted, no spaces, nothing escaped that need not be. The
 // names are those of the API's RetirementReport; a time that is absent there is
-// absent here. All numbers are integers, so their form is plain. The one
-// difference, U+2028 and U+2029 escaped, concerns no text of ours or of KMS's.
+// absent here. All numbers are integers, so their form is plain.
 func canonical(r Report) ([]byte, error) {
 	entries := make([]object, len(r.Keys))
 	for i, k := range r.Keys {
@@ -26,7 +26,13 @@ func canonical(r Report) ([]byte, error) {
 	if err := e.Encode(report); err != nil {
 		return nil, err
 	}
-	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), nil
+	return []byte(plainSeparators(strings.TrimSuffix(out.String(), "\n"))), nil
+}
+
+// plainSeparators takes back the two escapes of the encoder which RFC 8785 does not
+// have: of U+2028 and U+2029. An escaped backslash before such letters is text.
+func plainSeparators(encoded string) string {
+	return strings.NewReplacer(`\\`, `\\`, `\u2028`, "\u2028", `\u2029`, "\u2029").Replace(encoded)
 }
 
 // An object is one of JSON; the encoder sorts its keys.

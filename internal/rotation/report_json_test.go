@@ -62,3 +62,21 @@ func TestCanonicalReport(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Of what people write, RFC 8785 (3.2.2.2) escapes the quotation mark, the backslash
+// and control characters, and nothing else.
+func TestCanonicalText(t *testing.T) {
+	for given, want := range map[string]string{
+		"a\u2028b\u2029c <&>é😀": "a\u2028b\u2029c <&>é😀",
+		`a\u2028b\\u2029c`:      `a\\u2028b\\\\u2029c`,
+		"\"\b\t\n\f\r\x1f\x7f":  "\\\"" + `\b\t\n\f\r\u001f` + "\x7f",
+	} {
+		r := Report{Keys: []KeyRetirement{{Inventories: []SelfInventory{{Settled: &Settlement{Kind: Overridden, Reason: given}}}}}}
+		if err := seal(&r); err != nil {
+			t.Fatal(err)
+		}
+		if text := `"reason":"` + want + `"`; !strings.Contains(r.Canonical, text) {
+			t.Errorf("want %s in %s", text, r.Canonical)
+		}
+	}
+}
