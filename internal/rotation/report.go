@@ -15,7 +15,8 @@ import (
 
 // RetirementReport says of each older key of a key change whether it may be
 // retired: a verdict about the key's ARN, over all domains of this broker. It
-// is evaluated anew at each call, in one snapshot, and its hash is audited.
+// is evaluated anew at each call, in one snapshot. Its hash is audited after that,
+// and before anybody gets it.
 func (e *Engine) RetirementReport(ctx context.Context, caller broker.Caller, d broker.DomainID, id broker.JobID) (Report, error) {
 	var report Report
 	var view JobView
