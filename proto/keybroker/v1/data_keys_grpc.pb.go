@@ -46,8 +46,10 @@ type DataKeyServiceClient interface {
 	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY,
 	// DATA_KEY_ALREADY_EXISTS, DATA_KEY_ID_DELETED, CONTEXT_KEY_RESERVED,
 	// CONTEXT_KEY_INVALID, CONTEXT_VALUE_INVALID, CONTEXT_DUPLICATE_KEY,
-	// CONTEXT_TOO_LARGE, KEY_ACCESS_DENIED, KEY_DISABLED, KMS_THROTTLED,
-	// KMS_UNAVAILABLE, REQUEST_IN_PROGRESS, REQUEST_ID_REUSED.
+	// CONTEXT_TOO_LARGE, KEY_ACCESS_DENIED, KEY_DISABLED, KEY_STATE_INVALID,
+	// KEY_NOT_FOUND, KMS_THROTTLED, KMS_UNAVAILABLE, KEY_CHANGE_IN_PROGRESS,
+	// REQUEST_ID_REUSED; and DATA_KEY_NOT_FOUND in a repeat, for one that was deleted
+	// since.
 	CreateDataKey(ctx context.Context, in *CreateDataKeyRequest, opts ...grpc.CallOption) (*DataKey, error)
 	// Reads one data key as it is wrapped now. Makes no KMS call, so it works
 	// while KMS does not. Errors: DATA_KEY_NOT_FOUND.
@@ -63,7 +65,7 @@ type DataKeyServiceClient interface {
 	// Forgets the wrapped key: what was encrypted with the data key is lost once
 	// its last cached copy is. The id is never given out again. Repeating it with
 	// the same request_id is answered like the first call.
-	// Errors: DATA_KEY_NOT_FOUND, ETAG_MISMATCH.
+	// Errors: DATA_KEY_NOT_FOUND, ETAG_MISMATCH, REQUEST_ID_REUSED.
 	DeleteDataKey(ctx context.Context, in *DeleteDataKeyRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// Takes in data keys that were wrapped elsewhere. Each is re-encrypted at KMS
 	// under the domain's key, with the reserved pair in its context, before it is
@@ -82,7 +84,7 @@ type DataKeyServiceClient interface {
 	//
 	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, IMPORT_DUPLICATE,
 	// KEY_ARN_INVALID, KMS_THROTTLED, KMS_UNAVAILABLE, KEY_CHANGE_IN_PROGRESS,
-	// REQUEST_IN_PROGRESS, REQUEST_ID_REUSED. Per item: IMPORT_SOURCE_NOT_ALLOWED,
+	// REQUEST_ID_REUSED. Per item: IMPORT_SOURCE_NOT_ALLOWED,
 	// DATA_KEY_ALREADY_EXISTS, DATA_KEY_ID_DELETED, CONTEXT_KEY_RESERVED,
 	// CONTEXT_DUPLICATE_KEY, CONTEXT_TOO_LARGE, CIPHERTEXT_INVALID,
 	// CIPHERTEXT_WRONG_KEY, KEY_ACCESS_DENIED, KEY_DISABLED, KEY_STATE_INVALID,
@@ -235,8 +237,10 @@ type DataKeyServiceServer interface {
 	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY,
 	// DATA_KEY_ALREADY_EXISTS, DATA_KEY_ID_DELETED, CONTEXT_KEY_RESERVED,
 	// CONTEXT_KEY_INVALID, CONTEXT_VALUE_INVALID, CONTEXT_DUPLICATE_KEY,
-	// CONTEXT_TOO_LARGE, KEY_ACCESS_DENIED, KEY_DISABLED, KMS_THROTTLED,
-	// KMS_UNAVAILABLE, REQUEST_IN_PROGRESS, REQUEST_ID_REUSED.
+	// CONTEXT_TOO_LARGE, KEY_ACCESS_DENIED, KEY_DISABLED, KEY_STATE_INVALID,
+	// KEY_NOT_FOUND, KMS_THROTTLED, KMS_UNAVAILABLE, KEY_CHANGE_IN_PROGRESS,
+	// REQUEST_ID_REUSED; and DATA_KEY_NOT_FOUND in a repeat, for one that was deleted
+	// since.
 	CreateDataKey(context.Context, *CreateDataKeyRequest) (*DataKey, error)
 	// Reads one data key as it is wrapped now. Makes no KMS call, so it works
 	// while KMS does not. Errors: DATA_KEY_NOT_FOUND.
@@ -252,7 +256,7 @@ type DataKeyServiceServer interface {
 	// Forgets the wrapped key: what was encrypted with the data key is lost once
 	// its last cached copy is. The id is never given out again. Repeating it with
 	// the same request_id is answered like the first call.
-	// Errors: DATA_KEY_NOT_FOUND, ETAG_MISMATCH.
+	// Errors: DATA_KEY_NOT_FOUND, ETAG_MISMATCH, REQUEST_ID_REUSED.
 	DeleteDataKey(context.Context, *DeleteDataKeyRequest) (*emptypb.Empty, error)
 	// Takes in data keys that were wrapped elsewhere. Each is re-encrypted at KMS
 	// under the domain's key, with the reserved pair in its context, before it is
@@ -271,7 +275,7 @@ type DataKeyServiceServer interface {
 	//
 	// Errors: DOMAIN_NOT_FOUND, DOMAIN_PENDING_KEY, IMPORT_DUPLICATE,
 	// KEY_ARN_INVALID, KMS_THROTTLED, KMS_UNAVAILABLE, KEY_CHANGE_IN_PROGRESS,
-	// REQUEST_IN_PROGRESS, REQUEST_ID_REUSED. Per item: IMPORT_SOURCE_NOT_ALLOWED,
+	// REQUEST_ID_REUSED. Per item: IMPORT_SOURCE_NOT_ALLOWED,
 	// DATA_KEY_ALREADY_EXISTS, DATA_KEY_ID_DELETED, CONTEXT_KEY_RESERVED,
 	// CONTEXT_DUPLICATE_KEY, CONTEXT_TOO_LARGE, CIPHERTEXT_INVALID,
 	// CIPHERTEXT_WRONG_KEY, KEY_ACCESS_DENIED, KEY_DISABLED, KEY_STATE_INVALID,

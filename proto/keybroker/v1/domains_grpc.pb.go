@@ -44,7 +44,8 @@ type DomainServiceClient interface {
 	// Registers a tenant's data. No KMS call is made: the domain waits in
 	// STATE_PENDING_KEY, with its reserved pair already fixed, until the first
 	// ChangeKey. Repeating it with the same request_id returns the same domain.
-	// Errors: DOMAIN_ALREADY_EXISTS, REQUEST_IN_PROGRESS, REQUEST_ID_REUSED.
+	// Errors: DOMAIN_ALREADY_EXISTS, KEY_ARN_INVALID, KEY_REGION_MISMATCH,
+	// REQUEST_ID_REUSED.
 	CreateDomain(ctx context.Context, in *CreateDomainRequest, opts ...grpc.CallOption) (*Domain, error)
 	// Reads one domain as it is now. Errors: DOMAIN_NOT_FOUND.
 	GetDomain(ctx context.Context, in *GetDomainRequest, opts ...grpc.CallOption) (*Domain, error)
@@ -73,7 +74,7 @@ type DomainServiceClient interface {
 	GenerateKeyPolicy(ctx context.Context, in *GenerateKeyPolicyRequest, opts ...grpc.CallOption) (*GenerateKeyPolicyResponse, error)
 	// Says what a ChangeKey to a key would have to do and what stands against it
 	// now, as far as KMS tells by dry runs. Changes nothing and reserves nothing.
-	// Counts every data key of the domain: seconds for a million.
+	// Counts the domain's data keys, 1,000,000 at most: seconds for as many.
 	// Errors: DOMAIN_NOT_FOUND, KEY_ARN_INVALID, KMS_THROTTLED, KMS_UNAVAILABLE.
 	PlanKeyChange(ctx context.Context, in *PlanKeyChangeRequest, opts ...grpc.CallOption) (*PlanKeyChangeResponse, error)
 	// Starts to move the domain to another KMS key and returns the job that does
@@ -88,7 +89,7 @@ type DomainServiceClient interface {
 	//
 	// Errors: DOMAIN_NOT_FOUND, ETAG_REQUIRED, ETAG_MISMATCH, KEY_UNCHANGED,
 	// KEY_ARN_INVALID, KEY_REGION_MISMATCH, KEY_ACCOUNT_NOT_ALLOWED,
-	// REQUEST_IN_PROGRESS, REQUEST_ID_REUSED.
+	// REQUEST_ID_REUSED.
 	ChangeKey(ctx context.Context, in *ChangeKeyRequest, opts ...grpc.CallOption) (*ReencryptionJob, error)
 }
 
@@ -194,7 +195,8 @@ type DomainServiceServer interface {
 	// Registers a tenant's data. No KMS call is made: the domain waits in
 	// STATE_PENDING_KEY, with its reserved pair already fixed, until the first
 	// ChangeKey. Repeating it with the same request_id returns the same domain.
-	// Errors: DOMAIN_ALREADY_EXISTS, REQUEST_IN_PROGRESS, REQUEST_ID_REUSED.
+	// Errors: DOMAIN_ALREADY_EXISTS, KEY_ARN_INVALID, KEY_REGION_MISMATCH,
+	// REQUEST_ID_REUSED.
 	CreateDomain(context.Context, *CreateDomainRequest) (*Domain, error)
 	// Reads one domain as it is now. Errors: DOMAIN_NOT_FOUND.
 	GetDomain(context.Context, *GetDomainRequest) (*Domain, error)
@@ -223,7 +225,7 @@ type DomainServiceServer interface {
 	GenerateKeyPolicy(context.Context, *GenerateKeyPolicyRequest) (*GenerateKeyPolicyResponse, error)
 	// Says what a ChangeKey to a key would have to do and what stands against it
 	// now, as far as KMS tells by dry runs. Changes nothing and reserves nothing.
-	// Counts every data key of the domain: seconds for a million.
+	// Counts the domain's data keys, 1,000,000 at most: seconds for as many.
 	// Errors: DOMAIN_NOT_FOUND, KEY_ARN_INVALID, KMS_THROTTLED, KMS_UNAVAILABLE.
 	PlanKeyChange(context.Context, *PlanKeyChangeRequest) (*PlanKeyChangeResponse, error)
 	// Starts to move the domain to another KMS key and returns the job that does
@@ -238,7 +240,7 @@ type DomainServiceServer interface {
 	//
 	// Errors: DOMAIN_NOT_FOUND, ETAG_REQUIRED, ETAG_MISMATCH, KEY_UNCHANGED,
 	// KEY_ARN_INVALID, KEY_REGION_MISMATCH, KEY_ACCOUNT_NOT_ALLOWED,
-	// REQUEST_IN_PROGRESS, REQUEST_ID_REUSED.
+	// REQUEST_ID_REUSED.
 	ChangeKey(context.Context, *ChangeKeyRequest) (*ReencryptionJob, error)
 	mustEmbedUnimplementedDomainServiceServer()
 }

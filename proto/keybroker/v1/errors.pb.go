@@ -206,8 +206,8 @@ const (
 	// On jobs: rows were left that KMS refuses for good. Delete, replace or
 	// acknowledge them, then ResumeReencryptionJob.
 	Reason_REASON_ROWS_FAILED Reason = 94
-	// On jobs: so many rows of one kind were refused that the key or the context
-	// must be wrong as a whole. Find out before anything is given up; only
+	// On jobs: so many rows were refused, 20 and 1 % of the job's, that their key or
+	// context must be wrong as a whole. Find out before anything is given up; only
 	// ResumeReencryptionJob ends this block.
 	Reason_REASON_CONTEXT_OR_KEY_MISMATCH Reason = 95
 	// On jobs and reports: services that keep their own wrapped keys may have some

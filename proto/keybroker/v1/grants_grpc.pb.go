@@ -44,8 +44,10 @@ type GrantServiceClient interface {
 	// GRANT_ALREADY_EXISTS, GRANTEE_NOT_ALLOWED, OPERATION_NOT_ALLOWED,
 	// CONSTRAINT_INVALID, CONTEXT_KEY_RESERVED, CONTEXT_KEY_INVALID,
 	// CONTEXT_VALUE_INVALID, CONTEXT_DUPLICATE_KEY, CONTEXT_TOO_LARGE,
-	// GRANT_LIMIT_EXCEEDED, KEY_ACCESS_DENIED, KEY_DISABLED, KMS_THROTTLED,
-	// KMS_UNAVAILABLE, REQUEST_IN_PROGRESS, REQUEST_ID_REUSED.
+	// GRANT_LIMIT_EXCEEDED, KEY_ACCESS_DENIED, KEY_DISABLED, KEY_STATE_INVALID,
+	// KEY_NOT_FOUND, KMS_THROTTLED, KMS_UNAVAILABLE, KEY_CHANGE_IN_PROGRESS,
+	// REQUEST_IN_PROGRESS, REQUEST_ID_REUSED; and GRANT_ENDED in a repeat, for one that
+	// KMS refused.
 	CreateGrant(ctx context.Context, in *CreateGrantRequest, opts ...grpc.CallOption) (*Grant, error)
 	// Reads one grant, without tokens. Errors: GRANT_NOT_FOUND.
 	GetGrant(ctx context.Context, in *GetGrantRequest, opts ...grpc.CallOption) (*Grant, error)
@@ -55,8 +57,8 @@ type GrantServiceClient interface {
 	// Gives a grant a longer life and answers with fresh tokens. It is also the
 	// way to make anew what the customer has revoked, which the broker never
 	// does unasked. Repeating it with the same request_id changes nothing more.
-	// Errors: GRANT_NOT_FOUND, GRANT_ENDED, ETAG_MISMATCH, and of KMS's what
-	// CreateGrant lists.
+	// Errors: GRANT_NOT_FOUND, GRANT_ENDED, ETAG_MISMATCH, KEY_CHANGE_IN_PROGRESS,
+	// REQUEST_IN_PROGRESS, REQUEST_ID_REUSED, and of KMS's what CreateGrant lists.
 	RenewGrant(ctx context.Context, in *RenewGrantRequest, opts ...grpc.CallOption) (*Grant, error)
 	// Ends a grant at once and for good, on every key. The KMS grants behind it are
 	// retired; where KMS refuses that or does not answer, the broker goes on until
@@ -143,8 +145,10 @@ type GrantServiceServer interface {
 	// GRANT_ALREADY_EXISTS, GRANTEE_NOT_ALLOWED, OPERATION_NOT_ALLOWED,
 	// CONSTRAINT_INVALID, CONTEXT_KEY_RESERVED, CONTEXT_KEY_INVALID,
 	// CONTEXT_VALUE_INVALID, CONTEXT_DUPLICATE_KEY, CONTEXT_TOO_LARGE,
-	// GRANT_LIMIT_EXCEEDED, KEY_ACCESS_DENIED, KEY_DISABLED, KMS_THROTTLED,
-	// KMS_UNAVAILABLE, REQUEST_IN_PROGRESS, REQUEST_ID_REUSED.
+	// GRANT_LIMIT_EXCEEDED, KEY_ACCESS_DENIED, KEY_DISABLED, KEY_STATE_INVALID,
+	// KEY_NOT_FOUND, KMS_THROTTLED, KMS_UNAVAILABLE, KEY_CHANGE_IN_PROGRESS,
+	// REQUEST_IN_PROGRESS, REQUEST_ID_REUSED; and GRANT_ENDED in a repeat, for one that
+	// KMS refused.
 	CreateGrant(context.Context, *CreateGrantRequest) (*Grant, error)
 	// Reads one grant, without tokens. Errors: GRANT_NOT_FOUND.
 	GetGrant(context.Context, *GetGrantRequest) (*Grant, error)
@@ -154,8 +158,8 @@ type GrantServiceServer interface {
 	// Gives a grant a longer life and answers with fresh tokens. It is also the
 	// way to make anew what the customer has revoked, which the broker never
 	// does unasked. Repeating it with the same request_id changes nothing more.
-	// Errors: GRANT_NOT_FOUND, GRANT_ENDED, ETAG_MISMATCH, and of KMS's what
-	// CreateGrant lists.
+	// Errors: GRANT_NOT_FOUND, GRANT_ENDED, ETAG_MISMATCH, KEY_CHANGE_IN_PROGRESS,
+	// REQUEST_IN_PROGRESS, REQUEST_ID_REUSED, and of KMS's what CreateGrant lists.
 	RenewGrant(context.Context, *RenewGrantRequest) (*Grant, error)
 	// Ends a grant at once and for good, on every key. The KMS grants behind it are
 	// retired; where KMS refuses that or does not answer, the broker goes on until

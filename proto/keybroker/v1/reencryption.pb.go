@@ -475,9 +475,11 @@ const (
 	KeyRetirement_Blocker_KIND_ABANDONED_ROWS KeyRetirement_Blocker_Kind = 8
 	// Backups of the broker's database that hold wrappings under it.
 	KeyRetirement_Blocker_KIND_BACKUP_RETENTION KeyRetirement_Blocker_Kind = 9
-	// Readers may still hold an old wrapping in their caches.
+	// Readers may still hold an old wrapping in their caches. Not sent: the job
+	// waits for them, and is a blocker as KIND_JOB.
 	KeyRetirement_Blocker_KIND_READ_DELAY KeyRetirement_Blocker_Kind = 10
-	// KMS's list of grants on it could not be read, so grants may be left.
+	// KMS's list of grants on it could not be read, so grants may be left. Not
+	// sent: a job that cannot read it does not end, and is a blocker as KIND_JOB.
 	KeyRetirement_Blocker_KIND_GRANTS_UNLISTED KeyRetirement_Blocker_Kind = 11
 )
 

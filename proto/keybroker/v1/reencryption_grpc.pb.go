@@ -68,8 +68,8 @@ type ReencryptionServiceClient interface {
 	// failed one up again: the rows that KMS refused are tried anew, except those
 	// acknowledged. A job that is blocked by CONTEXT_OR_KEY_MISMATCH goes on over
 	// the rows that KMS refuses. With a reason, a job that is blocked by
-	// KEY_ACCESS_DENIED gets the broker's own grants made again, where the key's
-	// owner has revoked them, and so does a job for which an older key was opened
+	// KEY_ACCESS_DENIED or SELF_INVENTORY gets the broker's own grants made again,
+	// where the key's owner has revoked them, and so does a job for which an older key was opened
 	// again since a service took its word back, where the broker had retired them:
 	// that is never done unasked. A running job is otherwise answered as it is.
 	// Errors: JOB_NOT_FOUND, JOB_ENDED, KEY_CHANGE_IN_PROGRESS, ETAG_MISMATCH,
@@ -270,8 +270,8 @@ type ReencryptionServiceServer interface {
 	// failed one up again: the rows that KMS refused are tried anew, except those
 	// acknowledged. A job that is blocked by CONTEXT_OR_KEY_MISMATCH goes on over
 	// the rows that KMS refuses. With a reason, a job that is blocked by
-	// KEY_ACCESS_DENIED gets the broker's own grants made again, where the key's
-	// owner has revoked them, and so does a job for which an older key was opened
+	// KEY_ACCESS_DENIED or SELF_INVENTORY gets the broker's own grants made again,
+	// where the key's owner has revoked them, and so does a job for which an older key was opened
 	// again since a service took its word back, where the broker had retired them:
 	// that is never done unasked. A running job is otherwise answered as it is.
 	// Errors: JOB_NOT_FOUND, JOB_ENDED, KEY_CHANGE_IN_PROGRESS, ETAG_MISMATCH,
