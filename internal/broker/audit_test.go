@@ -41,7 +41,7 @@ func TestAuditRows(t *testing.T) {
 		want []string
 	}{
 		{"create a domain", func() error {
-			_, err := b.Broker.CreateDomain(t.Context(), harness.Caller, broker.NewDomain{Request: request("CreateDomain", "r0", "body"), ID: "acme", Region: harness.Region})
+			_, _, err := b.Broker.CreateDomain(t.Context(), harness.Caller, broker.NewDomain{Request: request("CreateDomain", "r0", "body"), ID: "acme", Region: harness.Region})
 			return err
 		}, []string{"test domains.create DONE r0 domains/acme"}},
 		{"read it", func() error {

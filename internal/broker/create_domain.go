@@ -32,20 +32,26 @@ var labelKeyPattern = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
 
 // CreateDomain registers a domain without a key: its owner needs the uid to
 // write the key policy first. The worker's own grant is registered with it, so
-// that a key change finds the broker's grants and the services' in one list.
-func (b *Broker) CreateDomain(ctx context.Context, caller Caller, in NewDomain) (Domain, error) {
+// that a key change finds the broker's grants and the services' in one list. A
+// repeat answers the domain as it is by then, with its keys.
+func (b *Broker) CreateDomain(ctx context.Context, caller Caller, in NewDomain) (Domain, []DomainKey, error) {
 	if err := in.validate(b.partition()); err != nil {
-		return Domain{}, err
+		return Domain{}, nil, err
 	}
 	var d Domain
+	var keys []DomainKey
 	err := b.store.Update(ctx, func(tx Tx) error {
+		keys = nil
 		rec, err := begin(ctx, tx, caller, in.Request)
 		if err != nil {
 			return err
 		}
 		if rec != nil {
-			d, err = tx.Domain(ctx, in.ID)
-			return domainNotFound(err, in.ID)
+			if d, err = tx.Domain(ctx, in.ID); err != nil {
+				return domainNotFound(err, in.ID)
+			}
+			keys, err = tx.DomainKeys(ctx, d.UID)
+			return err
 		}
 		d = b.newDomain(in)
 		d.CreateTime, d.UpdateTime = tx.Now(), tx.Now()
@@ -61,7 +67,7 @@ func (b *Broker) CreateDomain(ctx context.Context, caller Caller, in NewDomain) 
 		}
 		return finish(ctx, tx, caller, in.Request, d.ID.Name())
 	})
-	return d, err
+	return d, keys, err
 }
 
 func (b *Broker) newDomain(in NewDomain) Domain {

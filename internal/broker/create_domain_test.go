@@ -15,7 +15,7 @@ import (
 
 func TestCreateDomain(t *testing.T) {
 	b := newBench(t)
-	d, err := b.Broker.CreateDomain(t.Context(), harness.Caller, broker.NewDomain{ID: "acme", Region: "us-east-1",
+	d, _, err := b.Broker.CreateDomain(t.Context(), harness.Caller, broker.NewDomain{ID: "acme", Region: "us-east-1",
 		DisplayName: "Acme", KeyAccounts: []string{"111122223333"}, Labels: map[string]string{"tier": "gold"}})
 	if err != nil {
 		t.Fatal(err)
@@ -41,7 +41,7 @@ func TestReservedPairTemplates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := voice.CreateDomain(t.Context(), harness.Caller, broker.NewDomain{ID: "acme", Region: "us-west-2"})
+	d, _, err := voice.CreateDomain(t.Context(), harness.Caller, broker.NewDomain{ID: "acme", Region: "us-west-2"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func TestCreateDomainRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in := broker.NewDomain{ID: "acme", Region: "us-east-1", ImportSources: []string{key}}
 			test.change(&in)
-			_, err := b.CreateDomain(t.Context(), harness.Caller, in)
+			_, _, err := b.CreateDomain(t.Context(), harness.Caller, in)
 			wantReason(t, err, test.want)
 		})
 	}
@@ -93,8 +93,9 @@ func TestRequestIDs(t *testing.T) {
 	ctx := t.Context()
 	b := newBench(t)
 	create := func(caller, id, body string, d broker.DomainID) (broker.Domain, error) {
-		return b.Broker.CreateDomain(ctx, broker.Caller{Subject: caller},
+		created, _, err := b.Broker.CreateDomain(ctx, broker.Caller{Subject: caller},
 			broker.NewDomain{Request: request("CreateDomain", id, body), ID: d, Region: "us-east-1"})
+		return created, err
 	}
 	first, err := create("alice", "r1", "body", "acme")
 	if err != nil {
@@ -126,6 +127,30 @@ func TestRequestIDs(t *testing.T) {
 	}
 }
 
+// A repeat tells of the keys that the domain has had since.
+func TestCreateDomainRepeatedAfterAKeyChange(t *testing.T) {
+	b := newBench(t)
+	create := func() (broker.Domain, []broker.DomainKey) {
+		t.Helper()
+		d, keys, err := b.Broker.CreateDomain(t.Context(), harness.Caller,
+			broker.NewDomain{Request: request("CreateDomain", "r", "body"), ID: "acme", Region: "us-east-1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d, keys
+	}
+	if _, keys := create(); len(keys) != 0 {
+		t.Errorf("a new domain has keys: %+v", keys)
+	}
+	job, key := b.beginChange("acme")
+	if _, err := b.Finish(t.Context(), "acme", job); err != nil {
+		t.Fatal(err)
+	}
+	if d, keys := create(); d.KMSKey != key || len(keys) != 1 || keys[0].KMSKey != key || keys[0].State != broker.KeyCurrent {
+		t.Errorf("the repeat tells of %s, with the keys %+v; want %s", d.KMSKey, keys, key)
+	}
+}
+
 func TestConcurrentRequestsHaveOneEffect(t *testing.T) {
 	b := newBench(t)
 	const callers = 8
@@ -134,7 +159,7 @@ func TestConcurrentRequestsHaveOneEffect(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range callers {
 		wg.Go(func() {
-			domains[i], errs[i] = b.Broker.CreateDomain(t.Context(), harness.Caller,
+			domains[i], _, errs[i] = b.Broker.CreateDomain(t.Context(), harness.Caller,
 				broker.NewDomain{Request: request("CreateDomain", "r", "body"), ID: "acme", Region: "us-east-1"})
 		})
 	}

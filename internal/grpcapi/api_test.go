@@ -66,7 +66,7 @@ var rpcs = []rpc{{
 	request: `{"domain_id":"acme","domain":{"display_name":"Acme Corp","region":"us-east-1","key_accounts":["111122223333"],"labels":{"tier":"gold"}},"request_id":"r1"}`,
 	asked: []any{broker.NewDomain{Request: requestOf("DomainService/CreateDomain"), ID: "acme", DisplayName: "Acme Corp", Region: "us-east-1",
 		KeyAccounts: []string{"111122223333"}, Labels: map[string]string{"tier": "gold"}}},
-	answer: domainHead + `}`,
+	answer: domainJSON, // a repeat, when the domain has changed its key
 }, {
 	method: "DomainService/GetDomain", request: `{"name":"domains/acme"}`,
 	asked: []any{broker.DomainID("acme")}, answer: domainJSON,

@@ -25,7 +25,7 @@ func (s *domainService) CreateDomain(ctx context.Context, in *keybrokerv1.Create
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.domains.CreateDomain(ctx, s.caller(ctx), broker.NewDomain{
+	d, keys, err := s.domains.CreateDomain(ctx, s.caller(ctx), broker.NewDomain{
 		Request:       request,
 		ID:            broker.DomainID(in.GetDomainId()),
 		DisplayName:   in.GetDomain().GetDisplayName(),
@@ -37,7 +37,11 @@ func (s *domainService) CreateDomain(ctx context.Context, in *keybrokerv1.Create
 	if err != nil {
 		return nil, err
 	}
-	return domainMessage(d, nil, ""), nil
+	job, err := s.openJob(ctx, d, keys)
+	if err != nil {
+		return nil, err
+	}
+	return domainMessage(d, keys, job), nil
 }
 
 // GetDomain implements keybroker.v1.DomainService.

@@ -84,8 +84,8 @@ func (f *fakeUseCases) last() []any {
 	return f.got
 }
 
-func (f *fakeUseCases) CreateDomain(ctx context.Context, c broker.Caller, in broker.NewDomain) (broker.Domain, error) {
-	return f.domain, f.called(ctx, c, in)
+func (f *fakeUseCases) CreateDomain(ctx context.Context, c broker.Caller, in broker.NewDomain) (broker.Domain, []broker.DomainKey, error) {
+	return f.domain, f.keys, f.called(ctx, c, in)
 }
 
 func (f *fakeUseCases) GetDomain(ctx context.Context, c broker.Caller, id broker.DomainID) (broker.Domain, []broker.DomainKey, error) {

@@ -23,7 +23,7 @@ import (
 
 // Domains is what DomainService needs of the broker.
 type Domains interface {
-	CreateDomain(ctx context.Context, caller broker.Caller, in broker.NewDomain) (broker.Domain, error)
+	CreateDomain(ctx context.Context, caller broker.Caller, in broker.NewDomain) (broker.Domain, []broker.DomainKey, error)
 	GetDomain(ctx context.Context, caller broker.Caller, id broker.DomainID) (broker.Domain, []broker.DomainKey, error)
 	ListDomains(ctx context.Context, caller broker.Caller, after broker.DomainID, limit int) ([]broker.Domain, [][]broker.DomainKey, error)
 	UpdateDomain(ctx context.Context, caller broker.Caller, in broker.DomainUpdate) (broker.Domain, []broker.DomainKey, error)

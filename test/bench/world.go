@@ -186,7 +186,7 @@ func (w *world) newKey(ctx context.Context) (broker.KeyARN, error) {
 
 // onboard makes the tenant, with its first key by the normal path.
 func (w *world) onboard(ctx context.Context) error {
-	if _, err := w.broker.CreateDomain(ctx, caller(), broker.NewDomain{ID: tenant, Region: region}); err != nil {
+	if _, _, err := w.broker.CreateDomain(ctx, caller(), broker.NewDomain{ID: tenant, Region: region}); err != nil {
 		return err
 	}
 	_, err := w.changeKey(ctx, 0)

@@ -17,7 +17,8 @@ import (
 
 // NewDomain registers a domain without a key.
 func (b *Bench) NewDomain(ctx context.Context, id broker.DomainID, importSources ...string) (broker.Domain, error) {
-	return b.Broker.CreateDomain(ctx, Caller, broker.NewDomain{ID: id, Region: Region, ImportSources: importSources})
+	d, _, err := b.Broker.CreateDomain(ctx, Caller, broker.NewDomain{ID: id, Region: Region, ImportSources: importSources})
+	return d, err
 }
 
 // NewKey makes a customer's key whose policy serves the domains.
