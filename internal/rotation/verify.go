@@ -30,7 +30,8 @@ const (
 // can have come under an older key since, as nothing is stored under one any more.
 type Verification struct {
 	Cursor broker.DataKeyID // the last row that the pass has seen
-	// Seen counts the rows up to there, Rows those that there were when it began.
+	// Seen counts the rows up to there that are as they should be, Rows all that there
+	// were when it began.
 	Seen, Rows int64
 }
 
@@ -70,7 +71,7 @@ func (e *Engine) verify(ctx context.Context, j Job) (Job, error) {
 	if poison > 0 {
 		return j, failWith(broker.ReasonRowsFailed, "%d rows cannot be read by KMS and are still under an older key; they are listed as the job's failures", poison)
 	}
-	if next.VerifiedRows < min(sampleMin, next.Verify.Seen) {
+	if !next.Verify.enough(next.VerifiedRows) {
 		// Many of the rows that were counted are given up, or gone: once more, for a
 		// sample of those that are left.
 		next.Verify, next.VerifiedRows = Verification{Rows: next.Verify.Seen}, 0
@@ -176,6 +177,14 @@ func (v Verification) sampled(seen int64) int64 {
 	}
 	whole := min(v.Rows, sampleMax, max(sampleMin, int64(float64(v.Rows)*sampleShare)))
 	return min(sampleMax, (seen*whole+v.Rows-1)/v.Rows)
+}
+
+// enough says whether as many rows were verified as the sample of what the whole pass
+// has seen would have: of a large one a tenth may lack, since a pass that meets fewer
+// rows than there were when it began is not made again for every row that is deleted.
+func (v Verification) enough(verified int64) bool {
+	want := Verification{Rows: v.Seen}.sampled(v.Seen)
+	return verified >= max(want*9/10, min(want, sampleMin))
 }
 
 // poisonRows gives the versions of the rows that the job has recorded as failures.

@@ -159,13 +159,21 @@ func TestVerifyingSeesALaterChange(t *testing.T) {
 }
 
 // TestVerifyingReadsEnough: rows that their owner has given up take no place in the
-// sample: twenty of the others are in it, or all of them if they are fewer.
+// sample. A hundredth of the others is in it, at most a thousand, and at least twenty,
+// or all of them if they are fewer.
 func TestVerifyingReadsEnough(t *testing.T) {
-	for _, sound := range []int{5, 20, 600} {
+	for _, c := range []struct{ rows, sound, want int }{
+		{1000, 5, 5},
+		{1000, 20, 20},
+		{1000, 600, 20},
+		{9000, 5000, 50},
+		{150_000, 60_000, 600},
+		{220_000, 110_000, 1000},
+	} {
 		s := &passStore{}
-		for i := range 1000 {
+		for i := range c.rows {
 			id := fmt.Sprintf("row-%06d", i)
-			s.rows = append(s.rows, broker.DataKey{ID: broker.DataKeyID(id), Ciphertext: broker.Secret(id), Epoch: 2, Version: 1, Abandoned: i >= sound})
+			s.rows = append(s.rows, broker.DataKey{ID: broker.DataKeyID(id), Ciphertext: broker.Secret(id), Epoch: 2, Version: 1, Abandoned: i >= c.sound})
 		}
 		random := seededRandom()
 		e := &Engine{store: s, worker: &throttlingWorker{random: random, answered: map[string]int{}},
@@ -173,12 +181,12 @@ func TestVerifyingReadsEnough(t *testing.T) {
 		j := Job{Kind: KindKeyChange, Phase: Verifying, State: Running, TargetEpoch: 2}
 		var err error
 		for steps := 0; j.Phase == Verifying; steps++ {
-			if j, err = e.verify(t.Context(), j); err != nil || steps == 10 {
+			if j, err = e.verify(t.Context(), j); err != nil || steps == 100 {
 				t.Fatalf("%d steps: %v", steps, err)
 			}
 		}
-		if want := min(20, sound); int(j.VerifiedRows) != want {
-			t.Errorf("of %d sound rows %d are verified, want %d", sound, j.VerifiedRows, want)
+		if int(j.VerifiedRows) != c.want {
+			t.Errorf("of %d sound rows %d are verified, want %d", c.sound, j.VerifiedRows, c.want)
 		}
 	}
 }
