@@ -34,7 +34,7 @@ func (e *Engine) RetirementReport(ctx context.Context, caller broker.Caller, d b
 			return err
 		}
 		for _, arn := range reportedKeys(keys, view.Job) {
-			verdict, err := e.judge(ctx, tx, view.Job, d, arn)
+			verdict, err := e.judge(ctx, tx, view.Job, keys, d, arn)
 			if err != nil {
 				return err
 			}
@@ -73,16 +73,19 @@ func reported(k broker.DomainKey, j Job) bool {
 	return old && (late || k.Epoch == j.SourceEpoch)
 }
 
-func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn broker.KeyARN) (KeyRetirement, error) {
-	v := KeyRetirement{Key: arn, GrantsRetired: j.GrantsRetired, ListTime: j.ListTime, LastMoveTime: j.LastMoveTime}
+func (e *Engine) judge(ctx context.Context, tx Tx, j Job, keys []broker.DomainKey, d broker.DomainID, arn broker.KeyARN) (KeyRetirement, error) {
+	v := KeyRetirement{Key: arn, GrantsRetired: j.GrantsRetired}
 	moved, err := tx.Moved(ctx, j.Ref())
 	if err != nil {
 		return v, err
 	}
 	for _, m := range moved {
 		if m.SourceKey == arn {
-			v.Moved = append(v.Moved, m)
+			v.Moved, v.LastMoveTime = append(v.Moved, m), j.LastMoveTime
 		}
+	}
+	if v.ListTime, err = listedWithout(ctx, tx, j, keys, arn); err != nil {
+		return v, err
 	}
 	uses, err := tx.UsesOfKey(ctx, arn, countedRows)
 	if err != nil {
@@ -116,6 +119,38 @@ func (e *Engine) judge(ctx context.Context, tx Tx, j Job, d broker.DomainID, arn
 		"disable the key first and watch for DisabledException before you schedule its deletion",
 	}
 	return v, nil
+}
+
+// listedWithout gives when KMS's list of grants on an older key was read and showed
+// none of the domain's under the epochs that the job reports. That was for the job
+// which retired the last of them, this one or another. Zero while one is not retired.
+func listedWithout(ctx context.Context, tx Tx, j Job, keys []broker.DomainKey, arn broker.KeyARN) (time.Time, error) {
+	var retired time.Time
+	for _, k := range keys {
+		if k.KMSKey != arn || !reported(k, j) {
+			continue
+		}
+		if k.State != broker.KeyRetired {
+			return time.Time{}, nil
+		}
+		retired = latest(retired, k.RetireTime)
+	}
+	if j.EndTime.Equal(retired) { // a job retires its older epochs as it succeeds
+		return j.ListTime, nil
+	}
+	var after broker.JobID
+	for {
+		page, err := tx.ListJobs(ctx, j.Domain, after, passPage)
+		if err != nil || len(page) == 0 {
+			return time.Time{}, err
+		}
+		for _, other := range page {
+			if other.EndTime.Equal(retired) && !other.ListTime.IsZero() {
+				return other.ListTime, nil
+			}
+			after = other.ID
+		}
+	}
 }
 
 // lastRetired gives when the last domain was done with a key, zero if none is.

@@ -30,10 +30,13 @@ type KeyRetirement struct {
 	SafeAfter time.Time
 	Blockers  []Blocker
 	Moved     []MaterialCount
-	// GrantsRetired counts the KMS grants that the job retired.
+	// GrantsRetired counts the KMS grants that the job retired, on all its older keys.
 	GrantsRetired int64
-	ListTime      time.Time // the listing that showed no grant of the older epochs
-	LastMoveTime  time.Time
+	// ListTime is when the listing was read that showed no grant of the domain's under
+	// the older epochs with the key, by this job or another; zero before.
+	ListTime time.Time
+	// LastMoveTime is the job's last move, zero where it moved nothing from this key.
+	LastMoveTime time.Time
 	// Confirm says what the key's owner can check without us.
 	Confirm []string
 	// Inventories are the services of this domain that keep their own wrapped keys

@@ -1998,12 +1998,15 @@ type KeyRetirement struct {
 	Blockers []*KeyRetirement_Blocker `protobuf:"bytes,4,rep,name=blockers,proto3" json:"blockers,omitempty"`
 	// What the job moved away from the key.
 	RowsMoved []*KeyRetirement_RowsMoved `protobuf:"bytes,5,rep,name=rows_moved,json=rowsMoved,proto3" json:"rows_moved,omitempty"`
-	// How many KMS grants on it the broker retired for this domain.
+	// How many KMS grants the job retired, on all the keys of its entries together;
+	// those that an earlier job retired are in that job's report.
 	GrantsRetired int64 `protobuf:"varint,6,opt,name=grants_retired,json=grantsRetired,proto3" json:"grants_retired,omitempty"`
-	// When KMS's list of grants on the key was last read and showed none of this
-	// domain's (UTC). Absent if that has not happened.
+	// When KMS's list of grants on the key was read and showed none of this domain's
+	// older ones, by whichever job retired the key (UTC). Absent if that has not
+	// happened.
 	ListedTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=listed_time,json=listedTime,proto3" json:"listed_time,omitempty"`
-	// When the last row left the key (UTC). Absent if none did.
+	// When the job moved its last row, from whichever key (UTC). Absent if it moved
+	// none from this key.
 	LastRowMovedTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_row_moved_time,json=lastRowMovedTime,proto3" json:"last_row_moved_time,omitempty"`
 	// For people: what to look for in the key owner's CloudTrail to confirm this
 	// without trusting the broker.
