@@ -261,6 +261,46 @@ func testReplaceDataKey(t *testing.T, b *storeBench) {
 	})
 }
 
+// testAbandonDataKey: a row that was given up has a new version, and nothing moves it
+// any more: no job that has it at KMS, and none that reads it later.
+func testAbandonDataKey(t *testing.T, b *storeBench) {
+	d := b.domain("alpha")
+	k := b.dataKeys(d.UID, 1)[0]
+	failures := make([]rotation.Failure, 2)
+	for i := range failures {
+		j := b.job(d.UID, broker.JobID(fmt.Sprint("job-", i)), rotation.Running, rotation.Reencrypting)
+		failures[i] = rotation.Failure{Domain: d.UID, Job: j.ID, DataKey: k.ID, UID: k.UID, Version: k.Version, Class: broker.KMSInvalidCiphertext, Time: b.clock.Now()}
+	}
+	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.AddFailures(ctx, failures) })
+	b.clock.Advance(time.Minute)
+	want := k
+	want.Abandoned, want.Version, want.UpdateTime = true, k.Version+1, b.clock.Now()
+	for _, f := range failures { // it stands in two jobs, and is given up in both
+		b.update(func(ctx context.Context, tx rotation.Tx) error {
+			marked, err := tx.AbandonDataKey(ctx, f)
+			equal(t, "that the row was given up in "+string(f.Job), marked, true)
+			return err
+		})
+		equal(t, "the row after "+string(f.Job), b.dataKey(d.UID, k.ID), want)
+		b.view(func(ctx context.Context, tx rotation.Tx) error {
+			recorded, err := tx.Failures(ctx, rotation.JobRef{Domain: d.UID, ID: f.Job}, "", 10)
+			if err == nil && (len(recorded) != 1 || !recorded[0].Acknowledged) {
+				t.Errorf("the failure of %s is not acknowledged: %+v", f.Job, recorded)
+			}
+			return err
+		})
+		b.clock.Advance(time.Minute)
+	}
+	for _, version := range []int64{k.Version, want.Version} {
+		b.update(func(ctx context.Context, tx rotation.Tx) error {
+			moved, err := tx.MoveDataKeys(ctx, d.UID, 2, []rotation.Move{{ID: k.ID, UID: k.UID, Version: version, FromEpoch: k.Epoch, Ciphertext: broker.Secret("moved")}})
+			equal(t, fmt.Sprint("a move of version ", version), moved, []bool{false})
+			return err
+		})
+	}
+	equal(t, "the row after the moves", b.dataKey(d.UID, k.ID), want)
+}
+
 func testMoveDataKeys(t *testing.T, b *storeBench) {
 	d, other := b.domain("alpha"), b.domain("beta")
 	keys := b.dataKeys(d.UID, 6)

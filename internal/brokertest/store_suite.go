@@ -65,6 +65,7 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 		{"PendingDataKeys", testPendingDataKeys},
 		{"SampleBoundaries", testSampleBoundaries},
 		{"Failures", testFailures},
+		{"AbandonDataKey", testAbandonDataKey},
 		{"Moved", testMoved},
 		{"Settlements", testSettlements},
 		{"UsesOfKey", testUsesOfKey},

@@ -124,8 +124,9 @@ type Tx interface {
 	// DeleteFailures forgets those that are not acknowledged, but for rows that
 	// are at epoch but (0: none) and as they were.
 	DeleteFailures(ctx context.Context, r JobRef, but broker.Epoch) error
-	// AbandonDataKey marks a failure as acknowledged and its row as abandoned, if
-	// the row is still the one that failed; false if it is not.
+	// AbandonDataKey marks a failure as acknowledged and its row as abandoned, in a
+	// new version, if the row is still the one that failed or is abandoned already;
+	// false if it is neither.
 	AbandonDataKey(ctx context.Context, f Failure) (bool, error)
 	AddMoved(ctx context.Context, r JobRef, counts []MaterialCount) error // adds to those stored
 	Moved(ctx context.Context, r JobRef) ([]MaterialCount, error)

@@ -73,11 +73,20 @@ func (t *txn) DeleteFailures(ctx context.Context, r rotation.JobRef, but broker.
 func (t *txn) AbandonDataKey(ctx context.Context, f rotation.Failure) (bool, error) {
 	n, err := t.exec(ctx, "abandon data key", `
 		update data_key
-		set abandoned = true, update_time = $5
+		set abandoned = true, version = version + 1, update_time = $5
 		where domain_uid = $1 and data_key_id = $2 and data_key_uid = $3 and version = $4`,
 		f.Domain, f.DataKey, f.UID, f.Version, micros(t.now))
-	if err != nil || n == 0 {
+	if err != nil {
 		return false, err
+	}
+	if n == 0 { // perhaps another job's failure was acknowledged
+		given, err := exists(ctx, t, "look for abandoned data key", `
+			select 1
+			from data_key
+			where domain_uid = $1 and data_key_id = $2 and data_key_uid = $3 and abandoned`, f.Domain, f.DataKey, f.UID)
+		if err != nil || !given {
+			return false, err
+		}
 	}
 	_, err = t.exec(ctx, "acknowledge failure", `
 		update job_failure
