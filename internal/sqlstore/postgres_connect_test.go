@@ -40,7 +40,7 @@ func TestDocumentedLimits(t *testing.T) {
 		fmt.Sprintf("after %.0f s by TCP where data that was sent is not acknowledged", unackedTime.Seconds()),
 		// tcp(7), TCP_USER_TIMEOUT: it overrides keepalive's own count, so the first
 		// probe without an answer is the last.
-		fmt.Sprintf("after %.0f s by keepalive", (keepaliveIdle+keepaliveInterval).Seconds()),
+		fmt.Sprintf("after %.0f s by keepalive", (keepaliveIdle + keepaliveInterval).Seconds()),
 		fmt.Sprintf("(%.0f s where there is no `TCP_USER_TIMEOUT`)", keepalive.Seconds()),
 		fmt.Sprintf("after %.0f s in any case", answerTime.Seconds()),
 	} {
