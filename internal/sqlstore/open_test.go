@@ -22,7 +22,7 @@ import (
 )
 
 // execPast runs a statement past the store.
-func execPast(t *testing.T, path, statement string) {
+func execPast(t testing.TB, path, statement string) {
 	t.Helper()
 	db, err := sql.Open("sqlite", "file:"+path)
 	if err != nil {
