@@ -109,8 +109,8 @@ func (t *txn) usesByEpoch(ctx context.Context, key broker.KeyARN, most int, uses
 }
 
 // addAbandoned counts a domain's rows under a key that were given up, and names the
-// first, by the index of those alone: to count them it reads them all, so that the
-// order invites nobody to another index.
+// first, by the index of those alone: the order is one that invites no planner to
+// walk along the primary key.
 func (t *txn) addAbandoned(ctx context.Context, key broker.KeyARN, use *rotation.KeyUse) error {
 	_, err := all(ctx, t, "list abandoned rows of key", func(r row) (struct{}, error) {
 		var id broker.DataKeyID
@@ -124,7 +124,7 @@ func (t *txn) addAbandoned(ctx context.Context, key broker.KeyARN, use *rotation
 			select key_epoch
 			from domain_key
 			where domain_uid = $1 and kms_key = $2)
-		order by data_key_id
+		order by data_key_id || ''
 		limit $3 + 0`, use.DomainUID, key, rotation.MostNamed)
 	return err
 }
