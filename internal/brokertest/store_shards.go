@@ -120,6 +120,10 @@ func testClaimShard(t *testing.T, b *storeBench) {
 	} {
 		b.shards(b.job(d.UID, broker.JobID(fmt.Sprint("idle-", i)), c.state, c.phase), 1)
 	}
+	verify := newJob(d.UID, "idle-verify", b.clock.Now())
+	verify.Kind, verify.Phase, verify.State = rotation.KindVerify, rotation.Preparing, rotation.Running
+	b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.InsertJob(ctx, verify) })
+	b.shards(verify, 1)
 	if s, _, ok := b.claim("one"); ok {
 		t.Fatalf("claimed a shard of %s, which is not RUNNING in REENCRYPTING", s.Job)
 	}

@@ -38,25 +38,18 @@ func (e *Engine) CreateJob(ctx context.Context, caller broker.Caller, in NewJob)
 	if done || err != nil {
 		return view, err
 	}
-	j := Job{Domain: d.UID, ID: broker.JobID(e.cfg.NewID()), Kind: in.Kind, Phase: Reencrypting, State: Running,
+	j := Job{Domain: d.UID, ID: broker.JobID(e.cfg.NewID()), Kind: in.Kind, Phase: Preparing, State: Running,
 		SourceEpoch: d.Epoch, TargetEpoch: d.Epoch, SourceKey: d.KMSKey, TargetKey: d.KMSKey, TargetGiven: d.KMSKeyGiven,
 		Reason: in.Reason, Caller: caller.Subject, Priority: in.Priority.orNormal(), Version: 1}
-	if in.Kind == KindVerify {
-		j.Phase = Verifying
-	} else {
+	if in.Kind == KindKeyMaterial {
 		meta, err := e.registrar.DescribeKey(ctx, string(d.KMSKey))
 		if err != nil {
 			return JobView{}, broker.RefusedByKMS(err, d.ID.Name())
 		}
 		j.TargetMaterial = meta.CurrentKeyMaterialID
 	}
-	bounds, rows, err := e.sample(ctx, j)
-	if err != nil {
-		return JobView{}, err
-	}
-	j.EstimatedRows = rows
 	return e.jobVerb(ctx, caller, in.Request, in.Domain, func(tx Tx, now broker.Domain) (Job, error) {
-		return e.startSideJob(ctx, tx, caller, now, j, bounds)
+		return e.startSideJob(ctx, tx, caller, now, j)
 	})
 }
 
@@ -76,7 +69,7 @@ func (e *Engine) openForJob(ctx context.Context, caller broker.Caller, in NewJob
 	return d, view, done, err
 }
 
-func (e *Engine) startSideJob(ctx context.Context, tx Tx, caller broker.Caller, d broker.Domain, j Job, bounds []broker.DataKeyID) (Job, error) {
+func (e *Engine) startSideJob(ctx context.Context, tx Tx, caller broker.Caller, d broker.Domain, j Job) (Job, error) {
 	if err := alone(ctx, tx, d); err != nil {
 		return Job{}, err
 	}
@@ -88,7 +81,9 @@ func (e *Engine) startSideJob(ctx context.Context, tx Tx, caller broker.Caller, 
 	if err := tx.InsertJob(ctx, j); err != nil {
 		return Job{}, err
 	}
-	if err := e.replaceShards(ctx, tx, j, bounds, false); err != nil {
+	// One open shard, which nobody takes before the rows are shared out: with none, the
+	// release before this one would take the job for finished.
+	if err := e.replaceShards(ctx, tx, j, nil, false); err != nil {
 		return Job{}, err
 	}
 	return j, tx.Audit(ctx, e.event(caller.Subject, "reencryptionJobs.create", d, j, broker.AuditDone, map[string]string{
@@ -110,9 +105,47 @@ func alone(ctx context.Context, tx Tx, d broker.Domain) error {
 	return nil
 }
 
-// sideJob is every step of a job that is no key change: it waits for its shards,
-// and then says how they ended.
+// shareOut is the first step of a job that is no key change: it reads the domain twice
+// to count its rows and to cut them into shards, which CreateJob has no time for.
+func (e *Engine) shareOut(ctx context.Context, j Job) (Job, error) {
+	bounds, rows, err := e.sample(ctx, j)
+	if err != nil {
+		return j, err
+	}
+	shared := j
+	err = e.store.Update(ctx, func(tx Tx) error {
+		next := j
+		next.Phase, next.EstimatedRows = Reencrypting, rows
+		if j.Kind == KindVerify {
+			next.Phase = Verifying
+		}
+		next.State, next.Block, next.WaitMessage, next.WaitUntil = keepState(j), Block{}, "", time.Time{}
+		if err := e.replaceShards(ctx, tx, next, bounds, false); err != nil {
+			return err
+		}
+		if err := tx.UpdateJob(ctx, next); err != nil {
+			return err
+		}
+		d, err := tx.DomainByUID(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		if err := tx.Audit(ctx, e.event(broker.System.Subject, "reencryptionJobs.advance", d, next, broker.AuditDone,
+			map[string]string{"phase": string(next.Phase), "state": string(next.State)})); err != nil {
+			return err
+		}
+		shared, err = tx.Job(ctx, j.Ref())
+		return err
+	})
+	return shared, err
+}
+
+// sideJob is every step of a job that is no key change: it shares its rows out, waits
+// for its shards, and then says how they ended.
 func (e *Engine) sideJob(ctx context.Context, j Job) (Job, error) {
+	if j.Phase == Preparing {
+		return e.shareOut(ctx, j)
+	}
 	if j.State == Blocked {
 		p, err := e.readPlan(ctx, j)
 		if err == nil {

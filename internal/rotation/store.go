@@ -67,7 +67,7 @@ type Tx interface {
 	Shards(ctx context.Context, r JobRef) ([]Shard, error)
 	Progress(ctx context.Context, r JobRef) (Progress, error)
 	// ClaimShard takes one unfinished shard, whose lease has run out, of a job
-	// that is RUNNING in REENCRYPTING, or is of kind VERIFY: Seq is raised and
+	// that is RUNNING in REENCRYPTING or, of kind VERIFY, in VERIFYING: Seq is raised and
 	// Until becomes Now + ttl.
 	// If the lease it takes over was not released, Again is set, but not where the
 	// kind is VERIFY. The job is the one

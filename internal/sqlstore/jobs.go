@@ -112,7 +112,7 @@ const jobProbe = `select 1 from job where domain_uid = $1 and job_id = $2`
 const openJob = `job.state in ('RUNNING', 'PAUSED', 'BLOCKED')`
 
 // movingJob is the jobs that want workers for their shards.
-const movingJob = openJob + ` and job.state = 'RUNNING' and (job.phase = 'REENCRYPTING' or job.kind = 'VERIFY')`
+const movingJob = openJob + ` and job.state = 'RUNNING' and (job.phase = 'REENCRYPTING' or job.kind = 'VERIFY' and job.phase <> 'PREPARING')`
 
 // DueJobs implements rotation.Tx. A job that says what it waits for is due also
 // while its shards are at work: the step clears that.

@@ -89,7 +89,8 @@ const (
 	// Never answered.
 	ReencryptionJob_PHASE_UNSPECIFIED ReencryptionJob_Phase = 0
 	// The new key is examined and gets its grants. The domain still works under
-	// the present key; a failure here leaves it as it was.
+	// the present key; a failure here leaves it as it was. A job of another kind
+	// counts its rows.
 	ReencryptionJob_PHASE_PREPARING ReencryptionJob_Phase = 1
 	// New data goes to the new key; the wrapped keys under older keys are moved.
 	ReencryptionJob_PHASE_REENCRYPTING ReencryptionJob_Phase = 2
