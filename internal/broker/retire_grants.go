@@ -213,3 +213,20 @@ func (f *failures) err() error {
 	}
 	return f.one
 }
+
+// atATime does something with each item, so many at a time, and goes on over what
+// fails.
+func atATime[T any](n int, items []T, do func(T) error) error {
+	var failed failures
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, n)
+	for _, item := range items {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			failed.add(do(item))
+		})
+	}
+	wg.Wait()
+	return failed.err()
+}

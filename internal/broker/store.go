@@ -52,6 +52,9 @@ type Tx interface {
 	DomainByUID(ctx context.Context, uid DomainUID) (Domain, error)
 	// ListDomains gives up to limit domains that are not DELETED with an id greater than after.
 	ListDomains(ctx context.Context, after DomainID, limit int) ([]Domain, error)
+	// InaccessibleDomains gives up to limit KEY_INACCESSIBLE domains with a uid
+	// greater than after, in the order of their uids.
+	InaccessibleDomains(ctx context.Context, after DomainUID, limit int) ([]Domain, error)
 	// UpdateDomain compares d.Version with the stored one, then stores d with
 	// Version+1 and UpdateTime = Now.
 	UpdateDomain(ctx context.Context, d Domain) error

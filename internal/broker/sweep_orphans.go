@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -47,18 +46,7 @@ func (b *Broker) SweepOrphans(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var failed failures
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, listAtATime)
-	for _, key := range keys {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			failed.add(b.sweepKey(ctx, key, begun))
-		})
-	}
-	wg.Wait()
-	return failed.err()
+	return atATime(listAtATime, keys, func(key KeyARN) error { return b.sweepKey(ctx, key, begun) })
 }
 
 // sweepKey is SweepOrphans for one key. begun is before its listing.

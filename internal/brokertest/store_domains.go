@@ -129,6 +129,30 @@ func testDomainKeys(t *testing.T, b *storeBench) {
 	})
 }
 
+func testInaccessibleDomains(t *testing.T, b *storeBench) {
+	for id, state := range map[broker.DomainID]broker.DomainState{"a": broker.DomainKeyInaccessible, "b": broker.DomainActive,
+		"c": broker.DomainKeyInaccessible, "d": broker.DomainDeleted, "e": broker.DomainPendingKey, "f": broker.DomainKeyInaccessible} {
+		d := newDomain(id, b.clock.Now())
+		d.State = state
+		b.update(func(ctx context.Context, tx rotation.Tx) error { return tx.InsertDomain(ctx, d) })
+	}
+	for _, page := range []struct {
+		after broker.DomainUID
+		limit int
+		want  []broker.DomainID
+	}{{"", 10, []broker.DomainID{"a", "c", "f"}}, {"", 2, []broker.DomainID{"a", "c"}}, {"uid-c", 2, []broker.DomainID{"f"}}, {"uid-f", 2, nil}} {
+		b.view(func(ctx context.Context, tx rotation.Tx) error {
+			list, err := tx.InaccessibleDomains(ctx, page.after, page.limit)
+			var ids []broker.DomainID
+			for _, d := range list {
+				ids = append(ids, d.ID)
+			}
+			equal(t, fmt.Sprintf("up to %d inaccessible domains after %q", page.limit, page.after), ids, page.want)
+			return err
+		})
+	}
+}
+
 // A domain that is deleted is done with when nothing of it can be under a key.
 func testDeletedDomains(t *testing.T, b *storeBench) {
 	now := b.clock.Now()

@@ -26,6 +26,7 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 	}{
 		{"Domains", testDomains},
 		{"DomainKeys", testDomainKeys},
+		{"InaccessibleDomains", testInaccessibleDomains},
 		{"DeletedDomains", testDeletedDomains},
 		{"DataKeys", testDataKeys},
 		{"InsertDataKeys", testInsertDataKeys},

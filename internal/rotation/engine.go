@@ -26,7 +26,8 @@ type Config struct {
 	LeaseTTL time.Duration
 	// Poll is how often an idle engine looks for work. Default 1 s.
 	Poll time.Duration
-	// Probe is how often a blocked job looks whether it may go on. Default 1 min.
+	// Probe is how often a blocked job looks whether it may go on, and whether KMS
+	// lets the broker use a domain's key again. Default 1 min.
 	Probe time.Duration
 	// Shards is how many ranges a large job is cut into. Default 16.
 	Shards int

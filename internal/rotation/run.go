@@ -30,6 +30,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	wg.Go(func() { e.Periodic(ctx, "broker.sweep", e.cfg.Sweep, e.broker.Sweep) })
 	wg.Go(func() { e.Periodic(ctx, "broker.orphans", e.cfg.Sweep, e.broker.SweepOrphans) })
+	wg.Go(func() { e.Periodic(ctx, "broker.keys", e.cfg.Probe, e.broker.ProbeKeys) })
 	wg.Go(func() { e.Periodic(ctx, "rotation.deleted", e.cfg.Sweep, e.sweepDeleted) })
 	wg.Wait()
 	return ctx.Err()

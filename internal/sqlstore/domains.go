@@ -65,6 +65,16 @@ func (t *txn) ListDomains(ctx context.Context, after broker.DomainID, limit int)
 		limit $2 + 0`, after, limit)
 }
 
+// InaccessibleDomains implements broker.Tx.
+func (t *txn) InaccessibleDomains(ctx context.Context, after broker.DomainUID, limit int) ([]broker.Domain, error) {
+	return all(ctx, t, "list inaccessible domains", scanDomain, `
+		select `+domainColumns+`
+		from domain
+		where domain_uid > $1 and state = 'KEY_INACCESSIBLE'
+		order by domain_uid
+		limit $2 + 0`, after, limit)
+}
+
 // DeletedDomains implements rotation.Tx.
 func (t *txn) DeletedDomains(ctx context.Context, limit int) ([]broker.Domain, error) {
 	return all(ctx, t, "list deleted domains", scanDomain, `

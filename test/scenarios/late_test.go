@@ -138,3 +138,35 @@ func TestBlockedJobLooksAgain(t *testing.T) {
 		within(time.Hour, rotation.Succeeded)
 	})
 }
+
+// The key of a domain that nobody uses is disabled and enabled again: the loops of
+// the engine find out within two minutes, with nobody's call.
+func TestRefusedKeyIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		b := newBench(t, harness.Config{Bubble: true})
+		_, key, err := b.Onboard(ctx, "acme")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Customer.DisableKey(ctx, &kms.DisableKeyInput{KeyId: aws.String(string(key))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Broker.CreateDataKey(ctx, harness.Caller, broker.NewDataKey{Domain: "acme"}); broker.ReasonOf(err) != broker.ReasonKeyDisabled {
+			t.Fatalf("a data key under a disabled key: %v", err)
+		}
+		go func() { _ = b.Engine.Run(ctx) }() // it ends with the context
+		within := func(d time.Duration, wanted broker.DomainState) {
+			t.Helper()
+			time.Sleep(d)
+			if d, _, err := b.Broker.GetDomain(ctx, harness.Caller, "acme"); err != nil || d.State != wanted {
+				t.Fatalf("the domain is %s, %v; want %s", d.State, err, wanted)
+			}
+		}
+		within(10*time.Minute, broker.DomainKeyInaccessible)
+		if _, err := b.Customer.EnableKey(ctx, &kms.EnableKeyInput{KeyId: aws.String(string(key))}); err != nil {
+			t.Fatal(err)
+		}
+		within(2*time.Minute, broker.DomainActive)
+	})
+}

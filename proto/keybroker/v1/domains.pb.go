@@ -84,11 +84,11 @@ const (
 	// Registered, without a key. Grants and data keys answer
 	// DOMAIN_PENDING_KEY until a ChangeKey has succeeded.
 	Domain_STATE_PENDING_KEY Domain_State = 1
-	// Has a key that KMS lets the broker use.
+	// Has a key, which KMS let the broker use when a data key was made last.
 	Domain_STATE_ACTIVE Domain_State = 2
-	// KMS refuses the key: disabled, pending deletion, or access taken away.
-	// Rows stay readable from the broker, but not at KMS. Leaves by itself
-	// once KMS accepts the key again; it is probed at most once a minute.
+	// KMS refused the key when a data key was to be made: disabled, pending deletion,
+	// or access taken away. Rows stay readable from the broker, but not at KMS.
+	// Leaves by itself once KMS accepts the key again, which is tried once a minute.
 	Domain_STATE_KEY_INACCESSIBLE Domain_State = 3
 )
 
