@@ -38,6 +38,9 @@ func (e *Engine) prepare(ctx context.Context, j Job) (Job, error) {
 	if err := e.dryRun(ctx, p, j, nil); err != nil {
 		return e.undoOnFailure(ctx, j, e.perhapsInvisible(p, j, err))
 	}
+	if err := e.probeHalves(ctx, p.domain, j, nil); err != nil {
+		return e.undoOnFailure(ctx, j, err)
+	}
 	return e.switchKey(ctx, j)
 }
 
@@ -219,6 +222,9 @@ func (e *Engine) grantEverything(ctx context.Context, p plan, j Job) (Job, error
 	}
 	if err := e.dryRun(ctx, p, j, tokens); err != nil {
 		return j, e.perhapsInvisible(p, j, err)
+	}
+	if err := e.probeHalves(ctx, p.domain, j, tokens); err != nil {
+		return j, err
 	}
 	e.cfg.At("prepare.granted")
 	j.PrepareTime = p.now

@@ -1,6 +1,7 @@
 package scenarios_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -112,18 +113,25 @@ func TestUnfitTargets(t *testing.T) {
 		return &kms.CreateKeyInput{Policy: aws.String(`{"Version":"2012-10-17","Statement":[
 			{"Effect":"Allow","Principal":{"AWS":"` + harness.CustomerRoot + `"},"Action":"kms:*","Resource":"*"}` + statements + `]}`)}
 	}
-	tests := []struct {
-		name   string
-		key    *kms.CreateKeyInput
-		reason broker.Reason
-	}{
-		{"no statement of ours", open(""), broker.ReasonKeyPolicyMissing},
-		{"open to the broker for every domain", open(`,{"Effect":"Allow","Principal":{"AWS":["` + harness.RegistrarRole + `","` + harness.WorkerRole +
-			`"]},"Action":"kms:*","Resource":"*"}`), broker.ReasonKeyPolicyTooBroad},
-		{"open to the worker without grants", open(`,{"Effect":"Allow","Principal":{"AWS":"` + harness.WorkerRole + `"},"Action":"kms:GenerateDataKey*","Resource":"*"},
+	ours := func(worker string) *kms.CreateKeyInput { // our statements, and something for the worker
+		return open(`,{"Effect":"Allow","Principal":{"AWS":"` + harness.WorkerRole + `"},"Action":"` + worker + `","Resource":"*"},
 			{"Effect":"Allow","Principal":{"AWS":"` + harness.RegistrarRole + `"},"Action":["kms:DescribeKey","kms:ListGrants"],"Resource":"*"},
 			{"Effect":"Allow","Principal":{"AWS":"` + harness.RegistrarRole + `"},"Action":"kms:CreateGrant","Resource":"*",
-			 "Condition":{"StringEquals":{"kms:EncryptionContext:keybroker:domain":"UID"}}}`), broker.ReasonKeyPolicyTooBroad},
+			 "Condition":{"StringEquals":{"kms:EncryptionContext:keybroker:domain":"UID"}}}`)
+	}
+	tests := []struct {
+		name    string
+		key     *kms.CreateKeyInput
+		reason  broker.Reason
+		planned bool // PlanKeyChange finds it, without grants on the key
+	}{
+		{"no statement of ours", open(""), broker.ReasonKeyPolicyMissing, true},
+		{"open to the broker for every domain", open(`,{"Effect":"Allow","Principal":{"AWS":["` + harness.RegistrarRole + `","` + harness.WorkerRole +
+			`"]},"Action":"kms:*","Resource":"*"}`), broker.ReasonKeyPolicyTooBroad, true},
+		{"open to the worker without grants", ours("kms:GenerateDataKey*"), broker.ReasonKeyPolicyTooBroad, true},
+		{"open to the worker, to move blobs", ours("kms:ReEncrypt*"), broker.ReasonKeyPolicyTooBroad, true},
+		{"an import statement without a condition", ours("kms:ReEncryptFrom"), broker.ReasonKeyPolicyTooBroad, false},
+		{"open to the worker, as a destination", ours("kms:ReEncryptTo"), broker.ReasonKeyPolicyTooBroad, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -140,6 +148,10 @@ func TestUnfitTargets(t *testing.T) {
 				t.Fatal(err)
 			}
 			target := broker.KeyARN(*made.KeyMetadata.Arn)
+			plan := must[rotation.KeyChangePlan](t)(b.Engine.PlanKeyChange(ctx, harness.Caller, "acme", string(target)))
+			if found := slices.ContainsFunc(plan.Problems, func(p rotation.Problem) bool { return p.Reason == tt.reason }); found != tt.planned {
+				t.Errorf("the plan has the problems %+v; %s among them: %v, want %v", plan.Problems, tt.reason, found, tt.planned)
+			}
 			job := must[rotation.JobView](t)(b.ChangeKey(ctx, "acme", target))
 			view := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID))
 			if view.State != rotation.Failed || view.FailReason != tt.reason {
