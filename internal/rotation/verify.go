@@ -2,9 +2,7 @@ package rotation
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 
@@ -118,20 +116,20 @@ type passPart struct {
 // that is pending.
 func (e *Engine) passOn(ctx context.Context, j Job) (passPart, error) {
 	part := passPart{cursor: j.Verify.Cursor, seen: j.Verify.Seen}
-	poison, err := e.poisonRows(ctx, j)
-	if err != nil {
-		return part, err
-	}
 	for range passPages {
 		var page []broker.DataKey
+		var recorded map[broker.DataKeyID]int64
 		err := e.store.View(ctx, func(tx Tx) (err error) {
-			page, err = tx.ListDataKeys(ctx, j.Domain, part.cursor, passPage)
+			if page, err = tx.ListDataKeys(ctx, j.Domain, part.cursor, passPage); err != nil {
+				return err
+			}
+			recorded, err = recordedAmong(ctx, tx, j, part.cursor, page)
 			return err
 		})
 		if err != nil {
 			return part, err
 		}
-		if err := e.seePage(&part, j, page, poison); err != nil {
+		if err := e.seePage(&part, j, page, recorded); err != nil {
 			return part, err
 		}
 		if part.end = len(page) < passPage; part.end || part.pending > 0 || len(part.sample) >= sampleRounds*e.cfg.CallsPerShard {
@@ -141,15 +139,16 @@ func (e *Engine) passOn(ctx context.Context, j Job) (passPart, error) {
 	return part, nil
 }
 
-// seePage looks at each row of a page, and draws its sample.
-func (e *Engine) seePage(part *passPart, j Job, page []broker.DataKey, poison map[broker.DataKeyID]int64) error {
+// seePage looks at each row of a page, and draws its sample. failed has the versions
+// in which rows of it failed.
+func (e *Engine) seePage(part *passPart, j Job, page []broker.DataKey, failed map[broker.DataKeyID]int64) error {
 	var sound []broker.DataKey
 	for _, row := range page {
 		part.cursor = row.ID
 		if row.Abandoned {
 			continue
 		}
-		version, recorded := poison[row.ID]
+		version, recorded := failed[row.ID]
 		switch {
 		case row.Epoch > j.TargetEpoch:
 			return fmt.Errorf("row %s is of epoch %d, of a later change: %w", row.ID, row.Epoch, broker.ErrConflict)
@@ -187,27 +186,24 @@ func (v Verification) enough(verified int64) bool {
 	return verified >= max(want*9/10, min(want, sampleMin))
 }
 
-// poisonRows gives the versions of the rows that the job has recorded as failures.
-func (e *Engine) poisonRows(ctx context.Context, j Job) (map[broker.DataKeyID]int64, error) {
-	poison := map[broker.DataKeyID]int64{}
-	var after broker.DataKeyID
-	for {
-		var page []Failure
-		err := e.store.View(ctx, func(tx Tx) (err error) {
-			page, err = tx.Failures(ctx, j.Ref(), after, passPage)
-			return err
-		})
+// recordedAmong gives the versions of those rows under an older key that the job has
+// recorded as failures. The rows are of one page, by id, after is the one before it.
+func recordedAmong(ctx context.Context, tx Tx, j Job, after broker.DataKeyID, page []broker.DataKey) (map[broker.DataKeyID]int64, error) {
+	older := slices.DeleteFunc(slices.Clone(page), func(row broker.DataKey) bool { return row.Abandoned || row.Epoch >= j.TargetEpoch })
+	recorded := make(map[broker.DataKeyID]int64, len(older))
+	for len(older) > 0 && after < older[len(older)-1].ID {
+		failures, err := tx.Failures(ctx, j.Ref(), after, len(older))
 		if err != nil {
 			return nil, err
 		}
-		for _, f := range page {
-			poison[f.DataKey] = f.Version
+		for _, f := range failures {
+			recorded[f.DataKey], after = f.Version, f.DataKey
 		}
-		if len(page) < passPage {
-			return poison, nil
+		if len(failures) < len(older) {
+			break
 		}
-		after = page[len(page)-1].DataKey
 	}
+	return recorded, nil
 }
 
 // sweepAgain sends the job back to REENCRYPTING, with all its shards; found is how
@@ -246,28 +242,41 @@ func (e *Engine) sweepAgain(ctx context.Context, j Job, found int64) (Job, error
 // are as they were: it counts those under an older key, and gives the others, which
 // an earlier sample found unreadable.
 func (e *Engine) failuresLeft(ctx context.Context, j Job) (poison int64, suspects []broker.DataKey, err error) {
-	recorded, err := e.poisonRows(ctx, j)
-	if err != nil {
-		return 0, nil, err
-	}
-	for _, id := range slices.Sorted(maps.Keys(recorded)) {
-		var row broker.DataKey
+	var after broker.DataKeyID
+	for {
+		var failures []Failure
+		var rows []broker.DataKey
 		err := e.store.View(ctx, func(tx Tx) (err error) {
-			row, err = tx.DataKey(ctx, j.Domain, id)
+			if failures, err = tx.Failures(ctx, j.Ref(), after, passPage); err != nil || len(failures) == 0 {
+				return err
+			}
+			ids := make([]broker.DataKeyID, len(failures))
+			for i, f := range failures {
+				ids[i] = f.DataKey
+			}
+			rows, err = tx.DataKeys(ctx, j.Domain, ids)
 			return err
 		})
-		switch {
-		case errors.Is(err, broker.ErrNotFound):
-		case err != nil:
+		if err != nil {
 			return 0, nil, err
-		case row.Abandoned || row.Version != recorded[id]:
-		case row.Epoch < j.TargetEpoch:
-			poison++
-		default:
-			suspects = append(suspects, row)
+		}
+		failed := make(map[broker.DataKeyID]int64, len(failures))
+		for _, f := range failures {
+			failed[f.DataKey], after = f.Version, f.DataKey
+		}
+		for _, row := range rows {
+			switch {
+			case row.Abandoned || row.Version != failed[row.ID]:
+			case row.Epoch < j.TargetEpoch:
+				poison++
+			default:
+				suspects = append(suspects, row)
+			}
+		}
+		if len(failures) < passPage {
+			return poison, suspects, nil
 		}
 	}
-	return poison, suspects, nil
 }
 
 // readSample has KMS read rows as the pass saw them. Where KMS throttles, it goes

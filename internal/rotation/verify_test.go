@@ -1,11 +1,14 @@
 package rotation
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -13,10 +16,12 @@ import (
 	"github.com/keybroker/keybroker/internal/broker"
 )
 
-// A passStore has a domain's rows and counts those that are read.
+// A passStore has a domain's rows and a job's failures, by id, and counts those that
+// are read.
 type passStore struct {
 	brokenTx
-	read int
+	failures           []Failure
+	read, readFailures int
 }
 
 func (s *passStore) View(_ context.Context, fn func(Tx) error) error   { return fn(s) }
@@ -30,8 +35,23 @@ func (s *passStore) SampleBoundaries(context.Context, broker.DomainUID, int) ([]
 	return nil, int64(len(s.rows)), nil
 }
 
-func (s *passStore) Failures(context.Context, JobRef, broker.DataKeyID, int) ([]Failure, error) {
-	return nil, nil
+func (s *passStore) Failures(_ context.Context, _ JobRef, after broker.DataKeyID, limit int) ([]Failure, error) {
+	from, found := slices.BinarySearchFunc(s.failures, after, func(f Failure, id broker.DataKeyID) int { return cmp.Compare(f.DataKey, id) })
+	if found {
+		from++
+	}
+	page := s.failures[from:min(from+limit, len(s.failures))]
+	s.readFailures += len(page)
+	return page, nil
+}
+
+func (s *passStore) DataKeys(_ context.Context, _ broker.DomainUID, ids []broker.DataKeyID) (rows []broker.DataKey, err error) {
+	for _, row := range s.rows {
+		if _, found := slices.BinarySearch(ids, row.ID); found {
+			rows = append(rows, row)
+		}
+	}
+	return rows, nil
 }
 
 // ListDataKeys wants ids that are their rows' places.
@@ -145,6 +165,39 @@ func TestVerifyingStepIsBounded(t *testing.T) {
 	}
 	if len(part.sample) != sampleMax/2 {
 		t.Errorf("half of the domain has %d rows of the sample", len(part.sample))
+	}
+}
+
+// TestVerifyingReadsFailuresWithTheirRows: a step reads the failures of its own part
+// of the rows, however many there are in all, and the end reads them once more.
+func TestVerifyingReadsFailuresWithTheirRows(t *testing.T) {
+	const rows, every = 3 * passPages * passPage / 2, 10
+	s := &passStore{}
+	for i := range rows {
+		row := broker.DataKey{ID: broker.DataKeyID(fmt.Sprintf("row-%06d", i)), Epoch: 2, Version: 1}
+		if i%every == 0 {
+			row.Epoch = 1
+			s.failures = append(s.failures, Failure{DataKey: row.ID, Version: 1})
+		}
+		s.rows = append(s.rows, row)
+	}
+	s.failures = append(s.failures, Failure{DataKey: "row-999999", Version: 1}) // its row was deleted
+	e := &Engine{store: s, worker: &throttlingWorker{random: seededRandom(), answered: map[string]int{}},
+		cfg: Config{CallsPerShard: 1 << 20, Rand: seededRandom(), At: func(string) {}}}
+	j := Job{Kind: KindKeyChange, Phase: Verifying, State: Running, TargetEpoch: 2}
+	var h *hold
+	for steps := 0; h == nil; steps++ {
+		next, err := e.verify(t.Context(), j)
+		if err != nil && !errors.As(err, &h) || steps == 5 {
+			t.Fatalf("step %d: %v", steps, err)
+		}
+		j = next
+	}
+	if want := fmt.Sprintf("%d rows cannot be read", rows/every); h.State != Failed || !strings.HasPrefix(h.Message, want) {
+		t.Errorf("verifying ends %s: %s; want %s", h.State, h.Message, want)
+	}
+	if most := 2 * len(s.failures); s.readFailures > most {
+		t.Errorf("of %d failures %d were read, want %d at most", len(s.failures), s.readFailures, most)
 	}
 }
 
