@@ -104,41 +104,33 @@ func TestWeights(t *testing.T) {
 	})
 }
 
-// TestSameIDSameTurn: shards of one job are one flow.
-func TestSameIDSameTurn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		k := newSimKMS(2000, 2000)
-		p := newPacer(t, pacer.Config{Quota: known(2000)})
-		flows := []*pacer.Flow{pacer.NewFlow("one", 1), pacer.NewFlow("one", 1), pacer.NewFlow("other", 1)}
-		for _, f := range flows {
-			defer newCrowd(p, k, f, 50).end()
-		}
-		time.Sleep(10 * time.Second)
-		a, _ := flows[0].Counts()
-		b, _ := flows[1].Counts()
-		c, _ := flows[2].Counts()
-		if share := float64(c) / float64(a+b+c); math.Abs(share-0.5) > 0.02 {
-			t.Errorf("the other flow got %.3f of the calls, want half", share)
-		}
-	})
-}
-
-// TestSameIDOtherWeight: what a tenant does beside its job of high priority, with
-// as many calls, shares the job's part, and makes it no smaller.
-func TestSameIDOtherWeight(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		k := newSimKMS(2000, 2000)
-		p := newPacer(t, pacer.Config{Quota: known(2000)})
-		flows := []*pacer.Flow{pacer.NewFlow("one", 4), pacer.NewFlow("one", 1), pacer.NewFlow("other", 1)}
-		for _, f := range flows {
-			defer newCrowd(p, k, f, 50).end()
-		}
-		time.Sleep(10 * time.Second)
-		a, _ := flows[0].Counts()
-		b, _ := flows[1].Counts()
-		c, _ := flows[2].Counts()
-		if share := float64(c) / float64(a+b+c); math.Abs(share-0.2) > 0.02 {
-			t.Errorf("the other flow got %.3f of the calls, want a fifth", share)
-		}
-	})
+// TestSameID: flows of one id stand in one line.
+func TestSameID(t *testing.T) {
+	for name, test := range map[string]struct {
+		weight float64 // of the first of two flows of one id; the second's is 1
+		want   float64 // the share of a flow of another id, of weight 1
+	}{
+		"shards of one job": {1, 0.5},
+		// What a tenant does beside its job of high priority, with as many calls, shares
+		// the job's part, and makes it no smaller.
+		"beside a job of high priority": {4, 0.2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := newSimKMS(2000, 2000)
+				p := newPacer(t, pacer.Config{Quota: known(2000)})
+				flows := []*pacer.Flow{pacer.NewFlow("one", test.weight), pacer.NewFlow("one", 1), pacer.NewFlow("other", 1)}
+				for _, f := range flows {
+					defer newCrowd(p, k, f, 50).end()
+				}
+				time.Sleep(10 * time.Second)
+				a, _ := flows[0].Counts()
+				b, _ := flows[1].Counts()
+				c, _ := flows[2].Counts()
+				if share := float64(c) / float64(a+b+c); math.Abs(share-test.want) > 0.02 {
+					t.Errorf("the other flow got %.3f of the calls, want %.1f", share, test.want)
+				}
+			})
+		})
+	}
 }
