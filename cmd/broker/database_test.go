@@ -195,17 +195,7 @@ func TestRolesOnPostgres(t *testing.T) {
 	if answer := readAdmin(t, admin, readyPath); !strings.Contains(answer, "ok") {
 		t.Errorf("the worker's health: %s", answer)
 	}
-	for {
-		answer, err := watch.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		job = answer.GetJob()
-	}
-	if job.GetState() != keybrokerv1.ReencryptionJob_STATE_SUCCEEDED {
+	if job = lastOf(t, watch); job.GetState() != keybrokerv1.ReencryptionJob_STATE_SUCCEEDED {
 		t.Errorf("the job: %v", job)
 	}
 	const step = "keybroker_job_transitions_total{"

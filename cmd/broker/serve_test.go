@@ -111,6 +111,21 @@ func (s devServer) dial(t *testing.T) *grpc.ClientConn {
 	return conn
 }
 
+// lastOf watches a job until it has ended, and gives it as it is then.
+func lastOf(t *testing.T, watch grpc.ServerStreamingClient[keybrokerv1.WatchReencryptionJobResponse]) (job *keybrokerv1.ReencryptionJob) {
+	t.Helper()
+	for {
+		answer, err := watch.Recv()
+		if errors.Is(err, io.EOF) {
+			return job
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		job = answer.GetJob()
+	}
+}
+
 func TestServeDevIsReadyForTheTourAndRestarts(t *testing.T) {
 	// What leads the AWS SDK elsewhere must not matter: the endpoint is a trap.
 	t.Setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
@@ -135,17 +150,7 @@ func TestServeDevIsReadyForTheTourAndRestarts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for {
-		answer, err := watch.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		job = answer.GetJob()
-	}
-	if job.GetState() != keybrokerv1.ReencryptionJob_STATE_SUCCEEDED {
+	if job = lastOf(t, watch); job.GetState() != keybrokerv1.ReencryptionJob_STATE_SUCCEEDED {
 		t.Fatalf("the first key: %v", job)
 	}
 	before, err := domains.GetDomain(ctx, &keybrokerv1.GetDomainRequest{Name: demo.TourDomain})
