@@ -134,20 +134,10 @@ func play(t *testing.T, bin, nemesis string, cycles, rows int, at []point, seed 
 		each += pointBound
 	}
 	limit := 2*time.Minute + time.Duration(cycles)*each
-	bounded, stop := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("not done after %v", limit))
-	defer stop()
-	ctx, fail := context.WithCancelCause(bounded)
-	defer fail(nil)
+	ctx, fail := within(t, limit)
 	dir := t.TempDir()
 	sys := newSystem(bin, dir, fail)
-	t.Cleanup(func() {
-		if err := sys.close(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			logTail(t, sys.log)
-		}
-	})
+	atEnd(t, sys.close, sys.log)
 	s := &story{t: t, sys: sys, work: newWorkload(sys, serviceARN, rows+500), rng: rng, harm: harm, points: at,
 		planned: cycles, fillRows: rows, tmp: dir, fail: fail,
 		result: result{Engine: "sqlite", Nemesis: nemesis, Seed: seed, Struck: map[string]int{},

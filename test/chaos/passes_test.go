@@ -43,7 +43,7 @@ func TestPassesSurviveTheNemesis(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, fail := passContext(t)
+		ctx, fail := within(t, passesBound())
 		sys := newSystem(bin, dir, fail)
 		atEnd(t, sys.close, sys.log)
 		if _, err := sys.start(ctx); err != nil {
@@ -58,7 +58,7 @@ func TestPassesSurviveTheNemesis(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, fail := passContext(t)
+		ctx, fail := within(t, passesBound())
 		c, err := startCluster(ctx, dir, bin, fail)
 		if errors.Is(err, brokertest.ErrNoPostgres) && os.Getenv("CI") != "true" {
 			t.Skipf("!!! NOT TESTED ON POSTGRESQL: %v", err)
@@ -77,10 +77,13 @@ func TestPassesSurviveTheNemesis(t *testing.T) {
 	})
 }
 
-func passContext(t *testing.T) (context.Context, context.CancelCauseFunc) {
-	limit := 6*time.Minute + time.Duration(*passRoundsFlag)*2*time.Minute
+// passesBound is how long the test of passes may take on each engine.
+func passesBound() time.Duration { return 6*time.Minute + time.Duration(*passRoundsFlag)*2*time.Minute }
+
+// within gives a context that ends with the test, after limit, or with fail's cause.
+func within(t *testing.T, limit time.Duration) (ctx context.Context, fail context.CancelCauseFunc) {
 	bounded, stop := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("not done after %v", limit))
-	ctx, fail := context.WithCancelCause(bounded)
+	ctx, fail = context.WithCancelCause(bounded)
 	t.Cleanup(func() {
 		fail(nil)
 		stop()

@@ -39,10 +39,7 @@ func TestReplicasSurviveTheNemesis(t *testing.T) {
 		t.Fatal(err)
 	}
 	limit := 6*time.Minute + time.Duration(*siegeCyclesFlag)*30*time.Second
-	bounded, stop := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("not done after %v", limit))
-	defer stop()
-	ctx, fail := context.WithCancelCause(bounded)
-	defer fail(nil)
+	ctx, fail := within(t, limit)
 	c, err := startCluster(ctx, dir, bin, fail)
 	if errors.Is(err, brokertest.ErrNoPostgres) && os.Getenv("CI") != "true" {
 		t.Skipf("!!! NOT TESTED ON POSTGRESQL: %v", err)
@@ -51,14 +48,7 @@ func TestReplicasSurviveTheNemesis(t *testing.T) {
 		logTail(t, c.log)
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := c.close(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			logTail(t, c.log)
-		}
-	})
+	atEnd(t, c.close, c.log)
 	s := &siege{t: t, c: c, work: newWorkload(c, serviceARN, *siegeRowsFlag+500), rng: rand.New(rand.NewPCG(seed, 0)), fail: fail,
 		result: siegeResult{Replicas: replicas, Struck: map[string]int{}, Phases: map[string]int{},
 			result: result{Engine: "postgres", Nemesis: "strikes", Seed: seed}}}
