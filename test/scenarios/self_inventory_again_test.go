@@ -39,6 +39,35 @@ func reportOf(t *testing.T, b *harness.Bench, job rotation.JobView) rotation.Key
 	return must[rotation.Report](t)(b.Engine.RetirementReport(t.Context(), harness.Caller, "acme", job.ID)).Keys[0]
 }
 
+// succeeds lets a job go on to its end.
+func succeeds(t *testing.T, b *harness.Bench, job rotation.JobView) {
+	t.Helper()
+	if v := must[rotation.JobView](t)(b.Finish(t.Context(), "acme", job.ID)); v.State != rotation.Succeeded {
+		t.Fatalf("%s: %s", v.State, v.FailMessage)
+	}
+}
+
+// findsIt makes a pass with a key that nobody can move now.
+func (k *keeper) findsIt() {
+	k.t.Helper()
+	if r, err := client.Reencrypt(k.t.Context(), k.pass(false)); err != nil || r.Failed != 1 {
+		k.t.Fatalf("the pass that finds it: %+v, %v", r, err)
+	}
+}
+
+// movesItAfterAll asks for the grants on the older keys again, moves the key that
+// was found, and gives the word with which the job ends.
+func (k *keeper) movesItAfterAll(job rotation.JobView, next broker.KeyARN) {
+	k.t.Helper()
+	must[rotation.JobView](k.t)(k.b.Engine.ResumeJob(k.t.Context(), harness.Caller, rotation.JobAct{Domain: "acme", Job: job.ID, Reason: "a key was found"}))
+	k.b.Clock.Advance(windows().GrantVisibility)
+	if r, err := client.Reencrypt(k.t.Context(), k.pass(true)); err != nil || r.Moved != 1 || !r.Attested {
+		k.t.Fatalf("the pass that moves it: %+v, %v", r, err)
+	}
+	succeeds(k.t, k.b, job)
+	k.opens(next)
+}
+
 func selfBlockers(r rotation.KeyRetirement) (n int64) {
 	for _, b := range r.Blockers {
 		if b.Kind == rotation.BlockSelfInventory {
@@ -73,9 +102,7 @@ func TestWordTakenBackAfterTheKeysAreClosed(t *testing.T) {
 	if r, err := client.Reencrypt(ctx, k.pass(true)); err != nil || !r.Attested {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
-		t.Fatalf("%s: %s", v.State, v.FailMessage)
-	}
+	succeeds(t, b, job)
 	if r := reportOf(t, b, job); !r.Safe {
 		t.Errorf("the report at the end: %+v", r.Blockers)
 	}
@@ -98,15 +125,7 @@ func TestWordTakenBackAfterTheGrantsAreRetired(t *testing.T) {
 				t.Fatalf("the pass that finds it: %+v, %v", r, err)
 			}
 			workUntil(t, b, job, waitsForServices)
-			must[rotation.JobView](t)(b.Engine.ResumeJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: job.ID, Reason: "a key was found"}))
-			b.Clock.Advance(windows().GrantVisibility)
-			if r, err := client.Reencrypt(ctx, k.pass(true)); err != nil || r.Moved != 1 || !r.Attested {
-				t.Fatalf("the pass that moves it: %+v, %v", r, err)
-			}
-			if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
-				t.Fatalf("%s: %s", v.State, v.FailMessage)
-			}
-			k.opens(next)
+			k.movesItAfterAll(job, next)
 			if names := must[[]string](t)(b.GrantsAt(ctx, k.domain.KMSKey, k.domain)); len(names) != 0 {
 				t.Errorf("grants left on the old key: %v", names)
 			}
@@ -126,9 +145,7 @@ func TestWordTakenBackAfterSuccess(t *testing.T) {
 	k.keys["key-0001"] = forgotten
 	find := func() {
 		t.Helper()
-		if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Failed != 1 {
-			t.Fatalf("the pass that finds it: %+v, %v", r, err)
-		}
+		k.findsIt()
 		if r := reportOf(t, b, job); r.Safe || selfBlockers(r) != 1 || r.Inventories[0].Settled != nil {
 			t.Fatalf("the report after a key was found: %+v", r)
 		}
@@ -196,36 +213,26 @@ func TestKeysCloseWhileItemsAreAtKMS(t *testing.T) {
 // What a service says of a key that is still open takes no word back unless KMS
 // has moved it: what cannot be read now is given up by the pass that attests.
 func TestRefusedItemsTakeNoWordBack(t *testing.T) {
-	ctx := t.Context()
 	b := newBench(t, harness.Config{})
 	k, forgotten, job, _ := forgetful(t, b, func(v rotation.JobView) bool { return v.State == rotation.Running })
 	forgotten.CiphertextBlob[len(forgotten.CiphertextBlob)-1] ^= 1
 	k.keys["key-0001"] = forgotten
-	if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Failed != 1 {
-		t.Fatalf("%+v, %v", r, err)
-	}
-	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
-		t.Fatalf("%s: %s", v.State, v.FailMessage)
-	}
+	k.findsIt()
+	succeeds(t, b, job)
 }
 
 // While the present key cannot be asked, an item of which nobody says where it is may
 // be under that, where it should be.
 func TestDisabledPresentKeyTakesNoWordBack(t *testing.T) {
-	ctx := t.Context()
 	b := newBench(t, harness.Config{})
 	k, _, job, next := forgetful(t, b, waitsForForgetting)
 	moved := k.keys["key-0000"]
 	moved.KMSKey = ""
 	k.keys["key-0000"] = moved
 	disable(t, b, next)
-	if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Failed != 1 {
-		t.Fatalf("%+v, %v", r, err)
-	}
+	k.findsIt()
 	enable(t, b, next)
-	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
-		t.Fatalf("%s: %s", v.State, v.FailMessage)
-	}
+	succeeds(t, b, job)
 }
 
 // The same where another change has superseded the one that closed the older keys:
@@ -247,15 +254,7 @@ func TestWordTakenBackAfterTheNextChange(t *testing.T) {
 	}
 	workUntil(t, b, job, func(rotation.JobView) bool { return first().State == broker.KeySuperseded })
 	workUntil(t, b, job, waitsForServices)
-	must[rotation.JobView](t)(b.Engine.ResumeJob(ctx, harness.Caller, rotation.JobAct{Domain: "acme", Job: job.ID, Reason: "a key was found"}))
-	b.Clock.Advance(windows().GrantVisibility)
-	if r, err := client.Reencrypt(ctx, k.pass(true)); err != nil || r.Moved != 1 || !r.Attested {
-		t.Fatalf("the pass that moves it: %+v, %v", r, err)
-	}
-	if v := must[rotation.JobView](t)(b.Finish(ctx, "acme", job.ID)); v.State != rotation.Succeeded {
-		t.Fatalf("%s: %s", v.State, v.FailMessage)
-	}
-	k.opens(next)
+	k.movesItAfterAll(job, next)
 }
 
 func keysOf(t *testing.T, b *harness.Bench, d broker.Domain) (keys []broker.DomainKey) {
@@ -308,9 +307,7 @@ func TestWordTakenBackWhileTheNextChangeIsHeldUp(t *testing.T) {
 				t.Fatalf("the job is %s in %s, want %s in %s", job.State, job.Phase, held.state, held.phase)
 			}
 			k.keys = map[string]client.WrappedKey{"key-0001": forgotten}
-			if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Failed != 1 {
-				t.Fatalf("the pass that finds it: %+v, %v", r, err)
-			}
+			k.findsIt()
 			if key := keysOf(t, b, k.domain)[0]; key.State != broker.KeySuperseded {
 				t.Fatalf("the first key is %s", key.State)
 			}
@@ -367,9 +364,7 @@ func TestWordTakenBackBeforeACrash(t *testing.T) {
 				must[bool](t)(b.Engine.StepJob(ctx, job.Ref()))
 			} else {
 				k.keys = map[string]client.WrappedKey{"key-0001": forgotten}
-				if r, err := client.Reencrypt(ctx, k.pass(false)); err != nil || r.Failed != 1 {
-					t.Fatalf("the pass that finds it: %+v, %v", r, err)
-				}
+				k.findsIt()
 			}
 			if key := keysOf(t, b, k.domain)[0]; key.State != broker.KeySuperseded {
 				t.Errorf("the first key is %s", key.State)
