@@ -21,7 +21,7 @@ func benchStore(b *testing.B) (*sqlstore.Store, rotation.Shard) {
 }
 
 // benchJob makes a domain and a job in REENCRYPTING, and claims its shard.
-func benchJob(b *testing.B, s *sqlstore.Store) rotation.Shard {
+func benchJob(b testing.TB, s *sqlstore.Store) rotation.Shard {
 	b.Helper()
 	shard := rotation.Shard{Domain: "u1", Job: "j1"}
 	err := s.Rotation().Update(b.Context(), func(tx rotation.Tx) error {

@@ -100,10 +100,21 @@ func (t *txn) UpdateJob(ctx context.Context, j rotation.Job) error {
 		micros(j.CloseTime), micros(j.RetireTime), micros(j.ListTime),
 		j.GrantsRetired, j.EstimatedRows, j.VerifiedRows, micros(j.EndTime), micros(t.now),
 		j.AcceptMismatch, j.Undo, j.Priority, j.Verify.Cursor, j.Verify.Seen, j.Verify.Rows)
-	if err != nil || n == 1 {
+	if err != nil {
 		return err
 	}
-	return t.absentOrChanged(ctx, "job", jobProbe, j.Domain, j.ID)
+	if n == 0 {
+		return t.absentOrChanged(ctx, "job", jobProbe, j.Domain, j.ID)
+	}
+	if j.Open() {
+		return nil
+	}
+	// Nobody can give their leases back any more, and claims would look at them for ever.
+	_, err = t.exec(ctx, "forget the owners of shards", `
+		update shard
+		set lease_owner = ''
+		where domain_uid = $1 and job_id = $2 and lease_owner <> ''`, j.Domain, j.ID)
+	return err
 }
 
 const jobProbe = `select 1 from job where domain_uid = $1 and job_id = $2`
@@ -111,8 +122,9 @@ const jobProbe = `select 1 from job where domain_uid = $1 and job_id = $2`
 // openJob is the condition of the index job_open.
 const openJob = `job.state in ('RUNNING', 'PAUSED', 'BLOCKED')`
 
-// movingJob is the jobs that want workers for their shards.
-const movingJob = openJob + ` and job.state = 'RUNNING' and (job.phase = 'REENCRYPTING' or job.kind = 'VERIFY' and job.phase <> 'PREPARING')`
+// movingJob is the jobs that want workers for their shards, and the condition of the
+// index job_moving.
+const movingJob = `job.state = 'RUNNING' and (job.phase = 'REENCRYPTING' or job.kind = 'VERIFY' and job.phase <> 'PREPARING')`
 
 // DueJobs implements rotation.Tx. A job that says what it waits for is due also
 // while its shards are at work: the step clears that.

@@ -163,7 +163,7 @@ func TestIndexLeftInvalid(t *testing.T) {
 	}
 	execPostgres(t, url, `
 		delete from goose_db_version where version_id >= 5;
-		alter table job drop column verify_cursor, drop column verify_seen, drop column verify_rows`) // of version 7
+		alter table job drop column verify_cursor, drop column verify_seen, drop column verify_rows, drop column worked_time`) // of versions 7 and 9
 	if _, _, err := sqlstore.MigratePostgres(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}

@@ -98,26 +98,70 @@ func (t *txn) Progress(ctx context.Context, r rotation.JobRef) (rotation.Progres
 // claim at the same time, the first may be gone.
 const claimCandidates = 32
 
-// claims is how good a claim each job that wants workers has to one more, at the
-// time $1: the smaller, the better. It is what its live leases and one more count,
+// withoutWorker and longestFirst, with a priority between them, are its jobs that
+// want workers and have none: nobody owns a shard of theirs, and one is not finished.
+// They come in the order of their claims, which the index job_moving has too. It cannot
+// say whether there is such a shard; but a job without one has been worked on after
+// those that wait, or is being worked on, and of these there are few.
+const (
+	withoutWorker = `
+			select job.domain_uid, job.job_id, job.create_time, job.priority, job.worked_time
+			from job
+			where ` + movingJob + `
+				and exists (
+					select 1
+					from shard
+					where shard.domain_uid = job.domain_uid and shard.job_id = job.job_id and not shard.finished)
+				and not exists (
+					select 1
+					from shard
+					where shard.domain_uid = job.domain_uid and shard.job_id = job.job_id and shard.lease_owner <> '')
+				and job.priority = `
+	longestFirst = `
+			order by job.worked_time, job.create_time, job.domain_uid, job.job_id
+			limit $3 + 0`
+)
+
+// claims is how good a claim the jobs that want workers have to one more, at the
+// time $1: the smaller, the better. It is what a job's live leases and one more count,
 // each by the inverse of the job's part. That of a job without a live lease falls
 // with the turns, each as long as $2, since it was worked on: so it comes to its
 // part in time where there are too few workers for all. Both are in millionths.
 //
-// A cross join tells SQLite to begin with the jobs, not with all shards there ever
-// were.
+// It looks at the jobs whose shards have owners, who are as many as there are workers,
+// and of the others at the first $3 of each priority: so it costs the same for any
+// number of jobs.
+//
+// A cross join tells SQLite where to begin.
 const claims = `
-		with workers as (
-			select job.domain_uid, job.job_id, job.create_time,
-				case when job.priority = 'HIGH' then 1000000 else 4000000 end as cost,
+		with held as (
+			select distinct domain_uid, job_id
+			from shard
+			where lease_owner <> ''
+		), workers as (
+			select job.domain_uid, job.job_id, job.create_time, job.priority,
 				count(case when shard.lease_until > $1 then 1 end) as live,
 				count(case when shard.lease_until <= $1 and not shard.finished then 1 end) as free,
 				max(shard.pace_time) as worked
-			from job
+			from held
+			cross join job
 			cross join shard
 			where ` + movingJob + `
-				and shard.domain_uid = job.domain_uid and shard.job_id = job.job_id
+				and job.domain_uid = held.domain_uid and job.job_id = held.job_id
+				and shard.domain_uid = held.domain_uid and shard.job_id = held.job_id
 			group by job.domain_uid, job.job_id, job.create_time, job.priority
+			union all
+			select domain_uid, job_id, create_time, priority, 0, 1, worked_time
+			from (` + withoutWorker + `'HIGH'` + longestFirst + `
+			) as high
+			union all
+			select domain_uid, job_id, create_time, priority, 0, 1, worked_time
+			from (` + withoutWorker + `'NORMAL'` + longestFirst + `
+			) as normal
+		), costs as (
+			select domain_uid, job_id, create_time, live, free, worked,
+				case when priority = 'HIGH' then 1000000 else 4000000 end as cost
+			from workers
 		), claims as (
 			select domain_uid, job_id, create_time, free, worked,
 				cost * live as taken,
@@ -126,7 +170,7 @@ const claims = `
 					when worked < $1 then cost * cast($2 as bigint) / ($2 + $1 - worked)
 					else cost
 				end as claim
-			from workers
+			from costs
 		)`
 
 // ClaimShard implements rotation.Tx. Within a job it prefers shards that nobody
@@ -169,8 +213,8 @@ func (t *txn) ShardWanted(ctx context.Context, r rotation.JobRef) (bool, error) 
 	return exists(ctx, t, "compare jobs' claims", claims+`
 		select 1
 		from claims as mine, claims as other
-		where mine.domain_uid = $3 and mine.job_id = $4 and other.free > 0 and other.claim < mine.taken
-		limit 1`, micros(t.now), rotation.Turn.Microseconds(), r.Domain, r.ID)
+		where mine.domain_uid = $4 and mine.job_id = $5 and other.free > 0 and other.claim < mine.taken
+		limit 1`, micros(t.now), rotation.Turn.Microseconds(), claimCandidates, r.Domain, r.ID)
 }
 
 // Paces implements rotation.Tx.
@@ -221,6 +265,12 @@ func (t *txn) CommitShard(ctx context.Context, s rotation.Shard, ttl time.Durati
 	owner, until := s.Lease.Owner, micros(t.now.Add(ttl))
 	if ttl == 0 {
 		owner, until = "", 0
+		if _, err := t.exec(ctx, "note when a job was worked on", `
+			update job
+			set worked_time = $3
+			where domain_uid = $1 and job_id = $2 and worked_time < $3`, s.Domain, s.Job, micros(s.Pace.Time)); err != nil {
+			return "", "", err
+		}
 	}
 	n, err := t.exec(ctx, "commit shard", `
 		update shard

@@ -134,7 +134,7 @@ func bugs() []seeded {
 			edit: &edit{"internal/rotation/job_verbs.go", "if err := alone(ctx, tx, d); err != nil {\n\t\t\treturn Job{}, err\n\t\t}", "_ = alone"}},
 		{name: "pause_ignored_by_workers", what: "a paused job's shards are worked on",
 			suite: "./test/scenarios", run: "TestPauseResumeCancel", says: `while paused: `,
-			edit: &edit{"internal/sqlstore/jobs.go", "const movingJob = openJob + ` and job.state = 'RUNNING' and (", "const movingJob = openJob + ` and ("}},
+			edit: &edit{"internal/sqlstore/jobs.go", "const movingJob = `job.state = 'RUNNING' and (", "const movingJob = openJob + ` and ("}},
 		{name: "pause_ignored_by_steps", what: "a paused job goes from phase to phase",
 			suite: "./test/scenarios", run: "TestPausedInEachPhase", says: `paused in PREPARING, and now`,
 			edit: &edit{"internal/rotation/step.go", "if !j.Open() || j.State == Paused ||", "if !j.Open() ||"}},
