@@ -47,6 +47,29 @@ func testShares(t *testing.T, b *storeBench) {
 	}
 }
 
+// testFreshJob: a job whose shards were just cut has waited for nobody yet, so one
+// of HIGH keeps its workers until the other has waited its turns.
+func testFreshJob(t *testing.T, b *storeBench) {
+	first := b.runningJob("first", 4, rotation.High)
+	s := &sharing{storeBench: b, t: t, jobs: []rotation.Job{first}, turns: map[broker.DomainUID]int{}}
+	defer s.stop()
+	s.run(2, 1)
+	fresh := newJob(b.domain("fresh").UID, "job-1", b.clock.Now())
+	fresh.Phase = rotation.Reencrypting
+	s.jobs = append(s.jobs, fresh)
+	b.update(func(ctx context.Context, tx rotation.Tx) error {
+		return errors.Join(tx.InsertJob(ctx, fresh), tx.InsertShards(ctx, []rotation.Shard{
+			{Domain: fresh.Domain, Job: fresh.ID, Index: 0, Pace: rotation.Pace{Time: tx.Now()}}}))
+	})
+	if b.wanted(first) {
+		t.Error("a worker of the HIGH job is wanted by one that has waited for no time")
+	}
+	b.clock.Advance(4 * rotation.Turn)
+	if !b.wanted(first) {
+		t.Error("after four turns no worker of the HIGH job is wanted by one that waits")
+	}
+}
+
 // A sharing is jobs whose workers do as the engine's do: they commit, ask once in
 // a turn whether they are wanted elsewhere, and claim anew if they are.
 type sharing struct {

@@ -57,6 +57,7 @@ func RunStore(t *testing.T, open func(t *testing.T, now func() time.Time) (broke
 		{"ClaimsAreFair", testClaimsAreFair},
 		{"ShardWanted", testShardWanted},
 		{"Shares", testShares},
+		{"FreshJob", testFreshJob},
 		{"Paces", testPaces},
 		{"Replicas", testReplicas},
 		{"CommitShard", testCommitShard},

@@ -36,6 +36,9 @@ func (t *txn) InsertShards(ctx context.Context, shards []rotation.Shard) error {
 	for _, s := range shards {
 		ref := rotation.JobRef{Domain: s.Domain, ID: s.Job}
 		if _, replaced := fences[ref]; !replaced {
+			if err := t.noteWorked(ctx, ref, s.Pace.Time); err != nil {
+				return err
+			}
 			fence, err := t.removeShards(ctx, ref)
 			if err != nil {
 				return err
@@ -56,6 +59,16 @@ func (t *txn) InsertShards(ctx context.Context, shards []rotation.Shard) error {
 		}
 	}
 	return nil
+}
+
+// noteWorked keeps from when on a job without a worker waits for one: since it was
+// worked on, or its shards were cut.
+func (t *txn) noteWorked(ctx context.Context, r rotation.JobRef, at time.Time) error {
+	_, err := t.exec(ctx, "note when a job was worked on", `
+		update job
+		set worked_time = $3
+		where domain_uid = $1 and job_id = $2 and worked_time < $3`, r.Domain, r.ID, micros(at))
+	return err
 }
 
 // removeShards gives the first fence that none of the removed shards used. The
@@ -265,10 +278,7 @@ func (t *txn) CommitShard(ctx context.Context, s rotation.Shard, ttl time.Durati
 	owner, until := s.Lease.Owner, micros(t.now.Add(ttl))
 	if ttl == 0 {
 		owner, until = "", 0
-		if _, err := t.exec(ctx, "note when a job was worked on", `
-			update job
-			set worked_time = $3
-			where domain_uid = $1 and job_id = $2 and worked_time < $3`, s.Domain, s.Job, micros(s.Pace.Time)); err != nil {
+		if err := t.noteWorked(ctx, rotation.JobRef{Domain: s.Domain, ID: s.Job}, s.Pace.Time); err != nil {
 			return "", "", err
 		}
 	}
