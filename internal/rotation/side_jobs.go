@@ -112,32 +112,14 @@ func (e *Engine) shareOut(ctx context.Context, j Job) (Job, error) {
 	if err != nil {
 		return j, err
 	}
-	shared := j
-	err = e.store.Update(ctx, func(tx Tx) error {
-		next := j
-		next.Phase, next.EstimatedRows = Reencrypting, rows
-		if j.Kind == KindVerify {
-			next.Phase = Verifying
-		}
-		next.State, next.Block, next.WaitMessage, next.WaitUntil = keepState(j), Block{}, "", time.Time{}
-		if err := e.replaceShards(ctx, tx, next, bounds, false); err != nil {
-			return err
-		}
-		if err := tx.UpdateJob(ctx, next); err != nil {
-			return err
-		}
-		d, err := tx.DomainByUID(ctx, j.Domain)
-		if err != nil {
-			return err
-		}
-		if err := tx.Audit(ctx, e.event(broker.System.Subject, "reencryptionJobs.advance", d, next, broker.AuditDone,
-			map[string]string{"phase": string(next.Phase), "state": string(next.State)})); err != nil {
-			return err
-		}
-		shared, err = tx.Job(ctx, j.Ref())
-		return err
-	})
-	return shared, err
+	next := j
+	next.Phase, next.EstimatedRows = Reencrypting, rows
+	if j.Kind == KindVerify {
+		next.Phase = Verifying
+	}
+	next.State, next.Block, next.WaitMessage, next.WaitUntil = keepState(j), Block{}, "", time.Time{}
+	return e.beginSweep(ctx, j, next, bounds, "reencryptionJobs.advance",
+		map[string]string{"phase": string(next.Phase), "state": string(next.State)})
 }
 
 // sideJob is every step of a job that is no key change: it shares its rows out, waits

@@ -185,3 +185,26 @@ func (e *Engine) replaceShards(ctx context.Context, tx Tx, j Job, bounds []broke
 	}
 	return tx.InsertShards(ctx, shards)
 }
+
+// beginSweep stores a job as it is to be next, with its domain cut into new shards.
+func (e *Engine) beginSweep(ctx context.Context, j, next Job, bounds []broker.DataKeyID, action string, detail map[string]string) (Job, error) {
+	begun := j
+	err := e.store.Update(ctx, func(tx Tx) error {
+		if err := e.replaceShards(ctx, tx, next, bounds, false); err != nil {
+			return err
+		}
+		if err := tx.UpdateJob(ctx, next); err != nil {
+			return err
+		}
+		d, err := tx.DomainByUID(ctx, j.Domain)
+		if err != nil {
+			return err
+		}
+		if err := tx.Audit(ctx, e.event(broker.System.Subject, action, d, next, broker.AuditDone, detail)); err != nil {
+			return err
+		}
+		begun, err = tx.Job(ctx, j.Ref())
+		return err
+	})
+	return begun, err
+}

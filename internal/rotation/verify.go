@@ -214,28 +214,9 @@ func (e *Engine) sweepAgain(ctx context.Context, j Job, found int64) (Job, error
 	if err != nil {
 		return j, err
 	}
-	again := j
-	err = e.store.Update(ctx, func(tx Tx) error {
-		if err := e.replaceShards(ctx, tx, j, bounds, false); err != nil {
-			return err
-		}
-		next := j
-		next.Phase = Reencrypting
-		if err := tx.UpdateJob(ctx, next); err != nil {
-			return err
-		}
-		d, err := tx.DomainByUID(ctx, j.Domain)
-		if err != nil {
-			return err
-		}
-		if err := tx.Audit(ctx, e.event(broker.System.Subject, "reencryptionJobs.sweepAgain", d, next, broker.AuditDone,
-			map[string]string{"rows": strconv.FormatInt(found, 10)})); err != nil {
-			return err
-		}
-		again, err = tx.Job(ctx, j.Ref())
-		return err
-	})
-	return again, err
+	next := j
+	next.Phase = Reencrypting
+	return e.beginSweep(ctx, j, next, bounds, "reencryptionJobs.sweepAgain", map[string]string{"rows": strconv.FormatInt(found, 10)})
 }
 
 // failuresLeft looks at the rows that the job has recorded as failures and that
