@@ -10,6 +10,18 @@ import (
 	"github.com/keybroker/keybroker/test/harness"
 )
 
+// seenRevoked stores that the customer has revoked a grant.
+func (b *bench) seenRevoked(g broker.GrantView) {
+	b.t.Helper()
+	err := b.Store.Broker().Update(b.t.Context(), func(tx broker.Tx) error {
+		g.State = broker.GrantRevokedByCustomer
+		return tx.UpdateGrant(b.t.Context(), g.Grant)
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
 // A renewal never shortens a life: the later end wins, whoever comes first.
 func TestLaterEndWins(t *testing.T) {
 	b := newActive(t)
@@ -35,15 +47,9 @@ func TestLaterEndWins(t *testing.T) {
 func TestRevivalNeedsAReason(t *testing.T) {
 	b := newActive(t)
 	g := b.mustGrant(newGrant(""))
-	err := b.Store.Broker().Update(t.Context(), func(tx broker.Tx) error {
-		g.State = broker.GrantRevokedByCustomer
-		return tx.UpdateGrant(t.Context(), g.Grant)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	b.seenRevoked(g)
 	in := broker.RenewGrant{Domain: "acme", ID: g.ID, TTL: time.Hour}
-	_, err = b.Broker.RenewGrant(t.Context(), harness.Caller, in)
+	_, err := b.Broker.RenewGrant(t.Context(), harness.Caller, in)
 	wantReason(t, err, broker.ReasonFieldInvalid)
 	in.Reason = "the customer asked for it"
 	if _, err := b.Broker.RenewGrant(t.Context(), harness.Caller, in); err != nil {
@@ -58,13 +64,7 @@ func TestLaterEndWinsOfTwoRevivals(t *testing.T) {
 	b := newActive(t)
 	g := b.mustGrant(newGrant(""))
 	b.takeAway(b.domain("acme").KMSKey)
-	err := b.Store.Broker().Update(t.Context(), func(tx broker.Tx) error {
-		g.State = broker.GrantRevokedByCustomer
-		return tx.UpdateGrant(t.Context(), g.Grant)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	b.seenRevoked(g)
 	renew := func(ttl time.Duration) (broker.GrantView, error) {
 		return b.Broker.RenewGrant(t.Context(), harness.Caller, broker.RenewGrant{Domain: "acme", ID: g.ID, TTL: ttl, Reason: "the customer asked for it"})
 	}
@@ -93,13 +93,7 @@ func TestLaterEndWinsOfARepeatedRevival(t *testing.T) {
 	b := newActive(t)
 	g := b.mustGrant(newGrant(""))
 	b.takeAway(b.domain("acme").KMSKey)
-	err := b.Store.Broker().Update(t.Context(), func(tx broker.Tx) error {
-		g.State = broker.GrantRevokedByCustomer
-		return tx.UpdateGrant(t.Context(), g.Grant)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	b.seenRevoked(g)
 	renew := func(id string, ttl time.Duration) (broker.GrantView, error) {
 		return b.Broker.RenewGrant(t.Context(), harness.Caller, broker.RenewGrant{Domain: "acme", ID: g.ID, TTL: ttl,
 			Request: request("RenewGrant", id, id), Reason: "the customer asked for it"})
@@ -113,7 +107,7 @@ func TestLaterEndWinsOfARepeatedRevival(t *testing.T) {
 			t.Errorf("the same request is at work on %q", refused.Resource)
 		}
 	}
-	_, err = renew("long", 30*24*time.Hour)
+	_, err := renew("long", 30*24*time.Hour)
 	wantReason(t, err, broker.ReasonGrantLimitExceeded)
 	b.road.open()
 	if _, err := renew("short", time.Hour); err != nil {
