@@ -108,7 +108,7 @@ func (m *metrics) LeaseLost() { m.leasesLost.Inc() }
 func (m *metrics) Periodic(task string, err error) {
 	outcome := "ok"
 	switch {
-	case broker.Refused(err):
+	case broker.ClassOf(err).LostAccess():
 		outcome = "refused"
 	case err != nil:
 		outcome = "failed"

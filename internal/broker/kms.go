@@ -167,10 +167,6 @@ func ClassOf(err error) KMSClass {
 	return ""
 }
 
-// Refused reports whether err is a refusal by which a key's owner keeps the broker
-// off a key, and so no failure of ours.
-func Refused(err error) bool { return ClassOf(err).LostAccess() }
-
 // RefusedByKMS turns a KMSError into what the caller may see: reason, resource
 // and way out. Any other error passes through.
 func RefusedByKMS(err error, resource string) error {

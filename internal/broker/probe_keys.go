@@ -30,7 +30,7 @@ func (b *Broker) ProbeKeys(ctx context.Context) error {
 func (b *Broker) probeKey(ctx context.Context, d Domain) error {
 	_, err := b.worker.GenerateDataKeyWithoutPlaintext(ctx, GenerateDataKey{
 		Key: d.KMSKey, KeySpec: DefaultKeySpec, Context: Context{}.With(d.Reserved), DryRun: true})
-	if Refused(err) {
+	if ClassOf(err).LostAccess() {
 		return nil
 	}
 	if err != nil {

@@ -165,7 +165,7 @@ func (e *Engine) Periodic(ctx context.Context, name string, every time.Duration,
 			e.cfg.Observe.Periodic(name, err)
 		}
 		switch {
-		case broker.Refused(err):
+		case broker.ClassOf(err).LostAccess():
 			e.cfg.Logger.WarnContext(ctx, "periodic task done, but for what keys' owners refuse", "task", name, "error", err)
 		case err != nil:
 			e.logFailure(ctx, "periodic task failed", err, "task", name)
